@@ -1,0 +1,6 @@
+"""Backends: where rows run. The seam is `Backend`; `AerBackend` simulates."""
+
+from qailab.backends.aer import AerBackend
+from qailab.backends.base import ActorResources, Backend, Outcomes
+
+__all__ = ["ActorResources", "AerBackend", "Backend", "Outcomes"]

@@ -1,0 +1,194 @@
+"""Programs: one circuit, prepared to run many rows of angles on an Aer simulator.
+
+Three ways to the outcomes of rows; `compile_program` picks one.
+
+* `AmplitudeProgram`: noiseless, from statevectors. Half of the simulations a shift rule seems to
+  need: with ``R(t) = exp(-i t P / 2)`` and ``P @ P = 1``, ``R(t + s)`` equals
+  ``cos(s/2) R(t) + sin(s/2) R(t + pi)``, so the states of both shifts of an angle are sums of
+  the sample's own state and the state with that angle shifted by pi.
+* `ProbabilityProgram`: exact probabilities saved by the simulator (density matrix, MPS).
+* `CountsProgram`: shots drawn by the simulator.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qiskit import transpile
+from qiskit.circuit import QuantumCircuit
+
+from qailab.backends.base import Outcomes
+from qailab.backends.readout import ReadoutErrors
+from qailab.backends.sampling import (
+    counts_to_frequencies,
+    measured_marginal,
+    sample_frequencies,
+)
+from qailab.errors import EvaluationError
+from qailab.gradients.angles import AngleMap
+from qailab.gradients.batch import RowBatch
+from qailab.gradients.canonical import CanonicalCircuit, canonicalize
+from qailab.gradients.rows import FloatArray, ShiftedRows
+
+SEED_STRIDE = 2113
+"""Aer gives the ``i``-th set of angles of a run the seed ``seed_simulator + 2113 * i``
+(``AerController``, checked by a test): that is how a row's noise is made its own."""
+
+_TRANSPILER_SEED = 0  # a layout must be the same in every actor
+
+
+class Program(ABC):
+    """A circuit that is ready to run rows.
+
+    Args:
+        simulator: a configured ``AerSimulator``.
+        circuit: the circuit it runs.
+        angle_map: from the angles of rows to the angles of that circuit, if they differ.
+    """
+
+    def __init__(
+        self, simulator: Any, circuit: CanonicalCircuit, angle_map: AngleMap | None
+    ) -> None:
+        self._simulator = simulator
+        self._circuit = circuit
+        self._angle_map = angle_map
+        self._runnable = self._prepare(circuit)
+
+    @abstractmethod
+    def _prepare(self, circuit: CanonicalCircuit) -> QuantumCircuit:
+        """The circuit with what the simulator is to save."""
+
+    @abstractmethod
+    def outcomes(self, batch: RowBatch) -> Outcomes:
+        """Run the rows of a batch."""
+
+    def _run(self, angles: FloatArray, **options: Any) -> list[Any]:
+        """Run rows of angles ``(n, A)``; the saved data of each."""
+        if self._angle_map is not None:
+            angles = self._angle_map.values(angles)
+        binds = None
+        if self._circuit.num_angles:
+            columns = np.ascontiguousarray(angles.T)
+            binds = [dict(zip(self._circuit.angles, columns, strict=True))]
+        runs = 1 if binds else len(angles)  # without parameters, one circuit for each row
+        job = self._simulator.run([self._runnable] * runs, parameter_binds=binds, **options)
+        result = job.result()
+        if not result.success or len(result.results) != len(angles):
+            raise EvaluationError(
+                f"Aer answered {len(result.results)} of {len(angles)} rows: {result.status}"
+            )
+        return [experiment.data for experiment in result.results]
+
+
+class AmplitudeProgram(Program):
+    """Noiseless outcomes from statevectors."""
+
+    def _prepare(self, circuit: CanonicalCircuit) -> QuantumCircuit:
+        column_of = {angle: column for column, angle in enumerate(circuit.angles)}
+        # p(t) is rz(t) up to a phase that depends on t, which the sum of two states must undo.
+        self._phases = np.ones(circuit.num_angles, dtype=np.complex128)
+        for instruction in circuit.circuit.get_instructions("p"):
+            for angle in instruction.operation.params[0:1]:
+                if angle in column_of:
+                    self._phases[column_of[angle]] = -1j
+        runnable = circuit.circuit.remove_final_measurements(inplace=False)
+        runnable.save_statevector()
+        return runnable
+
+    def outcomes(self, batch: RowBatch) -> Outcomes:
+        rows = batch.rows
+        states = self._shifted(rows) if isinstance(rows, ShiftedRows) else self._states(rows.angles())
+        exact = measured_marginal(
+            states.real**2 + states.imag**2, self._circuit.measured_qubits
+        )
+        return _with_shots(exact, batch)
+
+    def _states(self, angles: FloatArray) -> NDArray[np.complex128]:
+        data = self._run(angles, shots=1)
+        return np.array([np.asarray(saved.statevector) for saved in data])
+
+    def _shifted(self, rows: ShiftedRows) -> NDArray[np.complex128]:
+        terms = rows.rule.num_terms
+        first, last = rows.start // terms, -(-rows.stop // terms)
+        pairs = np.arange(first, last)
+        owner = pairs // len(rows.columns) - rows.first_sample
+        shifted = rows.columns[pairs % len(rows.columns)]
+        turned = rows.base[owner]
+        turned[np.arange(len(pairs)), shifted] += np.pi
+        states = self._states(np.concatenate([rows.base, turned]))
+        states[len(rows.base) :] *= self._phases[shifted][:, None]
+
+        row = np.arange(rows.start, rows.stop)
+        half = np.asarray(rows.rule.shifts)[row % terms] / 2
+        pair = row // terms - first
+        mixed = states[owner[pair]] * np.cos(half)[:, None]
+        mixed += states[len(rows.base) + pair] * np.sin(half)[:, None]
+        return mixed
+
+
+class ProbabilityProgram(Program):
+    """Exact probabilities, saved by the simulator.
+
+    Args:
+        readout: the readout errors to apply, which saved probabilities do not have.
+    """
+
+    def __init__(
+        self,
+        simulator: Any,
+        circuit: CanonicalCircuit,
+        angle_map: AngleMap | None,
+        readout: ReadoutErrors | None = None,
+    ) -> None:
+        super().__init__(simulator, circuit, angle_map)
+        self._readout = readout
+
+    def _prepare(self, circuit: CanonicalCircuit) -> QuantumCircuit:
+        runnable = circuit.circuit.remove_final_measurements(inplace=False)
+        runnable.save_probabilities(list(circuit.measured_qubits))
+        return runnable
+
+    def outcomes(self, batch: RowBatch) -> Outcomes:
+        data = self._run(batch.rows.angles(), shots=1)
+        exact = np.array([saved.probabilities for saved in data])
+        if self._readout is not None:
+            exact = self._readout.apply(exact, self._circuit.measured_qubits)
+        return _with_shots(exact, batch)
+
+
+class CountsProgram(Program):
+    """Shots drawn by the simulator, each row with a seed of its own."""
+
+    def _prepare(self, circuit: CanonicalCircuit) -> QuantumCircuit:
+        return circuit.circuit
+
+    def outcomes(self, batch: RowBatch) -> Outcomes:
+        seed = batch.noise.integer_seed() + SEED_STRIDE * batch.rows.start
+        data = self._run(batch.rows.angles(), shots=batch.shots, seed_simulator=seed)
+        counts = [saved.counts for saved in data]
+        return Outcomes(counts_to_frequencies(counts, self._circuit.num_outcomes))
+
+
+def for_device(circuit: CanonicalCircuit, simulator: Any) -> tuple[CanonicalCircuit, AngleMap]:
+    """The circuit in a noisy device's gates and qubits, with an angle of its own for each gate."""
+    isa = transpile(
+        circuit.circuit, simulator, optimization_level=1, seed_transpiler=_TRANSPILER_SEED
+    )
+    return canonicalize(isa, circuit.angles, keep_idle_qubits=True)
+
+
+def in_gates_of(circuit: CanonicalCircuit, simulator: Any) -> CanonicalCircuit:
+    """The same angles and qubits, with all other gates in those that the simulator knows."""
+    native = transpile(circuit.circuit, simulator, optimization_level=0)
+    native.global_phase = 0
+    return CanonicalCircuit(native, circuit.angles, circuit.measured_qubits)
+
+
+def _with_shots(exact: FloatArray, batch: RowBatch) -> Outcomes:
+    if batch.shots is None:
+        return Outcomes(exact, exact)
+    drawn = sample_frequencies(exact, batch.shots, batch.noise, batch.rows.start)
+    return Outcomes(drawn, exact)

@@ -1,0 +1,197 @@
+"""The seam between rows and the places that run them.
+
+A backend implements `Backend.outcomes` (probabilities of some rows); contraction with
+``grad_output``, slicing to bounded memory, and asynchronous submission come with the base class.
+Backends are recipes: cheap to make, picklable, without anything live until `Backend.open`.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qailab.backends.future import RowFuture
+from qailab.gradients.batch import RowBatch
+from qailab.gradients.canonical import CanonicalCircuit
+from qailab.gradients.rows import FloatArray
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a backend says about some rows.
+
+    Args:
+        estimate: estimated probabilities, shape ``(n, K)``.
+        distribution: the exact probabilities that the estimate was drawn from, shape ``(n, K)``,
+            where the backend knows them; the shot variance is then exact as well.
+    """
+
+    estimate: FloatArray
+    distribution: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class ActorResources:
+    """What an actor with this backend takes from its Ray node.
+
+    Args:
+        num_cpus: CPU cores.
+        num_gpus: GPUs, or shares of one.
+        custom: amounts of custom resources by name.
+    """
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    custom: Mapping[str, float] = field(default_factory=dict)
+
+
+class Backend(ABC):
+    """A place that runs the rows of canonical circuits.
+
+    Attributes:
+        supports_exact: whether ``shots=None`` (exact probabilities) is possible.
+    """
+
+    supports_exact: bool = False
+
+    @property
+    def resources(self) -> ActorResources:
+        """What an actor with this backend needs."""
+        return ActorResources()
+
+    def validate(self, circuit: CanonicalCircuit, shots: int | None, num_rows: int = 1) -> None:
+        """Raise a clear error if rows of this circuit cannot run here. Nothing is built or run.
+
+        Args:
+            circuit: the circuit.
+            shots: shots for each row, None for exact probabilities.
+            num_rows: how many rows' probabilities are held at once.
+
+        Raises:
+            BackendError: if they cannot.
+        """
+
+    @abstractmethod
+    def open(self) -> None:
+        """Build what is live (a simulator, a session). Called once, where the rows run.
+
+        Raises:
+            BackendBuildError: if it cannot be built here.
+        """
+
+    @abstractmethod
+    def outcomes(self, circuit: CanonicalCircuit, batch: RowBatch) -> Outcomes:
+        """Run all rows of the batch and return their probabilities.
+
+        Args:
+            circuit: the circuit; compiled on first use and kept by its key.
+            batch: rows, shots and noise. ``batch.vectors`` is not looked at.
+
+        Returns:
+            Outcomes, shape ``(batch.num_rows, K)``.
+
+        Raises:
+            BackendError: if the rows cannot be run.
+        """
+
+    @abstractmethod
+    def rows_at_once(self, circuit: CanonicalCircuit) -> int:
+        """How many rows `outcomes` may be given at once within bounded memory; at least 1."""
+
+    def close(self) -> None:
+        """Release what `open` built. Safe to call twice."""
+
+    def evaluate(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event | None = None
+    ) -> FloatArray:
+        """Answer a batch, here and now.
+
+        Args:
+            circuit: the circuit.
+            batch: the rows and what is wanted of them.
+            stop: set it to give up between two slices.
+
+        Returns:
+            Probabilities ``(n, K)``, or values and variances ``(n, 2)`` if the batch has vectors.
+
+        Raises:
+            CancelledError: if ``stop`` was set.
+            BackendError: if the rows cannot be run.
+        """
+        rows = batch.rows
+        answers = np.empty((batch.num_rows, batch.answer_width(circuit.num_outcomes)))
+        group = rows.group
+        stride = max(group, self.rows_at_once(circuit) // group * group)
+        for start in range(rows.start, rows.stop, stride):
+            if stop is not None and stop.is_set():
+                raise CancelledError("the evaluation was cancelled")
+            piece = batch.part(start, min(start + stride, rows.stop))
+            outcomes = self.outcomes(circuit, piece)
+            first = start - rows.start
+            answers[first : first + piece.num_rows] = _answers(outcomes, piece)
+        return answers
+
+    def submit(self, circuit: CanonicalCircuit, batch: RowBatch) -> RowFuture:
+        """Answer a batch in this process, on a thread of this backend's own.
+
+        Returns:
+            A future of what `evaluate` returns.
+        """
+        stop = threading.Event()
+        future = RowFuture(on_cancel=stop.set)
+        self._executor().submit(self._run, future, circuit, batch, stop)
+        return future
+
+    def _run(
+        self, future: RowFuture, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(self.evaluate(circuit, batch, stop))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _executor(self) -> ThreadPoolExecutor:
+        # One thread: the live simulator is used by one call at a time, from whatever thread asks.
+        with _EXECUTOR_LOCK:
+            executor: ThreadPoolExecutor | None = self.__dict__.get("_live_executor")
+            if executor is None:
+                name = f"qailab-{type(self).__name__}"
+                executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+                self.__dict__["_live_executor"] = executor
+            return executor
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The recipe alone: whatever is live has a name that begins with ``_live``."""
+        return {k: v for k, v in self.__dict__.items() if not k.startswith("_live")}
+
+
+_EXECUTOR_LOCK = threading.Lock()
+
+
+def _answers(outcomes: Outcomes, batch: RowBatch) -> FloatArray:
+    """What the batch wants of the outcomes, shape ``(n, K)`` or ``(n, 2)``."""
+    if batch.vectors is None:
+        return outcomes.estimate
+    vectors = batch.vectors[batch.rows.samples()]
+    # Products summed row by row: unlike matrix products, independent of how many rows there are.
+    values = (outcomes.estimate * vectors).sum(axis=1)
+    if batch.shots is None:
+        return np.stack([values, np.zeros_like(values)], axis=1)
+    if outcomes.distribution is not None:
+        probabilities, degrees = outcomes.distribution, batch.shots
+        means = (probabilities * vectors).sum(axis=1)
+    else:  # the sample variance of one shot has no value
+        probabilities, means = outcomes.estimate, values
+        degrees = batch.shots - 1
+    spread = (probabilities * (vectors - means[:, None]) ** 2).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variances = spread / degrees if degrees else np.full_like(spread, np.nan)
+    return np.stack([values, variances], axis=1)

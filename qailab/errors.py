@@ -1,0 +1,67 @@
+"""The errors of qailab, one tree.
+
+::
+
+    QailabError
+    ├── InputError (ValueError)             features, weights, shots, seeds, options
+    │   └── InputTypeError (TypeError)      a tensor of the wrong dtype, an option of the wrong type
+    ├── CircuitError (ValueError)           a circuit that cannot be measured or differentiated
+    ├── BackendError (RuntimeError)         where circuits run
+    │   ├── BackendBuildError               a simulator or session that cannot be built here
+    │   ├── MemoryLimitError                a circuit that does not fit the machine's memory
+    │   └── EvaluationError                 rows that a backend failed to evaluate
+    ├── PoolError (RuntimeError)            many backends at once
+    │   ├── PoolClosedError                 a pool used after ``close``
+    │   └── PoolExhaustedError              no actor is left to run on
+    └── CheckpointError (RuntimeError)      a run that cannot be resumed
+
+Every class takes one message, so that errors survive pickling between processes.
+"""
+
+
+class QailabError(Exception):
+    """Base of every error that qailab raises on purpose."""
+
+
+class InputError(QailabError, ValueError):
+    """A value that was passed in is not usable: features, weights, shots, seeds or options."""
+
+
+class InputTypeError(InputError, TypeError):
+    """A value that was passed in has the wrong type or dtype."""
+
+
+class CircuitError(QailabError, ValueError):
+    """A circuit cannot be measured or differentiated; the message names the instruction."""
+
+
+class BackendError(QailabError, RuntimeError):
+    """Something is wrong where circuits run."""
+
+
+class BackendBuildError(BackendError):
+    """A backend cannot be built on this machine."""
+
+
+class MemoryLimitError(BackendError):
+    """A circuit needs more memory than the backend may use; the message says how much."""
+
+
+class EvaluationError(BackendError):
+    """A backend failed on some rows for a reason that another try would not change."""
+
+
+class PoolError(QailabError, RuntimeError):
+    """Something is wrong with a pool of launchers."""
+
+
+class PoolClosedError(PoolError):
+    """A pool was used after it was closed."""
+
+
+class PoolExhaustedError(PoolError):
+    """No actor of a pool is left to run on."""
+
+
+class CheckpointError(QailabError, RuntimeError):
+    """A run cannot be resumed from a checkpoint."""

@@ -1,0 +1,155 @@
+"""Parameter expressions over a batch: values and Jacobians, in numpy.
+
+``ExpressionMap`` evaluates ``E`` expressions of ``L`` logical parameters for ``B`` samples at
+once. Affine expressions, which is nearly all of them, are one matrix; the others become numpy
+functions of the samples' columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from qiskit.circuit import Parameter, ParameterExpression
+
+from qailab.errors import CircuitError, InputError
+from qailab.gradients.rows import FloatArray
+
+ColumnFunction = Callable[[FloatArray], FloatArray]
+
+
+class ExpressionMap:
+    """The map from logical parameters ``(B, L)`` to the values of expressions ``(B, E)``.
+
+    Args:
+        expressions: one expression for each output.
+        parameters: the logical parameters, in the order of the columns.
+        owners: for each expression, the instruction it belongs to (for messages).
+
+    Raises:
+        CircuitError: if an expression has a parameter without derivative (as ``sign(x)`` has).
+    """
+
+    def __init__(
+        self,
+        expressions: Sequence[ParameterExpression],
+        parameters: Sequence[Parameter],
+        owners: Sequence[str],
+    ) -> None:
+        self._owners = tuple(owners)
+        column_of = {parameter: column for column, parameter in enumerate(parameters)}
+        shape = (len(expressions), len(parameters))
+        self.reach = np.zeros(shape, dtype=bool)
+        self._matrix = np.zeros(shape)
+        self._offset = np.zeros(len(expressions))
+        self._functions: dict[int, ColumnFunction] = {}
+        self._partials: dict[tuple[int, int], ColumnFunction] = {}
+        for row, expression in enumerate(expressions):
+            used = sorted((column_of[p], p) for p in expression.parameters)
+            partials = {col: _gradient(expression, p, self._owners[row]) for col, p in used}
+            self.reach[row, list(partials)] = True
+            if all(isinstance(partial, float) for partial in partials.values()):
+                for col, partial in partials.items():
+                    self._matrix[row, col] = partial
+                zero = expression.bind({p: 0.0 for p in expression.parameters})
+                self._offset[row] = float(zero.numeric())
+                continue
+            ordered = list(parameters)
+            self._functions[row] = _numpy_function(expression, ordered)
+            for col, partial in partials.items():
+                self._partials[row, col] = _numpy_function(partial, ordered)
+
+    def values(self, parameters: FloatArray) -> FloatArray:
+        """Evaluate every expression for every sample.
+
+        Args:
+            parameters: logical parameters in radians, shape ``(B, L)``.
+
+        Returns:
+            Values, shape ``(B, E)``.
+
+        Raises:
+            InputError: if a value is not finite (``log`` of a negative number, say).
+        """
+        values = parameters @ self._matrix.T + self._offset
+        for row, function in self._functions.items():
+            values[:, row] = self._checked(function, parameters, row, "the value")
+        return values
+
+    def pull_back(
+        self, parameters: FloatArray, cotangent: FloatArray, *, squared: bool = False
+    ) -> FloatArray:
+        """Multiply by the Jacobian from the left: ``sum_e cotangent[b, e] * d e / d l``.
+
+        Args:
+            parameters: logical parameters, shape ``(B, L)``.
+            cotangent: one number for each expression and sample, shape ``(B, E)``.
+            squared: whether to use the squares of the Jacobian's entries (for variances).
+
+        Returns:
+            Shape ``(B, L)``.
+        """
+        power = 2 if squared else 1
+        pulled = cotangent @ self._matrix**power
+        for (row, col), function in self._partials.items():
+            slope = self._checked(function, parameters, row, "the derivative")
+            pulled[:, col] += cotangent[:, row] * slope**power
+        return pulled
+
+    def _checked(
+        self, function: ColumnFunction, parameters: FloatArray, row: int, what: str
+    ) -> FloatArray:
+        with np.errstate(all="ignore"):  # reported below, with the sample's number
+            column = np.asarray(function(parameters))
+        bad = ~np.isfinite(column)
+        if bad.any():
+            sample = int(np.flatnonzero(np.broadcast_to(bad, len(parameters)))[0])
+            raise InputError(
+                f"{what} of the angle of {self._owners[row]} is not a finite number "
+                f"for sample {sample}: {np.broadcast_to(column, len(parameters))[sample]}"
+            )
+        return column
+
+
+def _gradient(
+    expression: ParameterExpression, parameter: Parameter, owner: str
+) -> ParameterExpression | float:
+    """The derivative, as a float where it does not depend on any parameter."""
+    try:
+        partial = expression.gradient(parameter)
+    except RuntimeError as error:  # qiskit's symbol engine knows no derivative
+        raise CircuitError(
+            f"the angle of {owner} cannot be differentiated with respect to "
+            f"{parameter.name!r}: {error}"
+        ) from error
+    if isinstance(partial, ParameterExpression):
+        if partial.parameters:
+            return partial
+        partial = partial.numeric()
+    if isinstance(partial, complex) and partial.imag:
+        raise CircuitError(f"the angle of {owner} is complex; angles must be real")
+    return float(partial.real)
+
+
+def _numpy_function(
+    expression: ParameterExpression | float, parameters: Sequence[Parameter]
+) -> ColumnFunction:
+    """The expression as a function of the whole ``(B, L)`` table."""
+    if isinstance(expression, float):
+        constant = expression
+        return lambda table: np.full(len(table), constant)
+    import sympy  # only needed for expressions that are not affine, and slow to import
+
+    columns = [i for i, p in enumerate(parameters) if p in expression.parameters]
+    # Neutral names first: sympy would read a parameter called "E" or "x[0]" as something else.
+    neutral = {parameters[i]: Parameter(f"p{i}") for i in columns}
+    symbols = [sympy.Symbol(f"p{i}") for i in columns]
+    # Then real symbols: sympy takes plain ones for complex, which abs() and conjugate() show.
+    dummies = [sympy.Dummy(f"p{i}", real=True) for i in columns]
+    tree = expression.subs(neutral).sympify().subs(dict(zip(symbols, dummies, strict=True)))
+    function = sympy.lambdify(dummies, tree, modules="numpy")
+
+    def evaluate(table: FloatArray) -> FloatArray:
+        return np.asarray(function(*(table[:, i] for i in columns)), dtype=np.float64)
+
+    return evaluate

@@ -1,0 +1,87 @@
+"""Shot noise as a pure function of (seed, step, pass, row number).
+
+Each row draws from its own stretch of a counter-based generator, so the noise of a row is the
+same whichever process draws it, in whatever order, however often.
+
+References:
+    J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, Parallel random numbers: as easy as
+    1, 2, 3, SC '11, doi:10.1145/2063384.2063405 (Philox).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from qailab.errors import InputError, InputTypeError
+
+Purpose = Literal["forward", "backward", "directions"]
+_PURPOSES: dict[Purpose, int] = {"forward": 0, "backward": 1, "directions": 2}
+_SEED_LIMIT = 2**63  # a seed is stored in an int64 tensor of the layer's state_dict
+
+
+def check_seed(seed: object) -> int:
+    """Return the seed if it is an integer in [0, 2**63).
+
+    Raises:
+        InputTypeError: if it is not an integer.
+        InputError: if it is out of range.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise InputTypeError(f"seed must be an integer or None, got {seed!r}")
+    if not 0 <= seed < _SEED_LIMIT:
+        raise InputError(f"seed must be in [0, 2**63), got {seed}")
+    return int(seed)
+
+
+@dataclass(frozen=True)
+class NoiseStream:
+    """The noise of one pass of one step; row ``r`` of it is always the same noise.
+
+    Args:
+        seed: a non-negative integer below 2**63.
+        step: the training step, so that steps differ.
+        purpose: what the noise is for, so that the passes of a step are independent.
+    """
+
+    seed: int
+    step: int = 0
+    purpose: Purpose = "forward"
+
+    @classmethod
+    def fresh(cls, purpose: Purpose) -> NoiseStream:
+        """A stream that nobody has seen before (seeded by the operating system)."""
+        return cls(seed=secrets.randbits(63), purpose=purpose)
+
+    def for_purpose(self, purpose: Purpose) -> NoiseStream:
+        """The independent stream of the same step for another purpose."""
+        return replace(self, purpose=purpose)
+
+    def generators(self, first_row: int, num_rows: int) -> Iterator[np.random.Generator]:
+        """Yield the generator of each row, positioned at the start of that row's stretch.
+
+        It is one generator that moves from row to row (a new object for each row would cost ten
+        times as much): draw from it before asking for the next.
+        """
+        bits = np.random.Philox(key=self._words(2))
+        generator = np.random.Generator(bits)
+        state = bits.state
+        counter = state["state"]["counter"]
+        for row in range(first_row, first_row + num_rows):
+            counter[:] = (0, 0, row, 0)  # 2**128 blocks of four words for each row
+            bits.state = state  # the buffer in `state` was taken empty, and stays so
+            yield generator
+
+    def integer_seed(self) -> int:
+        """A 32-bit seed of this stream, for simulators that seed themselves."""
+        return int(self._words(1)[0] & np.uint64(0xFFFFFFFF))
+
+    def _words(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+        entropy = (self.seed, self.step, _PURPOSES[self.purpose])
+        # The spawn key is hashed after padding, so (seed, step) pairs cannot run into each other.
+        sequence = np.random.SeedSequence(entropy[0], spawn_key=entropy[1:])
+        return sequence.generate_state(count, np.uint64)

@@ -1,0 +1,162 @@
+"""Plans: which rows to run for a gradient, and how their answers become it.
+
+plan -> run -> reconstruct, where both ends are pure functions of arrays. With ``v[r]`` the answer
+of row ``r`` (``sum_k grad_output[b, k] p_k``), the parameter-shift plan is
+
+    d/d angle[b, a]  =  sum_t coefficients[t] * v[(b * C + c(a)) * T + t]
+    d/d parameter[b, l]  =  sum_a  d angle[b, a] / d parameter[b, l]  *  d/d angle[b, a]
+
+and the SPSA plan, with random signs ``D[b, s, l]`` and rows ``(b * S + s) * 2 + {plus, minus}``,
+
+    d/d parameter[b, l]  ~  mean_s  D[b, s, l] * (v[plus] - v[minus]) / (2 * perturbation)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qailab.gradients.angles import AngleMap
+from qailab.gradients.noise import NoiseStream
+from qailab.gradients.rows import FloatArray, PointRows, Rows, ShiftedRows
+
+
+@dataclass(frozen=True)
+class SampleGradients:
+    """Gradients of each sample with respect to the logical parameters.
+
+    Args:
+        values: shape ``(B, L)``; zero where a parameter was not wanted.
+        variances: shot variance of each value, shape ``(B, L)``.
+    """
+
+    values: FloatArray
+    variances: FloatArray
+
+
+class GradientPlan(ABC):
+    """Rows to run, and the gradient that their answers give."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> Rows:
+        """The rows to run, numbered from 0."""
+
+    @abstractmethod
+    def reconstruct(self, answers: FloatArray) -> SampleGradients:
+        """Turn the rows' answers into gradients.
+
+        Args:
+            answers: value and shot variance of each row, in row order, shape ``(N, 2)``.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class ParamShiftPlan(GradientPlan):
+    """The exact gradient: two shifted rows for every sample and every angle that is needed.
+
+    Args:
+        angle_map: where the angles come from.
+        parameters: logical parameters of each sample, shape ``(B, L)``.
+        shifted: the rows.
+
+    References:
+        K. Mitarai, M. Negoro, M. Kitagawa, K. Fujii, Quantum circuit learning, Phys. Rev. A 98,
+        032309 (2018), doi:10.1103/PhysRevA.98.032309.
+        M. Schuld, V. Bergholm, C. Gogolin, J. Izaac, N. Killoran, Evaluating analytic gradients
+        on quantum hardware, Phys. Rev. A 99, 032331 (2019), doi:10.1103/PhysRevA.99.032331.
+    """
+
+    angle_map: AngleMap
+    parameters: FloatArray
+    shifted: ShiftedRows
+
+    @classmethod
+    def of(
+        cls, angle_map: AngleMap, parameters: FloatArray, wanted: NDArray[np.bool_]
+    ) -> ParamShiftPlan:
+        """Plan the gradient with respect to the ``wanted`` (shape ``(L,)``) parameters."""
+        base = angle_map.values(parameters)
+        return cls(
+            angle_map, parameters, ShiftedRows(base=base, columns=angle_map.reached_by(wanted))
+        )
+
+    @property
+    def rows(self) -> Rows:
+        return self.shifted
+
+    def reconstruct(self, answers: FloatArray) -> SampleGradients:
+        samples, angles = self.shifted.base.shape
+        columns, rule = self.shifted.columns, self.shifted.rule
+        terms = answers.reshape(samples, len(columns), rule.num_terms, 2)
+        coefficients = np.asarray(rule.coefficients)
+        slopes = np.zeros((samples, angles))
+        slopes[:, columns] = terms[..., 0] @ coefficients
+        variances = np.zeros((samples, angles))
+        variances[:, columns] = terms[..., 1] @ coefficients**2
+        return SampleGradients(
+            self.angle_map.pull_back(self.parameters, slopes),
+            self.angle_map.pull_back(self.parameters, variances, squared=True),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SpsaPlan(GradientPlan):
+    """Simultaneous perturbation: two rows a sample and resampling, whatever the parameters.
+
+    The estimate is a random projection: unbiased up to the square of the perturbation, and its
+    spread over directions comes on top of the shot variance, which is all that is reported.
+
+    Args:
+        signs: +1 or -1 for each sample, resampling and wanted parameter, else 0, ``(B, S, L)``.
+        perturbation: size of the perturbation, in radians.
+        points: the rows.
+
+    References:
+        J. C. Spall, Multivariate stochastic approximation using a simultaneous perturbation
+        gradient approximation, IEEE Trans. Autom. Control 37, 332 (1992), doi:10.1109/9.119632.
+    """
+
+    signs: FloatArray
+    perturbation: float
+    points: PointRows
+
+    @classmethod
+    def of(
+        cls,
+        angle_map: AngleMap,
+        parameters: FloatArray,
+        wanted: NDArray[np.bool_],
+        *,
+        perturbation: float,
+        resamplings: int,
+        noise: NoiseStream,
+    ) -> SpsaPlan:
+        """Plan the estimate for the ``wanted`` (shape ``(L,)``) parameters."""
+        samples, size = parameters.shape
+        signs = np.empty((samples, resamplings, size))
+        directions = noise.for_purpose("directions").generators(0, samples)
+        for sample, generator in enumerate(directions):
+            signs[sample] = 2.0 * generator.integers(0, 2, size=(resamplings, size)) - 1.0
+        signs[..., ~wanted] = 0.0
+        steps = np.stack([signs, -signs], axis=2) * perturbation  # (B, S, 2, L)
+        points = (parameters[:, None, None, :] + steps).reshape(-1, size)
+        base = angle_map.values(points).reshape(samples, 2 * resamplings, -1)
+        return cls(signs, perturbation, PointRows(base=base, pairs=True))
+
+    @property
+    def rows(self) -> Rows:
+        return self.points
+
+    def reconstruct(self, answers: FloatArray) -> SampleGradients:
+        samples, resamplings, _ = self.signs.shape
+        pairs = answers.reshape(samples, resamplings, 2, 2)
+        slopes = (pairs[:, :, 0, 0] - pairs[:, :, 1, 0]) / (2.0 * self.perturbation)
+        variances = pairs[..., 1].sum(axis=2) / (2.0 * self.perturbation) ** 2
+        return SampleGradients(
+            np.einsum("bs,bsl->bl", slopes, self.signs) / resamplings,
+            np.einsum("bs,bsl->bl", variances, self.signs**2) / resamplings**2,
+        )

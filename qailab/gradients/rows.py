@@ -1,0 +1,142 @@
+"""Rows: which angles of the canonical circuit an evaluation runs, by number.
+
+A row is one set of angles. Rows are numbered sample by sample; for shifted rows the order is
+
+    row = (sample * len(columns) + column) * num_terms + term
+
+Rows travel as their recipe (base angles and row numbers), never as an ``(N, A)`` table, and any
+stretch of them can be cut out without changing their numbers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qailab.gradients.shift_rule import TWO_TERM_RULE, ShiftRule
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows(ABC):
+    """The rows numbered ``start .. stop - 1`` of a pass.
+
+    Args:
+        base: angles of each sample these rows touch, in radians, shape ``(S, ...)``.
+        first_sample: the number of the sample that ``base[0]`` belongs to.
+        start: the number of the first row.
+        stop: one past the number of the last row; -1 means all rows of all samples in ``base``.
+    """
+
+    base: FloatArray
+    first_sample: int = 0
+    start: int = 0
+    stop: int = -1
+
+    def __post_init__(self) -> None:
+        if self.stop < 0:
+            end = (self.first_sample + len(self.base)) * self.rows_per_sample
+            object.__setattr__(self, "stop", end)
+
+    @property
+    @abstractmethod
+    def rows_per_sample(self) -> int:
+        """How many consecutive rows belong to one sample."""
+
+    @property
+    @abstractmethod
+    def group(self) -> int:
+        """How many consecutive rows must run together on one backend."""
+
+    @abstractmethod
+    def angles(self) -> FloatArray:
+        """The angles of these rows in radians, shape ``(num_rows, A)``."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows these are."""
+        return self.stop - self.start
+
+    def samples(self) -> IntArray:
+        """Index into ``base`` of each row, shape ``(num_rows,)``."""
+        rows = np.arange(self.start, self.stop, dtype=np.int64)
+        return rows // self.rows_per_sample - self.first_sample
+
+    def part(self, start: int, stop: int) -> Self:
+        """The rows numbered ``start .. stop - 1``, with only the base angles they need."""
+        touched = self.touched(start, stop)
+        return replace(
+            self,
+            base=self.base[touched],
+            first_sample=self.first_sample + touched.start,
+            start=start,
+            stop=stop,
+        )
+
+    def touched(self, start: int, stop: int) -> slice:
+        """The samples (as a slice of ``base``) that the rows ``start .. stop - 1`` belong to."""
+        low = start // self.rows_per_sample - self.first_sample
+        high = -(-stop // self.rows_per_sample) - self.first_sample
+        return slice(low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointRows(Rows):
+    """Explicit angles: ``base`` has shape ``(S, R, A)``, one entry for each of R rows a sample.
+
+    Args:
+        pairs: whether the rows are pairs whose difference is taken (SPSA), to be kept together.
+    """
+
+    pairs: bool = False
+
+    @property
+    def rows_per_sample(self) -> int:
+        return self.base.shape[1]
+
+    @property
+    def group(self) -> int:
+        return 2 if self.pairs else 1
+
+    def angles(self) -> FloatArray:
+        offset = self.first_sample * self.rows_per_sample
+        table = self.base.reshape(-1, self.base.shape[2])
+        return table[self.start - offset : self.stop - offset]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftedRows(Rows):
+    """Shift-rule rows: ``base`` has shape ``(S, A)``; each row shifts one angle of one sample.
+
+    Args:
+        columns: the angles that are differentiated, shape ``(C,)``, ascending.
+        rule: the shift rule of these angles.
+    """
+
+    columns: IntArray
+    rule: ShiftRule = TWO_TERM_RULE
+
+    @property
+    def rows_per_sample(self) -> int:
+        return len(self.columns) * self.rule.num_terms
+
+    @property
+    def group(self) -> int:
+        return self.rule.num_terms
+
+    def terms(self) -> tuple[IntArray, IntArray]:
+        """The angle that each row shifts and the term of the rule, each ``(num_rows,)``."""
+        within = np.arange(self.start, self.stop, dtype=np.int64) % self.rows_per_sample
+        return self.columns[within // self.rule.num_terms], within % self.rule.num_terms
+
+    def angles(self) -> FloatArray:
+        shifted, term = self.terms()
+        angles = self.base[self.samples()]
+        angles[np.arange(self.num_rows), shifted] += np.asarray(self.rule.shifts)[term]
+        return angles

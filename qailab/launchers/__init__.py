@@ -1,0 +1,17 @@
+"""Problem, algorithm and backend, joined by the `QuantumLauncher`."""
+
+from qailab.launchers.algorithms import Algorithm, BackwardPass, ForwardPass
+from qailab.launchers.handle import LaunchHandle
+from qailab.launchers.launcher import Gradient, QuantumLauncher, RowEvaluator
+from qailab.launchers.problem import CircuitProblem
+
+__all__ = [
+    "Algorithm",
+    "BackwardPass",
+    "CircuitProblem",
+    "ForwardPass",
+    "Gradient",
+    "LaunchHandle",
+    "QuantumLauncher",
+    "RowEvaluator",
+]

@@ -1,0 +1,143 @@
+"""How it is computed: a forward pass, or a backward pass by one of two methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qailab.circuit.block import check_choice
+from qailab.errors import InputError, InputTypeError
+from qailab.gradients.noise import NoiseStream, Purpose, check_seed
+from qailab.gradients.plans import GradientPlan, ParamShiftPlan, SpsaPlan
+from qailab.gradients.rows import FloatArray, PointRows
+from qailab.launchers.problem import CircuitProblem
+
+Method = Literal["param_shift", "spsa"]
+
+
+def check_shots(shots: object) -> None:
+    """Raise an error unless ``shots`` is a positive integer or None.
+
+    Raises:
+        InputTypeError: if it is not an integer.
+        InputError: if it is not positive.
+    """
+    if shots is None:
+        return
+    if isinstance(shots, bool) or not isinstance(shots, (int, np.integer)):
+        raise InputTypeError(
+            f"shots must be a positive integer, or None for exact probabilities; got {shots!r}"
+        )
+    if shots <= 0:
+        raise InputError(f"shots must be positive, got {shots}; None means exact probabilities")
+
+
+class Algorithm:
+    """What every algorithm has: shots and a seed.
+
+    Attributes:
+        shots: shots for each row; None for exact probabilities (simulators only).
+        seed: shot noise is a function of seed, step and row number; None means fresh noise from
+            the operating system for every evaluation.
+    """
+
+    shots: int | None
+    seed: int | None
+
+    def noise(self, step: int, purpose: Purpose) -> NoiseStream:
+        """The noise of one step."""
+        if self.seed is None:
+            return NoiseStream.fresh(purpose)
+        return NoiseStream(self.seed, step, purpose)
+
+
+@dataclass(frozen=True)
+class ForwardPass(Algorithm):
+    """The probabilities of the outcomes, one row for each sample.
+
+    Args:
+        shots: as in `Algorithm`.
+        seed: as in `Algorithm`.
+
+    Raises:
+        InputError: if shots or seed are not valid.
+    """
+
+    shots: int | None = 1024
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_shots_and_seed(self)
+
+    def rows(self, problem: CircuitProblem, parameters: FloatArray) -> PointRows:
+        """The rows to run for logical parameters of shape ``(B, L)``."""
+        return PointRows(base=problem.angle_map.values(parameters)[:, None, :])
+
+
+@dataclass(frozen=True)
+class BackwardPass(Algorithm):
+    """The derivative of ``sum_k grad_output[b, k] p_k`` for inputs and weights.
+
+    Args:
+        method: ``"param_shift"``: exact, two rows for each sample and angle; ``"spsa"``: a random
+            estimate from two rows for each sample and resampling.
+        shots: as in `Algorithm`.
+        seed: as in `Algorithm`.
+        spsa_resamplings: directions that SPSA averages over, for each sample.
+        spsa_perturbation: size of SPSA's perturbation, in radians; its bias is of second order.
+
+    Raises:
+        InputError: if an option is not valid.
+    """
+
+    method: Method = "param_shift"
+    shots: int | None = 1024
+    seed: int | None = None
+    spsa_resamplings: int = field(default=1, kw_only=True)
+    spsa_perturbation: float = field(default=0.1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, get_args(Method))
+        _check_shots_and_seed(self)
+        count = self.spsa_resamplings
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"spsa_resamplings must be a positive integer, got {count!r}")
+        if not 0.0 < self.spsa_perturbation < np.inf:
+            raise InputError(
+                f"spsa_perturbation must be positive and finite, got {self.spsa_perturbation!r}"
+            )
+
+    def plan(
+        self,
+        problem: CircuitProblem,
+        parameters: FloatArray,
+        wanted: NDArray[np.bool_],
+        noise: NoiseStream,
+    ) -> GradientPlan:
+        """The rows to run, and how their answers become the gradient.
+
+        Args:
+            problem: the circuit.
+            parameters: logical parameters of each sample, shape ``(B, L)``.
+            wanted: which of them are wanted, shape ``(L,)``.
+            noise: where random directions come from.
+        """
+        if self.method == "param_shift":
+            return ParamShiftPlan.of(problem.angle_map, parameters, wanted)
+        return SpsaPlan.of(
+            problem.angle_map,
+            parameters,
+            wanted,
+            perturbation=self.spsa_perturbation,
+            resamplings=self.spsa_resamplings,
+            noise=noise,
+        )
+
+
+def _check_shots_and_seed(algorithm: Algorithm) -> None:
+    check_shots(algorithm.shots)
+    if algorithm.seed is not None:
+        check_seed(algorithm.seed)

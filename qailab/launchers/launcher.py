@@ -1,0 +1,273 @@
+"""The launcher: a problem, an algorithm and a place to run, joined.
+
+"Launcher" is this field's word for what Qiskit calls a primitive bound to a backend.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qailab.errors import InputError, InputTypeError
+from qailab.gradients.batch import RowBatch
+from qailab.gradients.canonical import CanonicalCircuit
+from qailab.gradients.plans import SampleGradients
+from qailab.gradients.rows import FloatArray
+from qailab.launchers.algorithms import Algorithm, BackwardPass, ForwardPass
+from qailab.launchers.handle import LaunchHandle
+from qailab.launchers.problem import CircuitProblem
+
+
+class RowEvaluator(Protocol):
+    """What a launcher needs of a place to run: a backend is one, a pool of them is one."""
+
+    supports_exact: bool
+
+    def validate(self, circuit: CanonicalCircuit, shots: int | None, num_rows: int = 1) -> None:
+        """Raise a clear error if rows of the circuit cannot run there."""
+
+    def submit(self, circuit: CanonicalCircuit, batch: RowBatch) -> Future[FloatArray]:
+        """Start a batch of rows."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """What a backward pass gives; a part that was not wanted is None.
+
+    Args:
+        inputs: gradient for each sample's features, shape ``(*, I)``.
+        weights: gradient for the weights, summed over samples, shape ``(W,)``.
+        input_std_error: standard error of each entry of ``inputs`` from shot noise.
+        weight_std_error: standard error of each entry of ``weights`` from shot noise.
+    """
+
+    inputs: FloatArray | None
+    weights: FloatArray | None
+    input_std_error: FloatArray | None
+    weight_std_error: FloatArray | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantumLauncher:
+    """A problem bound to an algorithm and a backend.
+
+    Args:
+        problem: what.
+        algorithm: how; `ForwardPass` for `forward`, `BackwardPass` for `backward`.
+        backend: where: a backend of this process, or a ``LauncherPool``.
+        step: the training step, which shot noise depends on.
+        on_gradient: called with each gradient (for its standard errors).
+
+    Raises:
+        InputError: if the backend cannot give what the algorithm asks for.
+        BackendError: if the circuit does not fit the backend.
+    """
+
+    problem: CircuitProblem
+    algorithm: Algorithm
+    backend: RowEvaluator
+    step: int = dataclasses.field(default=0, kw_only=True)
+    on_gradient: Callable[[Gradient], None] | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.algorithm.shots is None and not self.backend.supports_exact:
+            raise InputError(
+                f"shots=None asks for exact probabilities, which only simulators have; "
+                f"{self.backend!r} needs a positive number of shots"
+            )
+        self.backend.validate(self.problem.canonical, self.algorithm.shots)
+
+    def at(
+        self, seed: int | None, step: int, on_gradient: Callable[[Gradient], None] | None = None
+    ) -> QuantumLauncher:
+        """The same launcher with the noise of another seed and step."""
+        moved = copy.copy(self)  # not dataclasses.replace: what was validated stays valid
+        object.__setattr__(moved, "algorithm", dataclasses.replace(self.algorithm, seed=seed))
+        object.__setattr__(moved, "step", step)
+        object.__setattr__(moved, "on_gradient", on_gradient)
+        return moved
+
+    def submit(
+        self, inputs: ArrayLike, weights: ArrayLike, grad_output: ArrayLike | None = None
+    ) -> LaunchHandle[FloatArray] | LaunchHandle[Gradient]:
+        """Start a forward pass, or a backward pass for all inputs and weights.
+
+        Args:
+            inputs: features, shape ``(*, I)``.
+            weights: weights, shape ``(W,)``.
+            grad_output: for a backward pass, shape ``(*, K)``.
+
+        Returns:
+            A handle of the probabilities ``(*, K)``, or of the `Gradient`.
+        """
+        if isinstance(self.algorithm, BackwardPass):
+            if grad_output is None:
+                raise InputError("a backward pass needs grad_output, of shape (*, K)")
+            return self.submit_backward(inputs, weights, grad_output)
+        return self.submit_forward(inputs, weights)
+
+    def run(
+        self, inputs: ArrayLike, weights: ArrayLike, grad_output: ArrayLike | None = None
+    ) -> FloatArray | Gradient:
+        """``submit(...).result()``."""
+        return self.submit(inputs, weights, grad_output).result()
+
+    def submit_forward(self, inputs: ArrayLike, weights: ArrayLike) -> LaunchHandle[FloatArray]:
+        """Start computing the probabilities of the outcomes.
+
+        Args:
+            inputs: features in radians (or what the circuit takes), shape ``(*, I)``.
+            weights: weights, shape ``(W,)``.
+
+        Returns:
+            A handle of the probabilities, shape ``(*, K)``.
+
+        Raises:
+            InputError: if a shape is wrong or a value is not finite.
+        """
+        if not isinstance(self.algorithm, ForwardPass):
+            raise InputError(f"a forward pass needs a ForwardPass, not {self.algorithm!r}")
+        lead, parameters = self._parameters(inputs, weights)
+        outcomes = self.problem.num_outcomes
+        batch = RowBatch(
+            self.algorithm.rows(self.problem, parameters),
+            self.algorithm.shots,
+            self.algorithm.noise(self.step, "forward"),
+        )
+        return LaunchHandle(self._start(batch), lambda answers: answers.reshape(*lead, outcomes))
+
+    def submit_backward(
+        self,
+        inputs: ArrayLike,
+        weights: ArrayLike,
+        grad_output: ArrayLike,
+        *,
+        for_inputs: bool = True,
+        for_weights: bool = True,
+    ) -> LaunchHandle[Gradient]:
+        """Start computing the derivative of ``sum(grad_output * probabilities)``.
+
+        Args:
+            inputs: features, shape ``(*, I)``.
+            weights: weights, shape ``(W,)``.
+            grad_output: shape ``(*, K)``.
+            for_inputs: whether the gradient for the inputs is wanted.
+            for_weights: whether the gradient for the weights is wanted.
+
+        Returns:
+            A handle of the gradient.
+
+        Raises:
+            InputError: if a shape is wrong or an input or weight is not finite. Infinities in
+                ``grad_output`` pass through, as gradient scalers expect.
+        """
+        if not isinstance(self.algorithm, BackwardPass):
+            raise InputError(f"a backward pass needs a BackwardPass, not {self.algorithm!r}")
+        lead, parameters = self._parameters(inputs, weights)
+        vectors = np.asarray(grad_output, dtype=np.float64)
+        if vectors.shape != (*lead, self.problem.num_outcomes):
+            raise InputError(
+                f"grad_output must have shape {(*lead, self.problem.num_outcomes)}, "
+                f"got {vectors.shape}"
+            )
+        wanted = np.array(
+            [for_inputs] * self.problem.num_inputs + [for_weights] * self.problem.num_weights,
+            dtype=bool,
+        )
+        noise = self.algorithm.noise(self.step, "backward")
+        plan = self.algorithm.plan(self.problem, parameters, wanted, noise)
+        batch = RowBatch(
+            plan.rows,
+            self.algorithm.shots,
+            noise,
+            vectors.reshape(len(parameters), self.problem.num_outcomes),
+        )
+
+        def finish(answers: FloatArray) -> Gradient:
+            gradient = self._gradient(plan.reconstruct(answers), lead, for_inputs, for_weights)
+            if self.on_gradient is not None:
+                self.on_gradient(gradient)
+            return gradient
+
+        return LaunchHandle(self._start(batch), finish)
+
+    def _start(self, batch: RowBatch) -> Future[FloatArray]:
+        if batch.num_rows == 0:
+            done: Future[FloatArray] = Future()
+            done.set_result(np.empty((0, batch.answer_width(self.problem.num_outcomes))))
+            return done
+        if batch.vectors is None:  # the probabilities of all rows are held at once
+            self.backend.validate(self.problem.canonical, batch.shots, batch.num_rows)
+        return self.backend.submit(self.problem.canonical, batch)
+
+    def _gradient(
+        self, each: SampleGradients, lead: tuple[int, ...], for_inputs: bool, for_weights: bool
+    ) -> Gradient:
+        split = self.problem.num_inputs
+
+        def of_inputs(values: FloatArray) -> FloatArray | None:
+            return values[:, :split].reshape(*lead, split) if for_inputs else None
+
+        def of_weights(values: FloatArray) -> FloatArray | None:
+            return values[:, split:].sum(axis=0) if for_weights else None
+
+        def root(variances: FloatArray | None) -> FloatArray | None:
+            return None if variances is None else np.sqrt(variances)
+
+        return Gradient(
+            of_inputs(each.values),
+            of_weights(each.values),
+            root(of_inputs(each.variances)),
+            root(of_weights(each.variances)),
+        )
+
+    def _parameters(
+        self, inputs: ArrayLike, weights: ArrayLike
+    ) -> tuple[tuple[int, ...], FloatArray]:
+        """Check the values; leading dimensions, and logical parameters ``(B, L)``."""
+        features = _real("inputs", inputs)
+        values = _real("weights", weights)
+        expected = self.problem.num_inputs
+        if features.ndim == 0 or features.shape[-1] != expected:
+            got = features.shape[-1] if features.ndim else "a single number"
+            raise InputError(
+                f"the circuit has {expected} input parameters, so inputs must have shape "
+                f"(*, {expected}); got {got} features (shape {features.shape})"
+            )
+        if values.shape != (self.problem.num_weights,):
+            raise InputError(
+                f"the circuit has {self.problem.num_weights} weights, so weights must have shape "
+                f"({self.problem.num_weights},); got {values.shape}"
+            )
+        _check_finite("inputs", features)
+        _check_finite("weights", values)
+        lead = features.shape[:-1]
+        samples = int(np.prod(lead))
+        table = np.empty((samples, expected + len(values)))
+        table[:, :expected] = features.reshape(samples, expected)
+        table[:, expected:] = values
+        return lead, table
+
+
+def _real(what: str, values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values)
+    if array.dtype.kind != "f":
+        raise InputTypeError(f"{what} must be floating-point numbers, got dtype {array.dtype}")
+    return array.astype(np.float64, copy=False)
+
+
+def _check_finite(what: str, values: FloatArray) -> None:
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        where = ", ".join(map(str, bad[0]))
+        raise InputError(
+            f"{what}[{where}] is {values[tuple(bad[0])]}; all {what} must be finite "
+            f"({len(bad)} of {values.size} are not)"
+        )

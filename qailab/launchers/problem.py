@@ -1,0 +1,111 @@
+"""What is to be computed: a circuit, and which of its parameters are features and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qiskit.circuit import Parameter, QuantumCircuit
+
+from qailab.errors import CircuitError, InputError, InputTypeError
+from qailab.gradients.canonical import canonicalize
+
+
+class CircuitProblem:
+    """A measured circuit whose parameters are features (inputs) or trained (weights).
+
+    Args:
+        circuit: a circuit of standard gates with measurements at its end. Outcome ``k`` is the
+            integer of the measured bits, classical bit 0 least significant.
+        input_params: the features' parameters, in order. By default those whose names begin with
+            ``input``, in the order of ``circuit.parameters``.
+        weight_params: the weights' parameters, in order. By default those whose names begin with
+            ``weight``, in the order of ``circuit.parameters``.
+
+    Attributes:
+        circuit: the circuit as given.
+        input_parameters: the features' parameters, I of them.
+        weight_parameters: the weights' parameters, W of them.
+        canonical: the circuit that runs.
+        angle_map: from (inputs, weights) to the canonical circuit's angles.
+
+    Raises:
+        CircuitError: if the circuit cannot be measured or differentiated, or a parameter is in
+            neither group, in both, or not in the circuit.
+        InputTypeError: if ``circuit`` is not a ``QuantumCircuit``.
+    """
+
+    def __init__(
+        self,
+        circuit: QuantumCircuit,
+        input_params: Sequence[Parameter] | None = None,
+        weight_params: Sequence[Parameter] | None = None,
+    ) -> None:
+        if not isinstance(circuit, QuantumCircuit):
+            raise InputTypeError(f"circuit must be a QuantumCircuit, got {type(circuit).__name__}")
+        self.circuit = circuit
+        self.input_parameters = _group(circuit, "input", input_params)
+        self.weight_parameters = _group(circuit, "weight", weight_params)
+        self._check_groups()
+        self.canonical, self.angle_map = canonicalize(
+            circuit, self.input_parameters + self.weight_parameters
+        )
+
+    @property
+    def num_inputs(self) -> int:
+        """The number of features, I."""
+        return len(self.input_parameters)
+
+    @property
+    def num_weights(self) -> int:
+        """The number of weights, W."""
+        return len(self.weight_parameters)
+
+    @property
+    def num_outcomes(self) -> int:
+        """The number of outcomes, K = 2**m for m measured bits."""
+        return self.canonical.num_outcomes
+
+    def _check_groups(self) -> None:
+        inputs, weights = set(self.input_parameters), set(self.weight_parameters)
+        known = set(self.circuit.parameters)
+        for what, wrong, hint in (
+            ("not in the circuit", (inputs | weights) - known, "take them from circuit.parameters"),
+            ("in both groups", inputs & weights, "a parameter is either an input or a weight"),
+            (
+                "in neither group",
+                known - inputs - weights,
+                "name them 'input...' or 'weight...', or pass input_params and weight_params",
+            ),
+        ):
+            if wrong:
+                names = ", ".join(sorted(parameter.name for parameter in wrong))
+                raise CircuitError(f"parameters {what}: {names}; {hint}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is derived is derived again: it holds compiled functions, which do not pickle.
+        recipe = (self.circuit, self.input_parameters, self.weight_parameters)
+        return (CircuitProblem, recipe)
+
+    def __repr__(self) -> str:
+        return (
+            f"CircuitProblem(qubits={self.circuit.num_qubits}, inputs={self.num_inputs}, "
+            f"weights={self.num_weights}, outcomes={self.num_outcomes})"
+        )
+
+
+def _group(
+    circuit: QuantumCircuit, prefix: str, given: Sequence[Parameter] | None
+) -> tuple[Parameter, ...]:
+    if given is None:
+        return tuple(p for p in circuit.parameters if p.name.startswith(prefix))
+    group = tuple(given)
+    for parameter in group:
+        if not isinstance(parameter, Parameter):
+            raise InputTypeError(
+                f"{prefix}_params must hold Parameter objects, got {parameter!r} "
+                f"({type(parameter).__name__})"
+            )
+    if len(set(group)) < len(group):
+        raise InputError(f"{prefix}_params names a parameter twice: {[p.name for p in group]}")
+    return group
