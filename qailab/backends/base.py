@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,12 +152,15 @@ class Backend(ABC):
     def _run(
         self, future: RowFuture, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
     ) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(self.evaluate(circuit, batch, stop))
-        except BaseException as error:
-            future.set_exception(error)
+        # The future stays "pending" while rows run, so that a cancel ends it at once; whoever
+        # comes second, the cancel or the answers, finds it done.
+        with suppress(InvalidStateError):
+            try:
+                answers = self.evaluate(circuit, batch, stop)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(answers)
 
     def _executor(self) -> ThreadPoolExecutor:
         # One thread: the live simulator is used by one call at a time, from whatever thread asks.

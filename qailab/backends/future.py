@@ -24,7 +24,6 @@ class RowFuture(Future[FloatArray]):
 
     def cancel(self) -> bool:
         """Stop the evaluation; False if it is already done."""
-        if self.done():
-            return self.cancelled()
-        self._on_cancel()
-        return super().cancel() or not self.done()
+        if super().cancel():  # it is never marked as running, so this is whether it was done
+            self._on_cancel()
+        return self.cancelled()

@@ -1,0 +1,92 @@
+"""How many rows go into the next chunk: pure arithmetic.
+
+Factoring: the rows are handed out in rounds of one chunk for each actor; a round is half of what
+is left, so chunks are large first and small at the tail, and all actors end together. No chunk is
+so small that its call costs more than its rows.
+
+References:
+    S. F. Hummel, E. Schonberg, L. E. Flynn, Factoring: a method for scheduling parallel loops,
+    Commun. ACM 35(8), 90 (1992), doi:10.1145/135226.135232.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from qailab.gradients.batch import RowBatch
+from qailab.gradients.canonical import CanonicalCircuit
+
+ChunkRows = int | Literal["auto"]
+
+MIN_CHUNK_SECONDS = 0.01  # a call costs about 1 ms of the driver, a tenth of this
+MAX_CHUNK_SECONDS = 2.0  # what a dead actor may cost, and how long a cancel may take
+MAX_INLINE_BYTES = 64 << 10
+"""Answers of at most 100 kB travel inside Ray's reply; larger ones stay in the object store of the
+actor's node, and are lost with it. Backward answers (two floats a row) are kept below."""
+MAX_PROBABILITY_BYTES = 4 << 20  # forward answers (K floats a row) cannot be small
+
+
+def estimated_row_seconds(circuit: CanonicalCircuit) -> float:
+    """A first guess of the time one row takes, until there is a measured one.
+
+    Aer on one core takes about 1 microsecond for each gate and 1.5 ns for each gate and amplitude.
+    """
+    gates = len(circuit.circuit.data)
+    return gates * (1.0e-6 + 1.5e-9 * 2.0 ** min(circuit.circuit.num_qubits, 40))
+
+
+class ChunkSizer:
+    """Cuts the rows of one evaluation into chunks, one after the other.
+
+    Args:
+        batch: all rows of the evaluation.
+        answer_bytes: bytes of one row's answer.
+        chunk_rows: a fixed number of rows, or ``"auto"``.
+    """
+
+    def __init__(self, batch: RowBatch, answer_bytes: int, chunk_rows: ChunkRows) -> None:
+        self._rows = batch.rows
+        self._chunk_rows = chunk_rows
+        limit = MAX_PROBABILITY_BYTES if batch.vectors is None else MAX_INLINE_BYTES
+        self._most_rows = max(1, limit // answer_bytes)
+        self._size = 0.0  # rows of a chunk of this round, for an actor of average speed
+        self._left = 0  # chunks of this round still to be handed out
+
+    def end_of_chunk(
+        self, next_row: int, *, actors: int, seconds_per_row: float, relative_speed: float = 1.0
+    ) -> int:
+        """Where the chunk that begins at ``next_row`` ends.
+
+        Args:
+            next_row: the first row that nobody has yet.
+            actors: how many actors share the rows.
+            seconds_per_row: time of a row on an actor of average speed.
+            relative_speed: speed of the actor that asks, over the average.
+
+        Returns:
+            One past the last row of the chunk; rows that belong together are not separated.
+        """
+        rows, group = self._rows, self._rows.group
+        remaining = rows.stop - next_row
+        if self._chunk_rows != "auto":
+            size = float(self._chunk_rows)
+        else:
+            if self._left <= 0:
+                self._begin_round(remaining, actors, MIN_CHUNK_SECONDS / seconds_per_row)
+            self._left -= 1
+            longest = MAX_CHUNK_SECONDS / seconds_per_row
+            size = min(self._size, longest, self._most_rows) * relative_speed
+            # A sample's vector travels with every chunk that has one of its rows, so where there
+            # are enough samples to go round, whole samples are sent.
+            if rows.rows_per_sample * 2 * actors <= rows.num_rows:
+                group = rows.rows_per_sample
+        groups = max(1, int(size / group + 0.5))
+        return min(rows.stop, next_row - next_row % group + groups * group)
+
+    def _begin_round(self, remaining: int, actors: int, fewest: float) -> None:
+        share = remaining / actors
+        if share / 2 >= fewest:
+            self._size, self._left = share / 2, actors
+        else:  # the last round: equal chunks, for as many actors as are worth a call
+            self._left = max(1, min(actors, int(remaining / fewest)))
+            self._size = remaining / self._left

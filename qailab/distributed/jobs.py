@@ -1,0 +1,100 @@
+"""Jobs: evaluations that are being answered, chunk by chunk, in any order."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
+
+import numpy as np
+
+from qailab.backends.future import RowFuture
+from qailab.distributed.chunks import ChunkRows, ChunkSizer, estimated_row_seconds
+from qailab.distributed.slots import Chunk, Slot
+from qailab.gradients.batch import RowBatch
+from qailab.gradients.canonical import CanonicalCircuit
+from qailab.gradients.rows import FloatArray
+
+
+class Job:
+    """All rows of one evaluation: who has them, and the answers so far.
+
+    Every row is with exactly one of: not handed out yet, returned (its actor was lost), in flight,
+    answered.
+
+    Args:
+        number: the job's number in its dispatcher.
+        circuit: the circuit.
+        batch: the rows.
+        future: where the answers go.
+        chunk_rows: a fixed chunk size, or ``"auto"``.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        circuit: CanonicalCircuit,
+        batch: RowBatch,
+        future: RowFuture,
+        chunk_rows: ChunkRows,
+    ) -> None:
+        self.number = number
+        self.circuit = circuit
+        self.batch = batch
+        self.future = future
+        self.answered = 0
+        width = batch.answer_width(circuit.num_outcomes)
+        self._answers = np.empty((batch.num_rows, width))
+        self._sizer = ChunkSizer(batch, 8 * width, chunk_rows)
+        self._next_row = batch.rows.start
+        self._returned: deque[Chunk] = deque()
+        self._guess = estimated_row_seconds(circuit)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rows are answered."""
+        return self.answered == self.batch.num_rows
+
+    def take(self, slot: Slot, sharing: list[Slot]) -> Chunk | None:
+        """The next chunk for a slot, or None if all rows are handed out.
+
+        Args:
+            slot: the slot that asks.
+            sharing: all slots that share the work.
+        """
+        if self._returned:
+            return self._returned.popleft()
+        if self._next_row >= self.batch.rows.stop:
+            return None
+        key = self.circuit.key
+        speeds = [other.speeds[key] for other in sharing if key in other.speeds]
+        average = sum(speeds) / len(speeds) if speeds else 1.0 / self._guess
+        end = self._sizer.end_of_chunk(
+            self._next_row,
+            actors=len(sharing),
+            seconds_per_row=1.0 / average,
+            relative_speed=slot.speeds.get(key, average) / average,
+        )
+        chunk = Chunk(self.number, self._next_row, end)
+        self._next_row = end
+        return chunk
+
+    def give_back(self, chunk: Chunk) -> None:
+        """Take back a chunk whose actor was lost."""
+        self._returned.append(chunk)
+
+    def accept(self, chunk: Chunk, answers: FloatArray) -> None:
+        """Put a chunk's answers, shape ``(rows, width)``, where they belong."""
+        first = chunk.start - self.batch.rows.start
+        self._answers[first : first + len(answers)] = answers
+        self.answered += len(answers)
+
+    def finish(self) -> None:
+        """Deliver the answers."""
+        with suppress(InvalidStateError):  # cancelled meanwhile
+            self.future.set_result(self._answers)
+
+    def fail(self, error: BaseException) -> None:
+        """Deliver an error."""
+        with suppress(InvalidStateError):  # cancelled meanwhile
+            self.future.set_exception(error)

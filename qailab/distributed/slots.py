@@ -1,0 +1,107 @@
+"""Slots: the places of a pool, each held by one Ray actor after another."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+
+from qailab.backends.base import Backend
+from qailab.distributed.actor import LauncherActor
+from qailab.distributed.connection import NAMESPACE
+
+State = Literal["starting", "ready", "aside"]
+
+_SPEED_MEMORY = 0.5  # weight of the newest chunk in the speed estimate: adapts within a few chunks
+
+
+@dataclass(eq=False)
+class Chunk:
+    """Rows of one job that travel together.
+
+    Args:
+        job: the job's number.
+        start: the number of the first row.
+        stop: one past the number of the last row.
+        attempts: how often an actor was lost while it had this chunk.
+    """
+
+    job: int
+    start: int
+    stop: int
+    attempts: int = 0
+
+
+@dataclass(eq=False)
+class Slot:
+    """One actor, its work, and what is known about it.
+
+    Args:
+        name: the name of the slot's actors, without their generation.
+        index: the number of the slot in its pool.
+        backend: the recipe.
+        options: Ray options of the actor that override the backend's own needs.
+    """
+
+    name: str
+    index: int
+    backend: Backend
+    options: Mapping[str, Any]
+    generation: int = 0
+    state: State = "starting"
+    actor: Any = None
+    in_flight: dict[Any, Chunk] = field(default_factory=dict)
+    circuits: set[str] = field(default_factory=set)
+    speeds: dict[str, float] = field(default_factory=dict)
+    losses: int = 0  # actors lost since the last answer
+    last_error: str = ""
+    rows: int = 0
+    chunks: int = 0
+    seconds: float = 0.0
+    replaced: int = 0
+
+    def start(self) -> Any:
+        """Create the actor (or find the one another process has made); a ref of its opening."""
+        needs = self.backend.resources
+        options = {
+            "num_cpus": needs.num_cpus,
+            "num_gpus": needs.num_gpus,
+            "resources": dict(needs.custom),
+            # A lost actor is replaced by the pool, which knows what it was doing; Ray's own
+            # restarts and retries would run rows again behind its back.
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            **self.options,
+            "name": f"{self.name}-{self.index}-{self.generation}",
+            "namespace": NAMESPACE,
+            "get_if_exists": True,
+        }
+        recipe = pickle.dumps(self.backend)
+        self.actor = ray.remote(LauncherActor).options(**options).remote(recipe)
+        self.state = "starting"
+        self.circuits = set()
+        return self.actor.open.remote()
+
+    def retire(self, *, kill: bool = True) -> list[Chunk]:
+        """Drop the actor; the chunks it had in flight."""
+        lost = list(self.in_flight.values())
+        self.in_flight = {}
+        if kill and self.actor is not None:
+            ray.kill(self.actor)  # half-dead actors would answer later
+        self.actor = None
+        self.generation += 1
+        return lost
+
+    def learn(self, key: str, rows: int, seconds: float) -> None:
+        """Note that rows of the circuit ``key`` were answered in some seconds."""
+        self.rows += rows
+        self.chunks += 1
+        self.seconds += seconds
+        self.losses = 0
+        newest = rows / max(seconds, 1e-6)
+        known = self.speeds.get(key, newest)
+        self.speeds[key] = (1 - _SPEED_MEMORY) * known + _SPEED_MEMORY * newest
+
