@@ -100,10 +100,10 @@ class AmplitudeProgram(Program):
 
     def outcomes(self, batch: RowBatch) -> Outcomes:
         rows = batch.rows
-        states = self._shifted(rows) if isinstance(rows, ShiftedRows) else self._states(rows.angles())
-        exact = measured_marginal(
-            states.real**2 + states.imag**2, self._circuit.measured_qubits
+        states = (
+            self._shifted(rows) if isinstance(rows, ShiftedRows) else self._states(rows.angles())
         )
+        exact = measured_marginal(states.real**2 + states.imag**2, self._circuit.measured_qubits)
         return _with_shots(exact, batch)
 
     def _states(self, angles: FloatArray) -> NDArray[np.complex128]:

@@ -66,7 +66,9 @@ class Backend(ABC):
         """What an actor with this backend needs."""
         return ActorResources()
 
-    def validate(self, circuit: CanonicalCircuit, shots: int | None, num_rows: int = 1) -> None:
+    def validate(  # noqa: B027 (a backend without limits has nothing to check)
+        self, circuit: CanonicalCircuit, shots: int | None, num_rows: int = 1
+    ) -> None:
         """Raise a clear error if rows of this circuit cannot run here. Nothing is built or run.
 
         Args:
@@ -105,7 +107,7 @@ class Backend(ABC):
     def rows_at_once(self, circuit: CanonicalCircuit) -> int:
         """How many rows `outcomes` may be given at once within bounded memory; at least 1."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (nor to release)
         """Release what `open` built. Safe to call twice."""
 
     def evaluate(

@@ -30,7 +30,8 @@ def sample_frequencies(
     generators = noise.generators(first_row, len(clipped))
     for row, generator in enumerate(generators):
         counts[row] = generator.multinomial(shots, clipped[row])
-    return counts / shots
+    frequencies: FloatArray = counts / shots
+    return frequencies
 
 
 def counts_to_frequencies(counts: Sequence[Mapping[str, int]], num_outcomes: int) -> FloatArray:
@@ -47,7 +48,8 @@ def counts_to_frequencies(counts: Sequence[Mapping[str, int]], num_outcomes: int
     for row, table in enumerate(counts):
         outcomes = [int(outcome, 16) for outcome in table]
         frequencies[row, outcomes] = list(table.values())
-    return frequencies / frequencies.sum(axis=1, keepdims=True)
+    frequencies /= frequencies.sum(axis=1, keepdims=True)
+    return frequencies
 
 
 def measured_marginal(probabilities: FloatArray, measured_qubits: Sequence[int]) -> FloatArray:
@@ -69,4 +71,5 @@ def measured_marginal(probabilities: FloatArray, measured_qubits: Sequence[int])
     kept = [num_qubits - qubit for qubit in reversed(measured_qubits)]
     dropped = [axis for axis in range(1, num_qubits + 1) if axis not in kept]
     ordered = np.ascontiguousarray(tensor.transpose(0, *kept, *dropped))
-    return ordered.reshape(rows, 1 << len(kept), -1).sum(axis=2)
+    marginal: FloatArray = ordered.reshape(rows, 1 << len(kept), -1).sum(axis=2)
+    return marginal

@@ -122,7 +122,7 @@ class AmplitudeEncodingGate(Gate):  # type: ignore[misc]  # qiskit ships no type
         Returns:
             ``d alpha[a] / d x[k]``, shape ``(num_angles, 2**n)``.
         """
-        scale = np.abs(features).max()
+        scale = float(np.abs(features).max())
         values = features / scale
         slopes = np.eye(len(features))  # d values / d x of the current level (times scale)
         levels = []
@@ -136,8 +136,8 @@ class AmplitudeEncodingGate(Gate):  # type: ignore[misc]  # qiskit ships no type
             slopes = cosine * d_left + sine * d_right
             values = norm[:, 0]
         levels.reverse()
-        thetas = [_walsh(len(theta)) @ theta for theta in levels]
-        return np.concatenate(thetas, axis=0) / scale
+        rows: FloatArray = np.concatenate([_walsh(len(theta)) @ theta for theta in levels])
+        return rows / scale
 
 
 def _walsh(size: int) -> FloatArray:
@@ -145,7 +145,8 @@ def _walsh(size: int) -> FloatArray:
     index = np.arange(size)
     gray = index ^ (index >> 1)
     parity = np.bitwise_count(index[None, :] & gray[:, None]) & 1
-    return (1.0 - 2.0 * parity) / size
+    matrix: FloatArray = (1.0 - 2.0 * parity) / size
+    return matrix
 
 
 def _trailing_zeros(number: int) -> int:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from qiskit.circuit import ClassicalRegister, Parameter, QuantumCircuit, QuantumRegister
 
@@ -43,7 +43,7 @@ class Block(ABC):
             A block without parameters may leave it out.
     """
 
-    role: Role | ClassVar[Role] = "weight"
+    role: Role = "weight"
 
     @abstractmethod
     def num_parameters(self, num_qubits: int) -> int:

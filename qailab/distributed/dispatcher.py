@@ -24,17 +24,12 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    TaskCancelledError,
-    WorkerCrashedError,
-)
+from ray.exceptions import TaskCancelledError
 
 from qailab.backends.future import RowFuture
 from qailab.distributed.chunks import ChunkRows
 from qailab.distributed.connection import available_resources
+from qailab.distributed.faults import LOSSES, remote_error
 from qailab.distributed.jobs import Job
 from qailab.distributed.slots import Chunk, Slot
 from qailab.distributed.traffic import Traffic
@@ -45,23 +40,19 @@ from qailab.errors import (
     PoolClosedError,
     PoolError,
     PoolExhaustedError,
-    QailabError,
 )
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
 
 logger = logging.getLogger("qailab.distributed")
 
-MAX_LOSSES = 3
+MAXLOSSES = 3
 """Actors a slot may lose without one answer in between before it is set aside."""
 MAX_ATTEMPTS = 4
 """Actors that may be lost over the same rows before the rows are held to be the cause."""
 START_SECONDS = 60.0
 """How long work waits for a first actor; imports take 2 to 10 s on a busy machine."""
 _TICK_SECONDS = 1.0  # how often waiting work is looked at when nothing happens
-
-_LOSSES = (RayActorError, OutOfMemoryError, WorkerCrashedError, ObjectLostError)
-"""Ray's errors that say something about the machine, not about the rows."""
 
 
 class Dispatcher:
@@ -73,9 +64,7 @@ class Dispatcher:
         chunk_rows: a fixed chunk size, or ``"auto"``.
     """
 
-    def __init__(
-        self, slots: Sequence[Slot], *, max_in_flight: int, chunk_rows: ChunkRows
-    ) -> None:
+    def __init__(self, slots: Sequence[Slot], *, max_in_flight: int, chunk_rows: ChunkRows) -> None:
         self.slots = tuple(slots)
         self.traffic = Traffic()
         self._first_ready: Future[None] = Future()
@@ -179,7 +168,7 @@ class Dispatcher:
             slot.state = "ready"
             if not self._first_ready.done():
                 self._first_ready.set_result(None)
-        elif isinstance(error, _LOSSES):
+        elif isinstance(error, LOSSES):
             self._lose(slot, error)
         else:  # the backend itself cannot be built there: another try would not change it
             slot.last_error = str(error)
@@ -227,7 +216,7 @@ class Dispatcher:
         if slot.generation != generation:
             return  # the actor was retired, and its rows were given to others
         error = done.exception()
-        if isinstance(error, _LOSSES):
+        if isinstance(error, LOSSES):
             self._lose(slot, error)
             return
         chunk = slot.in_flight.pop(ref)
@@ -245,7 +234,7 @@ class Dispatcher:
             if isinstance(error, TaskCancelledError):
                 job.give_back(chunk)
             else:
-                self._fail(job, _remote_error(error, slot, chunk, job))
+                self._fail(job, remote_error(error, slot, chunk, job.batch.num_rows))
 
     def _lose(self, slot: Slot, error: BaseException) -> None:
         """An actor is gone: its rows go back, and it is replaced."""
@@ -274,7 +263,7 @@ class Dispatcher:
                 )
             else:
                 job.give_back(chunk)
-        if slot.losses >= MAX_LOSSES:
+        if slot.losses >= MAXLOSSES:
             self._set_aside(slot)
         else:
             self._start(slot)
@@ -320,13 +309,3 @@ class Dispatcher:
     def _fail_all(self, error: BaseException) -> None:
         for job in list(self._jobs.values()):
             self._fail(job, error)
-
-
-def _remote_error(error: BaseException, slot: Slot, chunk: Chunk, job: Job) -> QailabError:
-    """The error of an actor as one of ours, with where it happened and the remote traceback."""
-    cause = getattr(error, "cause", error)
-    kind = type(cause) if isinstance(cause, QailabError) else EvaluationError
-    return kind(
-        f"{cause}\n(on {slot.backend!r}, actor {slot.index}, rows {chunk.start} to "
-        f"{chunk.stop - 1} of {job.batch.num_rows})\n{error}"
-    )

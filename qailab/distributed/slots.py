@@ -104,4 +104,3 @@ class Slot:
         newest = rows / max(seconds, 1e-6)
         known = self.speeds.get(key, newest)
         self.speeds[key] = (1 - _SPEED_MEMORY) * known + _SPEED_MEMORY * newest
-

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from qiskit import qpy
 from qiskit.circuit import (
-    AnnotatedOperation,
     ClassicalRegister,
     ControlFlowOp,
     Parameter,
@@ -28,12 +27,17 @@ from qiskit.circuit import (
     QuantumCircuit,
     QuantumRegister,
 )
-from qiskit.transpiler.passes import HighLevelSynthesis
 
 from qailab.circuit.amplitude import AmplitudeEncodingGate
 from qailab.errors import CircuitError
 from qailab.gradients.angles import AngleMap, PreparedAngles
 from qailab.gradients.expressions import ExpressionMap
+from qailab.gradients.instructions import (
+    as_expression,
+    definition_of,
+    free_parameters,
+    used_qubits,
+)
 from qailab.gradients.rows import IntArray
 
 SHIFTABLE_GATES = frozenset({"rx", "ry", "rz", "p", "rxx", "ryy", "rzz", "rzx"})
@@ -72,7 +76,7 @@ class CanonicalCircuit:
     @property
     def num_active_qubits(self) -> int:
         """The number of qubits that anything acts on."""
-        return len(_used_qubits(self.circuit))
+        return len(used_qubits(self.circuit))
 
     @cached_property
     def key(self) -> str:
@@ -103,7 +107,7 @@ def canonicalize(
         CircuitError: if the circuit measures nothing, or has an instruction that cannot be
             differentiated; the message names it.
     """
-    used = range(circuit.num_qubits) if keep_idle_qubits else _used_qubits(circuit)
+    used = range(circuit.num_qubits) if keep_idle_qubits else used_qubits(circuit)
     place = {qubit: position for position, qubit in enumerate(used)}
     builder = _Builder(len(place))
     for position, instruction in enumerate(circuit.data):
@@ -150,7 +154,7 @@ class _Builder:
             self._expand(operation, qubits, clbits, label, depth)
         elif name == AmplitudeEncodingGate.NAME:
             self._prepare(operation, qubits, label)
-        elif not _free_parameters(operation):
+        elif not free_parameters(operation):
             self._circuit.append(operation, qubits)
         elif name in SHIFTABLE_GATES:
             shiftable = operation.to_mutable()
@@ -187,7 +191,7 @@ class _Builder:
             PreparedAngles(
                 gate,
                 ExpressionMap(
-                    [_as_expression(p) for p in gate.params], parameters, [label] * len(gate.params)
+                    [as_expression(p) for p in gate.params], parameters, [label] * len(gate.params)
                 ),
                 np.array(angle_columns, dtype=np.int64),
             )
@@ -212,7 +216,7 @@ class _Builder:
 
     def _new_angle(self, expression: Any, label: str) -> Parameter:
         angle = self._fresh()
-        self._expressions.append((len(self._angles) - 1, _as_expression(expression), label))
+        self._expressions.append((len(self._angles) - 1, as_expression(expression), label))
         return angle
 
     def _fresh(self) -> Parameter:
@@ -239,12 +243,12 @@ class _Builder:
     def _expand(
         self, operation: Any, qubits: list[int], clbits: list[int], label: str, depth: int
     ) -> None:
-        definition = _definition(operation)
+        definition = definition_of(operation)
         if definition is None or depth >= _MAX_DEPTH_OF_DEFINITIONS:
             raise CircuitError(
                 f"{label} has no decomposition into rotations with a shift rule "
                 f"({', '.join(sorted(SHIFTABLE_GATES))}), so its parameters "
-                f"({', '.join(sorted(p.name for p in _free_parameters(operation)))}) cannot be "
+                f"({', '.join(sorted(p.name for p in free_parameters(operation)))}) cannot be "
                 "differentiated"
             )
         for inner in definition.data:
@@ -265,44 +269,5 @@ class _Builder:
             if instruction.operation.name == "barrier" or not qubits & cone:
                 continue
             cone |= qubits
-            relevant |= {column_of[p] for p in _free_parameters(instruction.operation)}
+            relevant |= {column_of[p] for p in free_parameters(instruction.operation)}
         return np.array(sorted(relevant), dtype=np.int64)
-
-
-def _used_qubits(circuit: QuantumCircuit) -> list[int]:
-    return sorted(
-        {
-            circuit.find_bit(qubit).index
-            for instruction in circuit.data
-            if instruction.operation.name != "barrier"
-            for qubit in instruction.qubits
-        }
-    )
-
-
-def _free_parameters(operation: Any) -> set[Parameter]:
-    """The parameters of an operation, those of nested circuits and base gates included."""
-    base = getattr(operation, "base_op", None)
-    if base is not None:  # AnnotatedOperation
-        return _free_parameters(base)
-    free: set[Parameter] = set()
-    for value in getattr(operation, "params", ()):
-        if isinstance(value, (ParameterExpression, QuantumCircuit)):
-            free |= set(value.parameters)
-    return free
-
-
-def _as_expression(value: Any) -> ParameterExpression:
-    """A number as an expression without parameters."""
-    return value if isinstance(value, ParameterExpression) else ParameterExpression({}, str(value))
-
-
-def _definition(operation: Any) -> QuantumCircuit | None:
-    if isinstance(operation, AnnotatedOperation):
-        wrapper = QuantumCircuit(operation.num_qubits)
-        wrapper.append(operation, range(operation.num_qubits))
-        return HighLevelSynthesis()(wrapper)
-    try:
-        return operation.definition
-    except Exception:  # some library gates fail to define themselves with free parameters
-        return None

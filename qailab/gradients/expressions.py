@@ -51,7 +51,7 @@ class ExpressionMap:
             if all(isinstance(partial, float) for partial in partials.values()):
                 for col, partial in partials.items():
                     self._matrix[row, col] = partial
-                zero = expression.bind({p: 0.0 for p in expression.parameters})
+                zero = expression.bind(dict.fromkeys(expression.parameters, 0.0))
                 self._offset[row] = float(zero.numeric())
                 continue
             ordered = list(parameters)

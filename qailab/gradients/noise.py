@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qailab.errors import InputError, InputTypeError
 
@@ -80,8 +81,8 @@ class NoiseStream:
         """A 32-bit seed of this stream, for simulators that seed themselves."""
         return int(self._words(1)[0] & np.uint64(0xFFFFFFFF))
 
-    def _words(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    def _words(self, count: int) -> NDArray[np.uint64]:
         entropy = (self.seed, self.step, _PURPOSES[self.purpose])
         # The spawn key is hashed after padding, so (seed, step) pairs cannot run into each other.
         sequence = np.random.SeedSequence(entropy[0], spawn_key=entropy[1:])
-        return sequence.generate_state(count, np.uint64)
+        return np.asarray(sequence.generate_state(count, np.uint64), dtype=np.uint64)

@@ -98,7 +98,7 @@ class PointRows(Rows):
 
     @property
     def rows_per_sample(self) -> int:
-        return self.base.shape[1]
+        return int(self.base.shape[1])
 
     @property
     def group(self) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,12 @@ class Algorithm:
 
     shots: int | None
     seed: int | None
+
+    def with_seed(self, seed: int | None) -> Self:
+        """The same algorithm with another seed."""
+        moved = copy.copy(self)
+        object.__setattr__(moved, "seed", seed)  # subclasses are frozen, this copy is nobody's yet
+        return moved
 
     def noise(self, step: int, purpose: Purpose) -> NoiseStream:
         """The noise of one step."""

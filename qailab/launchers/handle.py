@@ -19,9 +19,7 @@ class LaunchHandle(Generic[Result]):
         finish: turns the answers into the result; called once, by whoever asks first.
     """
 
-    def __init__(
-        self, answers: Future[FloatArray], finish: Callable[[FloatArray], Result]
-    ) -> None:
+    def __init__(self, answers: Future[FloatArray], finish: Callable[[FloatArray], Result]) -> None:
         self._answers = answers
         self._finish = finish
         self._finished: list[Result] = []

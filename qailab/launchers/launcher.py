@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from qiskit.circuit import Parameter
 
 from qailab.errors import InputError, InputTypeError
 from qailab.gradients.batch import RowBatch
@@ -89,7 +90,7 @@ class QuantumLauncher:
     ) -> QuantumLauncher:
         """The same launcher with the noise of another seed and step."""
         moved = copy.copy(self)  # not dataclasses.replace: what was validated stays valid
-        object.__setattr__(moved, "algorithm", dataclasses.replace(self.algorithm, seed=seed))
+        object.__setattr__(moved, "algorithm", self.algorithm.with_seed(seed))
         object.__setattr__(moved, "step", step)
         object.__setattr__(moved, "on_gradient", on_gradient)
         return moved
@@ -246,8 +247,8 @@ class QuantumLauncher:
                 f"the circuit has {self.problem.num_weights} weights, so weights must have shape "
                 f"({self.problem.num_weights},); got {values.shape}"
             )
-        _check_finite("inputs", features)
-        _check_finite("weights", values)
+        _check_finite("inputs", features, self.problem.input_parameters)
+        _check_finite("weights", values, self.problem.weight_parameters)
         lead = features.shape[:-1]
         samples = int(np.prod(lead))
         table = np.empty((samples, expected + len(values)))
@@ -263,11 +264,12 @@ def _real(what: str, values: ArrayLike) -> NDArray[np.float64]:
     return array.astype(np.float64, copy=False)
 
 
-def _check_finite(what: str, values: FloatArray) -> None:
+def _check_finite(what: str, values: FloatArray, parameters: Sequence[Parameter]) -> None:
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         where = ", ".join(map(str, bad[0]))
         raise InputError(
-            f"{what}[{where}] is {values[tuple(bad[0])]}; all {what} must be finite "
+            f"{what}[{where}] (parameter {parameters[bad[0][-1]].name!r}) is "
+            f"{values[tuple(bad[0])]}; all {what} must be finite "
             f"({len(bad)} of {values.size} are not)"
         )

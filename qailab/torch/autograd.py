@@ -52,7 +52,7 @@ class ExpVQCFunction(Function):
         ctx.launcher_backward = launcher_backward
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         fn_in, weight = ctx.saved_tensors
         for_inputs, for_weights = ctx.needs_input_grad[:2]
@@ -98,7 +98,7 @@ class ArgMax(Function):
         ctx.outcomes = fn_in.shape[-1]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         (index,) = ctx.saved_tensors
         total = grad_output.sum(dim=-1, keepdim=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -139,7 +139,8 @@ class QLayer(nn.Module):
         seed, step = int(self.seed), int(self.step)
         forward = self._forward_launcher.at(seed, step)
         backward = self._backward_launcher.at(seed, step, on_gradient=self._keep_std_errors)
-        outputs: Tensor = ExpVQCFunction.apply(inputs, self.weight, forward, backward)
+        apply: Callable[..., Tensor] = ExpVQCFunction.apply  # torch leaves it untyped
+        outputs = apply(inputs, self.weight, forward, backward)
         self.step += 1
         return outputs
 
@@ -226,8 +227,8 @@ class ArgmaxQLayer(QLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Most probable outcomes ``(*, 1)`` for features ``(*, I)``."""
-        outputs: Tensor = ArgMax.apply(self._probabilities(inputs))
-        return outputs
+        apply: Callable[..., Tensor] = ArgMax.apply  # torch leaves it untyped
+        return apply(self._probabilities(inputs))
 
 
 def _finite_pair(pair: object) -> tuple[float, float]:

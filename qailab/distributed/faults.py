@@ -1,0 +1,35 @@
+"""Telling what a failed call means: a lost machine, or rows that cannot be evaluated."""
+
+from __future__ import annotations
+
+from ray.exceptions import (
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
+
+from qailab.distributed.slots import Chunk, Slot
+from qailab.errors import EvaluationError, QailabError
+
+LOSSES = (RayActorError, OutOfMemoryError, WorkerCrashedError, ObjectLostError)
+"""Ray's errors that say something about the machine, not about the rows: the same rows run again
+elsewhere. A node's death first shows as `ActorUnavailableError`, a memory kill as
+`OutOfMemoryError`, which is no `RayActorError`."""
+
+
+def remote_error(error: BaseException, slot: Slot, chunk: Chunk, num_rows: int) -> QailabError:
+    """The error of an actor as one of ours, with where it happened and the remote traceback.
+
+    Args:
+        error: what Ray raised for the call.
+        slot: the slot whose actor it was.
+        chunk: the rows of the call.
+        num_rows: all rows of the evaluation.
+    """
+    cause = getattr(error, "cause", error)
+    kind = type(cause) if isinstance(cause, QailabError) else EvaluationError
+    return kind(
+        f"{cause}\n(on {slot.backend!r}, actor {slot.index}, rows {chunk.start} to "
+        f"{chunk.stop - 1} of {num_rows})\n{error}"
+    )
