@@ -8,6 +8,7 @@ functions of the samples' columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from qiskit.circuit import Parameter, ParameterExpression
@@ -46,18 +47,21 @@ class ExpressionMap:
         self._partials: dict[tuple[int, int], ColumnFunction] = {}
         for row, expression in enumerate(expressions):
             used = sorted((column_of[p], p) for p in expression.parameters)
-            partials = {col: _gradient(expression, p, self._owners[row]) for col, p in used}
-            self.reach[row, list(partials)] = True
-            if all(isinstance(partial, float) for partial in partials.values()):
-                for col, partial in partials.items():
-                    self._matrix[row, col] = partial
+            slopes = {col: _constant_slope(expression, p, self._owners[row]) for col, p in used}
+            self.reach[row, list(slopes)] = True
+            if None not in slopes.values():
+                for col, slope in slopes.items():
+                    self._matrix[row, col] = slope
                 zero = expression.bind(dict.fromkeys(expression.parameters, 0.0))
                 self._offset[row] = float(zero.numeric())
                 continue
-            ordered = list(parameters)
-            self._functions[row] = _numpy_function(expression, ordered)
-            for col, partial in partials.items():
-                self._partials[row, col] = _numpy_function(partial, ordered)
+            columns = [col for col, _ in used]
+            tree, symbols = _sympy_tree(expression, [p for _, p in used])
+            self._functions[row] = _column_function(tree, symbols, columns)
+            for col, symbol in zip(columns, symbols, strict=True):
+                # Not qiskit's own partial: its conversion to sympy is wrong for derivatives.
+                slope = _column_function(tree.diff(symbol), symbols, columns)
+                self._partials[row, col] = slope
 
     def values(self, parameters: FloatArray) -> FloatArray:
         """Evaluate every expression for every sample.
@@ -111,10 +115,10 @@ class ExpressionMap:
         return column
 
 
-def _gradient(
+def _constant_slope(
     expression: ParameterExpression, parameter: Parameter, owner: str
-) -> ParameterExpression | float:
-    """The derivative, as a float where it does not depend on any parameter."""
+) -> float | None:
+    """The derivative if it does not depend on any parameter, else None."""
     try:
         partial = expression.gradient(parameter)
     except RuntimeError as error:  # qiskit's symbol engine knows no derivative
@@ -123,31 +127,32 @@ def _gradient(
             f"{parameter.name!r}: {error}"
         ) from error
     if isinstance(partial, ParameterExpression):
-        if partial.parameters:
-            return partial
-        partial = partial.numeric()
+        return None
     if isinstance(partial, complex) and partial.imag:
         raise CircuitError(f"the angle of {owner} is complex; angles must be real")
     return float(partial.real)
 
 
-def _numpy_function(
-    expression: ParameterExpression | float, parameters: Sequence[Parameter]
-) -> ColumnFunction:
-    """The expression as a function of the whole ``(B, L)`` table."""
-    if isinstance(expression, float):
-        constant = expression
-        return lambda table: np.full(len(table), constant)
+def _sympy_tree(
+    expression: ParameterExpression, parameters: Sequence[Parameter]
+) -> tuple[Any, list[Any]]:
+    """The expression as a sympy tree, and the real symbols that stand for the parameters."""
     import sympy  # only needed for expressions that are not affine, and slow to import
 
-    columns = [i for i, p in enumerate(parameters) if p in expression.parameters]
     # Neutral names first: sympy would read a parameter called "E" or "x[0]" as something else.
-    neutral = {parameters[i]: Parameter(f"p{i}") for i in columns}
-    symbols = [sympy.Symbol(f"p{i}") for i in columns]
+    names = [f"p{i}" for i in range(len(parameters))]
+    neutral = {p: Parameter(name) for p, name in zip(parameters, names, strict=True)}
     # Then real symbols: sympy takes plain ones for complex, which abs() and conjugate() show.
-    dummies = [sympy.Dummy(f"p{i}", real=True) for i in columns]
-    tree = expression.subs(neutral).sympify().subs(dict(zip(symbols, dummies, strict=True)))
-    function = sympy.lambdify(dummies, tree, modules="numpy")
+    real = [sympy.Dummy(name, real=True) for name in names]
+    tree = expression.subs(neutral).sympify()
+    return tree.subs({sympy.Symbol(name): r for name, r in zip(names, real, strict=True)}), real
+
+
+def _column_function(tree: Any, symbols: Sequence[Any], columns: Sequence[int]) -> ColumnFunction:
+    """A sympy tree as a function of the whole ``(B, L)`` table."""
+    import sympy
+
+    function = sympy.lambdify(symbols, tree, modules="numpy")
 
     def evaluate(table: FloatArray) -> FloatArray:
         return np.asarray(function(*(table[:, i] for i in columns)), dtype=np.float64)

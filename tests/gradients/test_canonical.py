@@ -1,0 +1,186 @@
+import io
+
+import numpy as np
+import pytest
+from qiskit import qpy
+from qiskit.circuit import ClassicalRegister, Parameter, QuantumCircuit, QuantumRegister
+from qiskit.circuit.library import (
+    PauliEvolutionGate,
+    QFTGate,
+    RGate,
+    RVGate,
+    RXGate,
+    RYGate,
+    U2Gate,
+    XXPlusYYGate,
+    efficient_su2,
+    zz_feature_map,
+)
+from qiskit.quantum_info import SparsePauliOp
+
+from qailab.circuit import AmplitudeEncodingGate
+from qailab.errors import CircuitError
+from qailab.gradients import canonicalize
+from qailab.gradients.canonical import SHIFTABLE_GATES
+from tests import oracles
+
+x, y, z = (Parameter(name) for name in "xyz")
+
+
+def circuit_of(*steps, qubits=3):
+    circuit = QuantumCircuit(qubits)
+    circuit.h(range(qubits))
+    for step in steps:
+        step(circuit)
+    circuit.measure_all()
+    return circuit
+
+
+GATES = {
+    "shared": lambda c: (c.rx(x, 0), c.ry(x, 1), c.rx(x, 0)),
+    "affine": lambda c: c.ry(2 * x + y, 0),
+    "product": lambda c: c.rx(x * y, 1),
+    "sin": lambda c: c.ry(x.sin(), 2),
+    "exp": lambda c: c.ry(x.exp(), 2),
+    "crx": lambda c: c.crx(x, 0, 1),
+    "cry": lambda c: c.cry(x + y, 2, 1),
+    "crz": lambda c: (c.crz(x, 0, 1), c.h(1)),
+    "cp": lambda c: (c.cp(x, 0, 1), c.h(0)),
+    "p": lambda c: (c.p(x, 0), c.h(0)),
+    "u": lambda c: (c.u(x, y, z, 0), c.h(0)),
+    "u2": lambda c: (c.append(U2Gate(x, y), [1]), c.h(1)),
+    "r": lambda c: c.append(RGate(x, y), [1]),
+    "cu": lambda c: (c.cu(x, y, z, x, 0, 1), c.h(0)),
+    "rxx": lambda c: (c.rz(0.3, 0), c.rxx(x, 0, 1)),
+    "ryy": lambda c: c.ryy(x, 0, 1),
+    "rzz": lambda c: (c.rzz(x, 0, 1), c.h([0, 1])),
+    "rzx": lambda c: (c.rzx(x, 0, 1), c.h(0)),
+    "mcp": lambda c: (c.mcp(x, [0, 1], 2), c.h(2)),
+    "xx_plus_yy": lambda c: (c.s(0), c.append(XXPlusYYGate(x, y), [0, 1])),
+    "open control": lambda c: c.append(RYGate(x).control(2, ctrl_state=1, annotated=False), [0, 1, 2]),
+    "annotated": lambda c: c.append(RXGate(x).control(1, annotated=True), [0, 2]),
+    "evolution": lambda c: c.append(
+        PauliEvolutionGate(SparsePauliOp(["XYZ", "ZZI"], [1, 0.5]), time=x), [0, 1, 2]
+    ),
+    "nested": lambda c: c.append(
+        efficient_su2(3, reps=1).assign_parameters([x, y, z] * 4).to_gate(), [0, 1, 2]
+    ),
+    "fixed": lambda c: (c.append(QFTGate(3), [0, 1, 2]), c.ccx(0, 1, 2), c.rx(x, 0), c.swap(0, 1)),
+    "feature map": lambda c: c.compose(
+        zz_feature_map(3, reps=1).assign_parameters([x, y, z]), inplace=True
+    ),
+}
+
+
+# The oracle's matrix of PauliEvolutionGate comes from scipy, which has opinions on sparse formats.
+@pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")
+@pytest.mark.parametrize("name", GATES)
+def test_the_canonical_circuit_is_the_same_circuit(name):
+    circuit = circuit_of(GATES[name])
+    parameters = list(circuit.parameters)
+    canonical, angle_map = canonicalize(circuit, parameters)
+    values = np.linspace(0.3, 0.9, len(parameters))
+    angles = angle_map.values(values[None])[0]
+    np.testing.assert_allclose(
+        oracles.probabilities(canonical.circuit, canonical.angles, angles),
+        oracles.probabilities(circuit, parameters, values),
+        atol=1e-12,
+    )
+    for instruction in canonical.circuit.data:
+        if any(p in canonical.angles for p in instruction.operation.params):
+            assert instruction.operation.name in SHIFTABLE_GATES
+    assert canonical.circuit.global_phase == 0
+    assert len(canonical.circuit.parameters) == canonical.num_angles
+
+
+def test_equal_circuits_have_equal_keys_also_after_qpy():
+    circuit = circuit_of(GATES["cu"])
+    buffer = io.BytesIO()
+    qpy.dump(circuit, buffer)
+    buffer.seek(0)
+    (loaded,) = qpy.load(buffer)
+    keys = {canonicalize(c, list(c.parameters))[0].key for c in (circuit, circuit.copy(), loaded)}
+    assert len(keys) == 1
+    other = circuit_of(GATES["crx"])
+    assert canonicalize(other, [x])[0].key not in keys
+
+
+def test_amplitude_encoding_survives_qpy():
+    features = [Parameter(f"input{k}") for k in range(4)]
+    circuit = QuantumCircuit(2)
+    circuit.append(AmplitudeEncodingGate(features), [0, 1])
+    circuit.measure_all()
+    buffer = io.BytesIO()
+    qpy.dump(circuit, buffer)
+    buffer.seek(0)
+    (loaded,) = qpy.load(buffer)
+    canonical, angle_map = canonicalize(loaded, list(loaded.parameters))
+    values = np.array([[1.0, -2.0, 0.5, 3.0]])
+    measured = oracles.probabilities(canonical.circuit, canonical.angles, angle_map.values(values)[0])
+    np.testing.assert_allclose(measured, values[0] ** 2 / (values**2).sum(), atol=1e-12)
+
+
+def test_outcome_bits_are_the_measured_clbits_in_order():
+    circuit = QuantumCircuit(QuantumRegister(2, "a"), QuantumRegister(1, "b"))
+    circuit.add_register(ClassicalRegister(2, "late"), ClassicalRegister(2, "early"))
+    circuit.x(2)
+    circuit.measure(2, 3)
+    circuit.measure(0, 1)
+    canonical, _ = canonicalize(circuit, [])
+    assert canonical.num_outcomes == 4
+    assert oracles.probabilities(canonical.circuit, [], np.array([])).tolist() == [0, 0, 1, 0]
+
+
+def test_idle_qubits_are_dropped_and_angles_outside_the_light_cone_do_not_count():
+    circuit = QuantumCircuit(40, 1)
+    circuit.rx(x, 7)
+    circuit.ry(y, 30)
+    circuit.measure(7, 0)
+    canonical, angle_map = canonicalize(circuit, [x, y])
+    assert canonical.circuit.num_qubits == 2
+    assert len(angle_map.reached_by(np.array([True, True]))) == 1
+    assert len(angle_map.reached_by(np.array([False, True]))) == 0
+
+
+def _mid_circuit(circuit):
+    circuit.measure_all()
+    circuit.rx(x, 0)
+
+
+def _control_flow(circuit):
+    circuit.add_register(ClassicalRegister(1))
+    with circuit.if_test((circuit.clbits[0], 1)):
+        circuit.x(0)
+
+
+def _measured_twice(circuit):
+    circuit.add_register(ClassicalRegister(2))
+    circuit.measure(0, 0)
+    circuit.measure(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (_control_flow, r"instruction 1 \(if_else.*control flow"),
+        (lambda c: c.reset(0), r"instruction 1 \(reset on qubits 0\)"),
+        (lambda c: c.initialize([1, 0], 0), r"instruction 1 \(initialize.*StatePreparation"),
+        (_mid_circuit, r"instruction 3 \(rx on qubits 0\).*measured"),
+        (_measured_twice, r"measures qubit 0 a second time"),
+        (lambda c: c.append(RVGate(x, y, z), [0]), r"instruction 1 \(rv.*x, y, z"),
+        (lambda c: c.delay(x, 0), r"instruction 1 \(delay.*x"),
+        (lambda c: c.ry(x.sign(), 0), r"instruction 1 \(ry.*'x'"),
+    ],
+)
+def test_what_cannot_be_differentiated_is_named(step, says):
+    circuit = QuantumCircuit(1)
+    circuit.h(0)
+    step(circuit)
+    circuit.measure_all()
+    with pytest.raises(CircuitError, match=says):
+        canonicalize(circuit, list(circuit.parameters))
+
+
+def test_a_circuit_without_measurement():
+    with pytest.raises(CircuitError, match="no measurement"):
+        canonicalize(QuantumCircuit(1), [])

@@ -1,0 +1,144 @@
+"""Plan and reconstruct, run by an oracle in between: no backend, no torch."""
+
+import numpy as np
+import pytest
+from qiskit.circuit import Parameter, QuantumCircuit
+
+from qailab.circuit import AmplitudeEncoder, RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.gradients import NoiseStream, ParamShiftPlan, SpsaPlan, canonicalize
+from tests import oracles
+from tests.gradients.test_canonical import GATES, circuit_of
+
+ALL = slice(None)
+
+
+def run(plan, canonical, vectors):
+    """Answer the rows of a plan exactly."""
+    rows = plan.rows
+    values = [
+        oracles.probabilities(canonical.circuit, canonical.angles, angles) @ vectors[sample]
+        for angles, sample in zip(rows.angles(), rows.samples(), strict=True)
+    ]
+    return np.stack([values, np.full(rows.num_rows, 0.25)], axis=1)
+
+
+def wanted(parameters, chosen=ALL):
+    mask = np.zeros(len(parameters), dtype=bool)
+    mask[chosen] = True
+    return mask
+
+
+@pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")
+@pytest.mark.parametrize("name", GATES)
+def test_param_shift_is_exact_for_every_gate(name):
+    circuit = circuit_of(GATES[name])
+    parameters = list(circuit.parameters)
+    canonical, angle_map = canonicalize(circuit, parameters)
+    rng = np.random.default_rng(1)
+    values = rng.uniform(0.2, 1.0, size=(2, len(parameters)))
+    vectors = rng.normal(size=(2, canonical.num_outcomes))
+    plan = ParamShiftPlan.of(angle_map, values, wanted(parameters))
+    gradient = plan.reconstruct(run(plan, canonical, vectors)).values
+    for sample in range(2):
+        expected = oracles.vjp(circuit, parameters, values[sample], vectors[sample])
+        np.testing.assert_allclose(gradient[sample], expected, atol=1e-9)
+
+
+def test_amplitude_encoding_is_exact_also_for_negative_features():
+    circuit = build_circuit(2, [AmplitudeEncoder("input"), RealAmplitudesBlock("weight", reps=1)])
+    parameters = list(circuit.parameters)
+    canonical, angle_map = canonicalize(circuit, parameters)
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(3, len(parameters)))
+    vectors = rng.normal(size=(3, 4))
+    plan = ParamShiftPlan.of(angle_map, values, wanted(parameters))
+    gradient = plan.reconstruct(run(plan, canonical, vectors)).values
+
+    def value(features, weights, vector):
+        angles = angle_map.values(np.concatenate([features, weights])[None])[0]
+        return oracles.probabilities(canonical.circuit, canonical.angles, angles) @ vector
+
+    step = 1e-5
+    for b in range(3):
+        for i in range(len(parameters)):
+            e = step * np.eye(len(parameters))[i]
+            up, down = values[b] + e, values[b] - e
+            slope = (value(up[:4], up[4:], vectors[b]) - value(down[:4], down[4:], vectors[b])) / (
+                2 * step
+            )
+            assert gradient[b, i] == pytest.approx(slope, abs=1e-8)
+
+
+def test_only_angles_that_wanted_parameters_reach_are_shifted():
+    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
+    circuit = build_circuit(2, blocks)
+    parameters = list(circuit.parameters)
+    _, angle_map = canonicalize(circuit, parameters)
+    values = np.zeros((3, 6))
+    counts = [
+        ParamShiftPlan.of(angle_map, values, wanted(parameters, chosen)).rows.num_rows
+        for chosen in (slice(0, 2), slice(2, 6), ALL, slice(0, 0))
+    ]
+    assert counts == [2 * 2 * 3, 2 * 4 * 3, 2 * 6 * 3, 0]
+
+
+def test_variances_follow_the_chain_rule():
+    x = Parameter("x")
+    circuit = QuantumCircuit(1)
+    circuit.ry(3 * x, 0)
+    circuit.ry(x, 0)
+    circuit.measure_all()
+    canonical, angle_map = canonicalize(circuit, [x])
+    plan = ParamShiftPlan.of(angle_map, np.array([[0.3]]), wanted([x]))
+    answers = run(plan, canonical, np.array([[0.0, 1.0]]))  # each row has variance 0.25
+    # Two rows an angle with coefficient 1/2, two angles with slopes 3 and 1.
+    expected = (3**2 + 1**2) * 2 * 0.5**2 * 0.25
+    assert plan.reconstruct(answers).variances[0, 0] == pytest.approx(expected)
+
+
+def spsa(circuit, values, vectors, resamplings, seed=0, chosen=ALL):
+    parameters = list(circuit.parameters)
+    canonical, angle_map = canonicalize(circuit, parameters)
+    plan = SpsaPlan.of(
+        angle_map, values, wanted(parameters, chosen),
+        perturbation=0.05, resamplings=resamplings, noise=NoiseStream(seed),
+    )  # fmt: skip
+    return plan, plan.reconstruct(run(plan, canonical, vectors))
+
+
+def test_spsa_has_two_rows_for_each_sample_and_resampling():
+    circuit = circuit_of(GATES["feature map"])
+    plan, gradient = spsa(circuit, np.zeros((4, 3)), np.ones((4, 8)), resamplings=3)
+    assert plan.rows.num_rows == 4 * 3 * 2
+    assert gradient.values.shape == (4, 3)
+
+
+def test_spsa_averages_to_the_gradient():
+    circuit = circuit_of(GATES["u"])
+    parameters = list(circuit.parameters)
+    values = np.array([[0.4, 0.9, -0.3]])
+    vectors = np.random.default_rng(0).normal(size=(1, 8))
+    repeats = 1500
+    _, gradient = spsa(circuit, values, vectors, resamplings=repeats)
+    exact = oracles.vjp(circuit, parameters, values[0], vectors[0])
+    # One direction's error in an entry is at most the other entries' size.
+    spread = np.sqrt((exact**2).sum() / repeats)
+    assert np.abs(gradient.values[0] - exact).max() < 4 * spread + 0.05**2
+
+
+def test_spsa_with_one_parameter_is_a_central_difference_and_leaves_others_alone():
+    circuit = circuit_of(GATES["u"])
+    values = np.array([[0.4, 0.9, -0.3]])
+    vectors = np.arange(8.0)[None]
+    _, gradient = spsa(circuit, values, vectors, resamplings=1, chosen=slice(0, 1))
+    exact = oracles.vjp(circuit, list(circuit.parameters), values[0], vectors[0])
+    assert gradient.values[0, 0] == pytest.approx(exact[0], abs=1e-2)
+    assert (gradient.values[0, 1:] == 0).all()
+
+
+def test_spsa_is_seeded():
+    circuit = circuit_of(GATES["u"])
+    values, vectors = np.full((2, 3), 0.3), np.ones((2, 8)) * np.arange(8)
+    first, again, other = (spsa(circuit, values, vectors, 2, seed)[0].signs for seed in (1, 1, 2))
+    assert (first == again).all()
+    assert (first != other).any()
