@@ -137,7 +137,9 @@ class Backend(ABC):
             piece = batch.part(start, min(start + stride, rows.stop))
             outcomes = self.outcomes(circuit, piece)
             first = start - rows.start
-            answers[first : first + piece.num_rows] = _answers(outcomes, piece)
+            # An infinite grad_output (a gradient scaler's overflow) is no reason to warn.
+            with np.errstate(invalid="ignore", over="ignore"):
+                answers[first : first + piece.num_rows] = _answers(outcomes, piece)
         return answers
 
     def submit(self, circuit: CanonicalCircuit, batch: RowBatch) -> RowFuture:
@@ -198,6 +200,5 @@ def _answers(outcomes: Outcomes, batch: RowBatch) -> FloatArray:
         probabilities, means = outcomes.estimate, values
         degrees = batch.shots - 1
     spread = (probabilities * (vectors - means[:, None]) ** 2).sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        variances = spread / degrees if degrees else np.full_like(spread, np.nan)
+    variances = spread / degrees if degrees else np.full_like(spread, np.nan)
     return np.stack([values, variances], axis=1)

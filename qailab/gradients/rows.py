@@ -106,7 +106,8 @@ class PointRows(Rows):
 
     def angles(self) -> FloatArray:
         offset = self.first_sample * self.rows_per_sample
-        table = self.base.reshape(-1, self.base.shape[2])
+        samples, per_sample, angles = self.base.shape
+        table = self.base.reshape(samples * per_sample, angles)
         return table[self.start - offset : self.stop - offset]
 
 

@@ -192,7 +192,8 @@ class QuantumLauncher:
         )
 
         def finish(answers: FloatArray) -> Gradient:
-            gradient = self._gradient(plan.reconstruct(answers), lead, for_inputs, for_weights)
+            with np.errstate(invalid="ignore", over="ignore"):  # infinities pass through
+                gradient = self._gradient(plan.reconstruct(answers), lead, for_inputs, for_weights)
             if self.on_gradient is not None:
                 self.on_gradient(gradient)
             return gradient

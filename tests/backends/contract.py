@@ -1,0 +1,153 @@
+"""What every backend must do; inherit `BackendContract` and give a backend."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qailab.backends import Backend
+from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.gradients import NoiseStream, ParamShiftPlan, PointRows, RowBatch, canonicalize
+from tests import oracles
+
+DEADLINE = 60
+
+
+def model(qubits=3, reps=1, measure_qubits=None):
+    """A circuit, its canonical form, its angle map and three samples of parameters."""
+    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=reps)]
+    circuit = build_circuit(qubits, blocks, measure_qubits)
+    canonical, angle_map = canonicalize(circuit, list(circuit.parameters))
+    values = np.random.default_rng(5).uniform(0, 3, size=(3, circuit.num_parameters))
+    return circuit, canonical, angle_map, values
+
+
+def forward_batch(angle_map, values, shots, seed=1):
+    rows = PointRows(base=angle_map.values(values)[:, None, :])
+    return RowBatch(rows, shots, NoiseStream(seed))
+
+
+def backward_batch(canonical, angle_map, values, shots, seed=1):
+    wanted = np.ones(values.shape[1], dtype=bool)
+    rows = ParamShiftPlan.of(angle_map, values, wanted).rows
+    vectors = np.random.default_rng(2).normal(size=(len(values), canonical.num_outcomes))
+    return RowBatch(rows, shots, NoiseStream(seed), vectors)
+
+
+class BackendContract:
+    """Contract of `qailab.backends.Backend`."""
+
+    noiseless = True
+    shots = 200
+    cuts = 40  # how many ways of cutting a batch are tried
+
+    def backend(self) -> Backend:
+        raise NotImplementedError("a subclass gives the backend that is tested")
+
+    def test_probabilities_are_the_circuits(self):
+        circuit, canonical, angle_map, values = model()
+        batch = forward_batch(angle_map, values, shots=self.shots)
+        estimates = self.backend().evaluate(canonical, batch)
+        assert estimates.shape == (3, 8)
+        np.testing.assert_allclose(estimates.sum(axis=1), 1.0)
+        np.testing.assert_allclose(estimates * self.shots, np.round(estimates * self.shots))
+        if self.noiseless:
+            exact = [oracles.probabilities(circuit, circuit.parameters, v) for v in values]
+            assert np.abs(estimates - exact).max() < 5 * 0.5 / np.sqrt(self.shots)
+
+    def test_a_subset_of_qubits_in_any_order(self):
+        circuit, canonical, angle_map, values = model(measure_qubits=[2, 0])
+        if not (self.noiseless and self.backend().supports_exact):
+            return
+        exact = [oracles.probabilities(circuit, circuit.parameters, v) for v in values]
+        batch = forward_batch(angle_map, values, shots=None)
+        np.testing.assert_allclose(self.backend().evaluate(canonical, batch), exact, atol=1e-12)
+
+    @pytest.mark.parametrize("kind", ["forward", "backward"])
+    def test_any_cut_gives_the_same_bits(self, kind):
+        _, canonical, angle_map, values = model()
+        backend = self.backend()
+        batch = (
+            forward_batch(angle_map, values, self.shots)
+            if kind == "forward"
+            else backward_batch(canonical, angle_map, values, self.shots)
+        )
+        whole = backend.evaluate(canonical, batch)
+
+        @settings(max_examples=self.cuts)
+        @given(st.lists(st.integers(1, batch.num_rows), min_size=1, max_size=4))
+        def check(sizes):
+            start, i, pieces = 0, 0, []
+            while start < batch.num_rows:
+                size = max(1, sizes[i % len(sizes)] // batch.rows.group) * batch.rows.group
+                stop = min(start + size, batch.num_rows)
+                pieces.append(backend.evaluate(canonical, batch.part(start, stop)))
+                start, i = stop, i + 1
+            np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+        check()
+
+    def test_seed_and_step_decide_the_noise(self):
+        _, canonical, angle_map, values = model()
+        backend = self.backend()
+        rows = forward_batch(angle_map, values, self.shots).rows
+
+        def estimate(seed, step):
+            batch = RowBatch(rows, self.shots, NoiseStream(seed, step))
+            return backend.evaluate(canonical, batch)
+
+        np.testing.assert_array_equal(estimate(1, 0), estimate(1, 0))
+        assert (estimate(1, 0) != estimate(1, 1)).any()
+        assert (estimate(1, 0) != estimate(2, 0)).any()
+
+    def test_values_and_variances_of_contracted_rows(self):
+        _, canonical, angle_map, values = model()
+        backend = self.backend()
+        batch = backward_batch(canonical, angle_map, values, self.shots)
+        answers = backend.evaluate(canonical, batch)
+        assert answers.shape == (batch.num_rows, 2)
+        again = backend.evaluate(
+            canonical, RowBatch(batch.rows, self.shots, NoiseStream(1), batch.vectors)
+        )
+        np.testing.assert_array_equal(answers, again)
+        largest = np.abs(batch.vectors).max()
+        assert (answers[:, 1] >= 0).all()
+        assert (answers[:, 1] <= 4 * largest**2 / self.shots).all()
+
+    def test_a_circuit_without_parameters(self):
+        circuit = build_circuit(2, [])
+        canonical, angle_map = canonicalize(circuit, [])
+        batch = forward_batch(angle_map, np.empty((3, 0)), shots=self.shots)
+        estimates = self.backend().evaluate(canonical, batch)
+        assert (estimates.argmax(axis=1) == 0).all()
+
+    def test_submit_gives_what_evaluate_gives(self):
+        _, canonical, angle_map, values = model()
+        backend = self.backend()
+        batch = forward_batch(angle_map, values, self.shots)
+        future = backend.submit(canonical, batch)
+        np.testing.assert_array_equal(
+            future.result(DEADLINE), backend.evaluate(canonical, batch)
+        )
+        assert future.done()
+        assert not future.cancel()
+
+    def test_it_pickles_small_also_after_use(self):
+        _, canonical, angle_map, values = model()
+        backend = self.backend()
+        batch = forward_batch(angle_map, values, self.shots)
+        before = backend.evaluate(canonical, batch)
+        copy = pickle.loads(pickle.dumps(backend))
+        np.testing.assert_array_equal(copy.evaluate(canonical, batch), before)
+        assert repr(copy) == repr(backend)
+
+    def test_close_twice_and_use_again(self):
+        _, canonical, angle_map, values = model()
+        backend = self.backend()
+        batch = forward_batch(angle_map, values, self.shots)
+        before = backend.evaluate(canonical, batch)
+        backend.close()
+        backend.close()
+        np.testing.assert_array_equal(backend.evaluate(canonical, batch), before)

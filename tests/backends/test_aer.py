@@ -1,0 +1,260 @@
+import threading
+
+import numpy as np
+import pytest
+from qiskit import transpile
+from qiskit.circuit import Parameter, QuantumCircuit
+from qiskit_aer import AerSimulator
+from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
+from qiskit_ibm_runtime.fake_provider import FakeManilaV2
+
+from qailab.backends import AerBackend, aer
+from qailab.backends.aer_programs import SEED_STRIDE
+from qailab.errors import BackendBuildError, InputError, MemoryLimitError
+from qailab.gradients import ParamShiftPlan, canonicalize
+from tests import oracles
+from tests.backends.contract import BackendContract, backward_batch, forward_batch, model
+
+
+def noise_model():
+    noise = NoiseModel()
+    noise.add_all_qubit_quantum_error(depolarizing_error(0.02, 1), ["ry", "sx", "rz"])
+    noise.add_all_qubit_quantum_error(depolarizing_error(0.05, 2), ["cx"])
+    noise.add_all_qubit_readout_error(ReadoutError([[0.95, 0.05], [0.1, 0.9]]))
+    noise.add_readout_error(ReadoutError([[0.9, 0.1], [0.2, 0.8]]), [1])
+    return noise
+
+
+class TestStatevector(BackendContract):
+    def backend(self):
+        return AerBackend()
+
+
+class TestDensityMatrix(BackendContract):
+    def backend(self):
+        return AerBackend(method="density_matrix")
+
+
+class TestMatrixProductState(BackendContract):
+    def backend(self):
+        return AerBackend(method="matrix_product_state")
+
+
+class TestAerSampledCounts(BackendContract):
+    cuts = 8
+    @pytest.fixture(autouse=True)
+    def _many_outcomes(self, monkeypatch):
+        monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
+
+    def backend(self):
+        return AerBackend()
+
+
+class TestNoiseModel(BackendContract):
+    noiseless = False
+
+    def backend(self):
+        return AerBackend(noise_model=noise_model())
+
+
+class TestNoisyTrajectories(BackendContract):
+    cuts = 8
+    noiseless = False
+
+    @pytest.fixture(autouse=True)
+    def _no_density_matrix(self, monkeypatch):
+        monkeypatch.setattr(aer, "MAX_DENSITY_QUBITS", 0)
+
+    def backend(self):
+        return AerBackend(noise_model=noise_model())
+
+
+class TestFakeDevice(BackendContract):
+    cuts = 8
+    noiseless = False
+
+    def backend(self):
+        return AerBackend(from_backend=FakeManilaV2())
+
+
+def test_aer_seeds_bindings_by_the_stride_we_count_on():
+    angle = Parameter("a")
+    circuit = QuantumCircuit(1)
+    circuit.ry(angle, 0)
+    circuit.measure_all()
+    simulator = AerSimulator(runtime_parameter_bind_enable=True)
+    values = np.linspace(0.5, 2.5, 4)
+
+    def counts(values, seed):
+        job = simulator.run(
+            [circuit], parameter_binds=[{angle: values}], shots=1000, seed_simulator=seed
+        )
+        return [experiment.data.counts for experiment in job.result().results]
+
+    whole = counts(values, 7)
+    for row in range(4):
+        assert counts(values[row:], 7 + SEED_STRIDE * row) == whole[row:]
+
+
+def test_exact_noisy_probabilities_have_gate_and_readout_errors():
+    circuit, canonical, angle_map, values = model(qubits=2, measure_qubits=[1, 0])
+    batch = forward_batch(angle_map, values[:1], shots=None)
+    (exact,) = AerBackend(noise_model=noise_model()).evaluate(canonical, batch)
+    simulator = AerSimulator(noise_model=noise_model())
+    ready = transpile(circuit, simulator, optimization_level=1, seed_transpiler=0)
+    bound = ready.assign_parameters(dict(zip(circuit.parameters, values[0], strict=True)))
+    counts = simulator.run(bound, shots=400_000, seed_simulator=3).result().get_counts()
+    frequencies = [counts.get(f"{k:02b}", 0) / 400_000 for k in range(4)]
+    assert np.abs(exact - frequencies).max() < 5 * 0.5 / np.sqrt(400_000)
+    ideal = oracles.probabilities(circuit, circuit.parameters, values[0])
+    assert np.abs(exact - ideal).max() > 0.02
+
+
+def test_a_fake_devices_noise_is_plain_aers():
+    circuit, canonical, angle_map, values = model(qubits=3)
+    device = FakeManilaV2()
+    (exact,) = AerBackend(from_backend=device).evaluate(
+        canonical, forward_batch(angle_map, values[:1], shots=None)
+    )
+    simulator = AerSimulator.from_backend(device)
+    ready = transpile(circuit, simulator, optimization_level=1, seed_transpiler=0)
+    bound = ready.assign_parameters(dict(zip(circuit.parameters, values[0], strict=True)))
+    counts = simulator.run(bound, shots=100_000, seed_simulator=3).result().get_counts()
+    frequencies = [counts.get(f"{k:03b}", 0) / 100_000 for k in range(8)]
+    assert np.abs(exact - frequencies).max() < 5 * 0.5 / np.sqrt(100_000)
+    ideal = oracles.probabilities(circuit, circuit.parameters, values[0])
+    assert np.abs(exact - ideal).max() > 0.01
+
+
+def test_noisy_gradients_are_exact_derivatives_of_the_noisy_probabilities():
+    _, canonical, angle_map, values = model(qubits=2)
+    backend = AerBackend(noise_model=noise_model())
+    batch = backward_batch(canonical, angle_map, values, shots=None)
+    plan = ParamShiftPlan.of(angle_map, values, np.ones(values.shape[1], dtype=bool))
+    gradient = plan.reconstruct(backend.evaluate(canonical, batch)).values
+    step = 1e-4
+    for i in range(values.shape[1]):
+        e = step * np.eye(values.shape[1])[i]
+        up, down = (
+            backend.evaluate(canonical, forward_batch(angle_map, values + s * e, None))
+            for s in (1, -1)
+        )
+        slopes = ((up - down) * batch.vectors).sum(axis=1) / (2 * step)
+        np.testing.assert_allclose(gradient[:, i], slopes, atol=1e-6)
+
+
+def test_exact_variances_of_shots():
+    _, canonical, angle_map, values = model()
+    backend = AerBackend()
+    batch = backward_batch(canonical, angle_map, values, shots=50)
+    variances = backend.evaluate(canonical, batch)[:, 1]
+    spread = np.var(
+        [
+            backend.evaluate(canonical, backward_batch(canonical, angle_map, values, 50, seed))[:, 0]
+            for seed in range(300)
+        ],
+        axis=0,
+    )
+    ratio = spread / variances
+    assert ratio.mean() == pytest.approx(1.0, abs=4 * np.sqrt(2 / 300 / len(ratio)))
+
+
+def test_sampled_variances_of_one_shot_are_not_a_number(monkeypatch):
+    monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
+    _, canonical, angle_map, values = model()
+    answers = AerBackend().evaluate(canonical, backward_batch(canonical, angle_map, values, 1))
+    assert np.isnan(answers[:, 1]).all()
+    assert np.isfinite(answers[:, 0]).all()
+
+
+def test_memory_stays_bounded_by_slices(monkeypatch):
+    _, canonical, angle_map, values = model()
+    whole_batch = backward_batch(canonical, angle_map, values, shots=50)
+    whole = AerBackend().evaluate(canonical, whole_batch)
+    monkeypatch.setattr(AerBackend, "rows_at_once", lambda self, circuit: 5)
+    np.testing.assert_array_equal(AerBackend().evaluate(canonical, whole_batch), whole)
+
+
+def test_cancelled_between_slices(monkeypatch):
+    _, canonical, angle_map, values = model()
+    batch = backward_batch(canonical, angle_map, values, shots=50)
+    began, go_on = threading.Event(), threading.Event()
+    original = AerBackend.outcomes
+
+    def slow(self, circuit, batch):
+        began.set()
+        assert go_on.wait(30)
+        return original(self, circuit, batch)
+
+    monkeypatch.setattr(AerBackend, "outcomes", slow)
+    monkeypatch.setattr(AerBackend, "rows_at_once", lambda self, circuit: 2)
+    future = AerBackend().submit(canonical, batch)
+    assert began.wait(30)
+    assert future.cancel()
+    assert future.cancelled()
+    go_on.set()
+
+
+def plain(qubits, measured):
+    circuit = QuantumCircuit(qubits, measured)
+    angle = Parameter("weight")
+    for qubit in range(qubits):
+        circuit.ry(angle, qubit)
+    circuit.measure(range(measured), range(measured))
+    return canonicalize(circuit, [angle])[0]
+
+
+@pytest.mark.parametrize(
+    ("backend", "qubits", "measured", "shots", "says"),
+    [
+        (AerBackend(), 45, 45, 100, r"45 measured qubits.*need 268,435,456 MiB"),
+        (AerBackend(max_memory_mb=1), 20, 1, 100, r"statevector of 20 qubits needs 16 MiB"),
+        (AerBackend(noise_model=noise_model()), 25, 2, None, r"density matrix of 25.*use shots"),
+    ],
+)
+def test_too_large_says_how_much_it_needs(backend, qubits, measured, shots, says):
+    with pytest.raises(MemoryLimitError, match=says):
+        backend.validate(plain(qubits, measured), shots)
+
+
+def test_noise_of_the_measurement_itself_has_no_exact_probabilities():
+    noise = NoiseModel()
+    noise.add_all_qubit_quantum_error(depolarizing_error(0.1, 1), "measure")
+    backend = AerBackend(noise_model=noise)
+    circuit = QuantumCircuit(1)
+    circuit.measure_all()
+    canonical, angle_map = canonicalize(circuit, [])
+    with pytest.raises(MemoryLimitError, match="use shots"):
+        backend.evaluate(canonical, forward_batch(angle_map, np.empty((1, 0)), None))
+    (sampled,) = backend.evaluate(canonical, forward_batch(angle_map, np.empty((1, 0)), 20_000))
+    assert sampled[1] == pytest.approx(0.05, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"method": "exact"}, r"'statevector'.*got 'exact'"),
+        ({"device": "TPU"}, r"'CPU', 'GPU'; got 'TPU'"),
+        ({"threads": 0}, r"threads must be a positive integer, got 0"),
+        ({"max_memory_mb": 1.5}, r"max_memory_mb must be a positive integer"),
+        ({"noise_model": noise_model(), "from_backend": FakeManilaV2()}, r"not both"),
+        ({"noise_model": noise_model(), "method": "statevector"}, r"density_matrix"),
+    ],
+)
+def test_bad_options(options, says):
+    with pytest.raises(InputError, match=says):
+        AerBackend(**options)
+
+
+def test_a_device_that_aer_does_not_have():
+    if "GPU" in AerSimulator().available_devices():
+        return
+    with pytest.raises(BackendBuildError, match=r"reports the devices CPU.*not GPU"):
+        AerBackend(device="GPU").open()
+
+
+def test_a_live_device_is_copied_without_its_service():
+    class Live(FakeManilaV2):
+        service = "holds a token"
+
+    assert isinstance(AerBackend(from_backend=Live()).from_backend, AerSimulator)

@@ -1,0 +1,368 @@
+"""The pool on a real Ray, with real simulators."""
+
+import copy
+import os
+import pickle
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from qailab.backends import AerBackend, Backend, Outcomes
+from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.distributed import LauncherPool
+from qailab.distributed import dispatcher as dispatching
+from qailab.errors import (
+    BackendBuildError,
+    EvaluationError,
+    InputError,
+    MemoryLimitError,
+    PoolClosedError,
+    PoolError,
+    PoolExhaustedError,
+)
+from qailab.torch import QLayer
+from tests.backends.contract import backward_batch, forward_batch, model
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+DEADLINE = 60
+SMALL = {"num_cpus": 0.5}  # eight actors fit the test cluster
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with LauncherPool([AerBackend()] * 2, actor_options=SMALL) as shared:
+        yield shared
+
+
+def layer(backend, qubits=3, seed=5, reps=1):
+    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=reps)]
+    made = QLayer(build_circuit(qubits, blocks), backend=backend, seed=seed, shots=100)
+    made.weight.data.copy_(torch.linspace(0, 3, len(made.weight)))
+    return made
+
+
+def two_steps(backend, **options):
+    """Outputs, gradients and standard errors of two steps."""
+    module = layer(backend, **options)
+    inputs = torch.rand(
+        7, module.in_features, generator=torch.Generator().manual_seed(1), requires_grad=True
+    )
+    seen = []
+    for _ in range(2):
+        inputs.grad = module.weight.grad = None
+        outputs = module(inputs)
+        (outputs**2).sum().backward()
+        seen += [outputs.detach(), inputs.grad, module.weight.grad]
+        seen += [module.weight_std_error, module.input_std_error]
+    return seen
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("actors", "chunk_rows"), [(1, "auto"), (2, 1), (2, 7), (3, "auto"), (3, 1000)]
+)
+def test_the_same_bits_as_in_process(actors, chunk_rows):
+    with LauncherPool(
+        [AerBackend()] * actors, chunk_rows=chunk_rows, actor_options=SMALL
+    ) as own:
+        assert_same(two_steps(own), two_steps(AerBackend()))
+
+
+def test_several_layers_and_threads_at_once(pool):
+    expected = {qubits: two_steps(AerBackend(), qubits=qubits) for qubits in (2, 3, 4)}
+    errors = []
+
+    def work(qubits):
+        try:
+            assert_same(two_steps(pool, qubits=qubits), expected[qubits])
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(2 + i % 3,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert not errors
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_submit_and_run(pool):
+    _, canonical, angle_map, values = model()
+    for batch in (
+        forward_batch(angle_map, values, shots=50),
+        backward_batch(canonical, angle_map, values, shots=None),
+    ):
+        expected = AerBackend().evaluate(canonical, batch)
+        np.testing.assert_array_equal(pool.run(canonical, batch), expected)
+        future = pool.submit(canonical, batch)
+        np.testing.assert_array_equal(future.result(DEADLINE), expected)
+        assert future.done()
+
+
+def test_stats_count_rows_chunks_bytes_and_seconds():
+    _, canonical, angle_map, values = model()
+    batch = backward_batch(canonical, angle_map, values, shots=50)
+    with LauncherPool([AerBackend()] * 2, chunk_rows=6, actor_options=SMALL) as own:
+        own.run(canonical, batch)
+        stats = own.stats()
+    assert stats["rows"] == sum(actor["rows"] for actor in stats["actors"]) == batch.num_rows
+    assert stats["chunks"] == batch.num_rows // 6
+    assert stats["retries"] == 0
+    assert stats["bytes_received"] == 16 * batch.num_rows
+    assert stats["bytes_sent"] > 0
+    assert stats["seconds"] > 0
+    assert [actor["backend"] for actor in stats["actors"]] == ["AerBackend()"] * 2
+
+
+@pytest.mark.parametrize(("qubits", "limit"), [(6, 40), (10, 128)])
+def test_bytes_of_a_row(qubits, limit, pool):
+    module = layer(pool, qubits=qubits, reps=3)
+    inputs = torch.rand(16, qubits, requires_grad=True)
+    outputs = module(inputs)
+    before = pool.stats()
+    (outputs**2).sum().backward()
+    after = pool.stats()
+    rows = after["rows"] - before["rows"]
+    sent, received = (after[k] - before[k] for k in ("bytes_sent", "bytes_received"))
+    assert rows == 2 * 5 * qubits * 16
+    assert (sent + received) / rows <= limit
+
+
+class SlowOnce(AerBackend):
+    """Takes half a second for the first rows, so that there is time to disturb it."""
+
+    def outcomes(self, circuit, batch):
+        if not self.__dict__.get("_live_seen"):
+            self.__dict__["_live_seen"] = True
+            time.sleep(0.5)
+        return super().outcomes(circuit, batch)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def actor_pids(pool):
+    actors = [slot.actor for slot in pool._dispatcher.slots]
+    ask = [a.__ray_call__.remote(lambda self: os.getpid()) for a in actors]
+    return ray.get(ask, timeout=DEADLINE)
+
+
+@pytest.mark.parametrize("how", ["sigkill", "ray.kill"])
+def test_a_dead_actor_is_replaced_and_only_its_rows_run_again(how):
+    _, canonical, angle_map, values = model()
+    batch = backward_batch(canonical, angle_map, values, shots=50)
+    expected = AerBackend().evaluate(canonical, batch)
+    with LauncherPool([SlowOnce()] * 2, chunk_rows=4, actor_options=SMALL) as own:
+        (victim, _) = actor_pids(own)
+        handle = own._dispatcher.slots[0].actor
+        future = own.submit(canonical, batch)
+        time.sleep(0.2)
+        if how == "sigkill":
+            os.kill(victim, signal.SIGKILL)
+        else:
+            ray.kill(handle)
+        np.testing.assert_array_equal(future.result(DEADLINE), expected)
+        stats = own.stats()
+        assert stats["rows"] == batch.num_rows  # every row answered once
+        assert 1 <= stats["retries"] <= 2  # what the dead actor had in flight
+        assert [actor["replaced"] for actor in stats["actors"]] == [1, 0]
+        assert victim not in actor_pids(own)
+
+
+class Breaking(AerBackend):
+    """Fails on the rows from 6 on."""
+
+    def outcomes(self, circuit, batch):
+        if batch.rows.stop > 6:
+            raise ZeroDivisionError("row 6 divides by zero")
+        return super().outcomes(circuit, batch)
+
+
+def test_an_error_of_the_rows_is_raised_once_with_where_it_was():
+    _, canonical, angle_map, values = model()
+    batch = backward_batch(canonical, angle_map, values, shots=50)
+    with LauncherPool([Breaking()] * 2, chunk_rows=6, actor_options=SMALL) as own:
+        with pytest.raises(EvaluationError) as caught:
+            own.run(canonical, batch)
+        text = str(caught.value)
+        assert "ZeroDivisionError: row 6 divides by zero" in text
+        assert "AerBackend()" in text
+        assert f"of {batch.num_rows}" in text
+        assert "in outcomes" in text  # the remote traceback
+        assert own.stats()["retries"] == 0
+        # The pool stays usable.
+        part = batch.part(0, 6)
+        np.testing.assert_array_equal(
+            own.run(canonical, part), AerBackend().evaluate(canonical, part)
+        )
+
+
+class Deadly(AerBackend):
+    """Kills its process."""
+
+    def outcomes(self, circuit, batch):
+        os._exit(1)
+
+
+def test_rows_that_kill_every_actor_end_in_an_error(caplog):
+    _, canonical, angle_map, values = model()
+    batch = forward_batch(angle_map, values, shots=50)
+    with (
+        LauncherPool([Deadly()] * 2, actor_options=SMALL) as own,
+        pytest.raises((PoolExhaustedError, EvaluationError), match=r"AerBackend\(\)"),
+    ):
+        own.submit(canonical, batch).result(DEADLINE)
+    assert "was lost" in caplog.text
+
+
+class Unbuildable(AerBackend):
+    """Cannot be built, as a GPU simulator on a machine without one."""
+
+    def open(self):
+        raise BackendBuildError("no such device here")
+
+
+def test_a_backend_that_cannot_be_built_shows_the_remote_cause():
+    with pytest.raises(BackendBuildError, match="no such device here") as caught:
+        LauncherPool([Unbuildable()] * 2, actor_options=SMALL)
+    assert "in open" in str(caught.value)
+
+
+def test_others_go_on_where_one_cannot_be_built(caplog):
+    with LauncherPool([Unbuildable(), AerBackend()], actor_options=SMALL) as own:
+        assert_same(two_steps(own), two_steps(AerBackend()))
+        wait_until(lambda: own.stats()["actors"][0]["state"] == "aside")
+        assert [actor["rows"] > 0 for actor in own.stats()["actors"]] == [False, True]
+    assert "set aside" in caplog.text
+
+
+def test_cancelling_frees_the_pool():
+    _, canonical, angle_map, values = model()
+    batch = backward_batch(canonical, angle_map, values, shots=50)
+    with LauncherPool([SlowOnce()], chunk_rows=4, actor_options=SMALL) as own:
+        future = own.submit(canonical, batch)
+        time.sleep(0.2)
+        assert future.cancel()
+        assert future.cancelled()
+        expected = AerBackend().evaluate(canonical, batch)
+        np.testing.assert_array_equal(own.run(canonical, batch), expected)
+
+
+def test_copies_of_a_model_use_the_same_actors(pool):
+    assert copy.deepcopy(layer(pool)).backend is pool
+
+
+def test_a_pickled_pool_is_a_handle_for_other_processes(pool):
+    @ray.remote(num_cpus=0)
+    def in_another_process(handle):
+        return two_steps(handle)
+
+    remote = ray.get(in_another_process.remote(pool), timeout=DEADLINE)
+    assert_same(remote, two_steps(pool))
+    handle = pickle.loads(pickle.dumps(pool))
+    assert_same(two_steps(handle), two_steps(pool))
+    handle.close()  # lets go, and leaves the actors to their owner
+    assert_same(two_steps(pool), two_steps(AerBackend()))
+
+
+def test_a_closed_pool():
+    own = LauncherPool([AerBackend()], actor_options=SMALL)
+    module = layer(own)
+    own.close()
+    own.close()
+    assert "closed" in repr(own)
+    with pytest.raises(PoolClosedError, match="make a new LauncherPool"):
+        module(torch.rand(2, 3))
+    with pytest.raises(PoolClosedError):
+        own.stats()
+    assert ray.is_initialized()  # it was not this pool's
+
+
+def test_closing_fails_what_is_unfinished():
+    _, canonical, angle_map, values = model()
+    batch = backward_batch(canonical, angle_map, values, shots=50)
+    own = LauncherPool([SlowOnce()], actor_options=SMALL)
+    future = own.submit(canonical, batch)
+    own.close()
+    with pytest.raises(PoolClosedError):
+        future.result(DEADLINE)
+
+
+def test_no_resources_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(dispatching, "START_SECONDS", 3.0)
+    with pytest.raises(PoolError, match=r"needs 1 CPU.*'num_cpus': 64.*CPU .* of 4 free"):
+        LauncherPool([AerBackend()], actor_options={"num_cpus": 64})
+
+
+def test_too_large_circuits_fail_before_anything_runs(pool):
+    with LauncherPool([AerBackend(max_memory_mb=1)], actor_options=SMALL) as own:
+        with pytest.raises(MemoryLimitError, match="MiB"):
+            layer(own, qubits=17)
+        assert own.stats()["rows"] == 0
+
+
+class Hardware(Backend):
+    """No exact probabilities, as on hardware."""
+
+    def open(self):
+        pass
+
+    def outcomes(self, circuit, batch):
+        return Outcomes(np.full((batch.num_rows, circuit.num_outcomes), 1 / circuit.num_outcomes))
+
+    def rows_at_once(self, circuit):
+        return 100
+
+
+def test_exact_probabilities_need_all_backends():
+    with LauncherPool([AerBackend(), Hardware()], actor_options=SMALL) as mixed:
+        assert not mixed.supports_exact
+        blocks = [RotationalEncoder("y", "input")]
+        with pytest.raises(InputError, match="only simulators"):
+            QLayer(build_circuit(1, blocks), backend=mixed, shots=None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (([],), "at least one"),
+        ((["aer"],), r"backends\[0\].*str"),
+        (([AerBackend()], {"max_in_flight": 0}), "max_in_flight must be a positive integer"),
+        (([AerBackend()], {"chunk_rows": 0}), "positive integer or 'auto', got 0"),
+        (([AerBackend()], {"chunk_rows": "large"}), "'auto', got 'large'"),
+    ],
+)
+def test_bad_options(arguments, says):
+    backends, options = (*arguments, {})[:2]
+    with pytest.raises(InputError, match=says):
+        LauncherPool(backends, **options)
+
+
+def test_an_idle_actor_is_light(pool):
+    def weigh(self):
+        import sys
+
+        with open("/proc/self/status") as status:
+            (line,) = (line for line in status if line.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024, "torch" in sys.modules
+
+    with LauncherPool([AerBackend()], actor_options=SMALL) as own:
+        (actor,) = (slot.actor for slot in own._dispatcher.slots)
+        mebibytes, has_torch = ray.get(actor.__ray_call__.remote(weigh), timeout=DEADLINE)
+    assert not has_torch
+    assert mebibytes < 250

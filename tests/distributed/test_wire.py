@@ -1,0 +1,37 @@
+import numpy as np
+from hypothesis import given
+
+from qailab.distributed.wire import decode_answers, decode_batch, encode_answers, encode_batch
+from qailab.gradients import NoiseStream, PointRows, RowBatch, ShiftedRows, ShiftRule
+from tests.gradients.test_rows import batches
+
+
+@given(batches())
+def test_a_batch_arrives_as_it_was_sent(batch):
+    arrived = decode_batch(encode_batch(batch))
+    assert type(arrived.rows) is type(batch.rows)
+    assert (arrived.shots, arrived.noise) == (batch.shots, batch.noise)
+    assert (arrived.rows.start, arrived.rows.stop) == (batch.rows.start, batch.rows.stop)
+    np.testing.assert_array_equal(arrived.rows.angles(), batch.rows.angles())
+    np.testing.assert_array_equal(arrived.rows.samples(), batch.rows.samples())
+    np.testing.assert_array_equal(arrived.vectors, batch.vectors)
+
+
+def test_other_rules_and_empty_angles():
+    rule = ShiftRule((1.0, -1.0), (np.pi / 6, -np.pi / 6))
+    rows = ShiftedRows(base=np.zeros((1, 2)), columns=np.array([1]), rule=rule)
+    batch = RowBatch(rows, None, NoiseStream(0))
+    assert decode_batch(encode_batch(batch)).rows.rule == rule
+    empty = RowBatch(PointRows(base=np.zeros((3, 1, 0))), 5, NoiseStream(0))
+    assert decode_batch(encode_batch(empty)).rows.angles().shape == (3, 0)
+
+
+def test_answers():
+    answers = np.arange(6.0).reshape(3, 2)
+    np.testing.assert_array_equal(decode_answers(encode_answers(answers), 3), answers)
+
+
+def test_a_samples_message_is_its_content_and_little_more():
+    rows = ShiftedRows(base=np.zeros((1, 30)), columns=np.arange(30))
+    batch = RowBatch(rows, 1024, NoiseStream(2**62, 10**6, "backward"), np.zeros((1, 64)))
+    assert len(encode_batch(batch)) <= 30 * 8 + 64 * 8 + 30 * 4 + 150

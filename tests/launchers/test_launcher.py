@@ -1,0 +1,288 @@
+import threading
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+from qiskit.circuit import Parameter, QuantumCircuit
+
+from qailab.backends import AerBackend, Backend, Outcomes
+from qailab.circuit import (
+    AmplitudeEncoder,
+    RealAmplitudesBlock,
+    RotationalEncoder,
+    build_circuit,
+)
+from qailab.errors import EvaluationError, InputError, InputTypeError
+from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, Gradient, QuantumLauncher
+from tests import oracles
+
+DEADLINE = 60
+
+
+def problem(qubits=2):
+    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
+    return CircuitProblem(build_circuit(qubits, blocks))
+
+
+def points(of, samples=3, seed=0):
+    rng = np.random.default_rng(seed)
+    inputs = rng.uniform(0, 2, size=(samples, of.num_inputs))
+    return inputs, rng.uniform(0, 6, size=of.num_weights)
+
+
+class SamplesOnly(Backend):
+    """A backend without exact probabilities, as hardware is; nothing may ever run on it."""
+
+    def open(self):
+        raise AssertionError("nothing was to run")
+
+    def outcomes(self, circuit, batch):
+        raise AssertionError("nothing was to run")
+
+    def rows_at_once(self, circuit):
+        return 1
+
+    def __repr__(self):
+        return "SamplesOnly()"
+
+
+def test_forward_and_backward_are_exact():
+    what = problem()
+    inputs, weights = points(what)
+    vectors = np.random.default_rng(1).normal(size=(3, 4))
+    probabilities = QuantumLauncher(what, ForwardPass(None), AerBackend()).run(inputs, weights)
+    launcher = QuantumLauncher(what, BackwardPass(shots=None), AerBackend())
+    gradient = launcher.run(inputs, weights, vectors)
+    parameters = what.input_parameters + what.weight_parameters
+    total = np.zeros(what.num_weights)
+    for b in range(3):
+        values = np.concatenate([inputs[b], weights])
+        np.testing.assert_allclose(
+            probabilities[b], oracles.probabilities(what.circuit, parameters, values), atol=1e-12
+        )
+        expected = oracles.vjp(what.circuit, parameters, values, vectors[b])
+        np.testing.assert_allclose(gradient.inputs[b], expected[:2], atol=1e-9)
+        total += expected[2:]
+    np.testing.assert_allclose(gradient.weights, total, atol=1e-9)
+    assert (gradient.weight_std_error == 0).all()
+
+
+@pytest.mark.parametrize("lead", [(), (1,), (2, 3), (0,), (2, 0)])
+def test_leading_dimensions(lead):
+    what = problem()
+    inputs = np.random.default_rng(0).uniform(size=(*lead, 2))
+    weights = np.zeros(4)
+    forward = QuantumLauncher(what, ForwardPass(50, 1), AerBackend()).run(inputs, weights)
+    assert forward.shape == (*lead, 4)
+    gradient = QuantumLauncher(what, BackwardPass(shots=50, seed=1), AerBackend()).run(
+        inputs, weights, np.ones((*lead, 4))
+    )
+    assert gradient.inputs.shape == gradient.input_std_error.shape == (*lead, 2)
+    assert gradient.weights.shape == (4,)
+
+
+def test_only_what_is_asked_for():
+    what = problem()
+    inputs, weights = points(what)
+    seen = []
+    launcher = QuantumLauncher(
+        what, BackwardPass(shots=None), AerBackend(), on_gradient=seen.append
+    )
+    handle = launcher.submit_backward(inputs, weights, np.ones((3, 4)), for_inputs=False)
+    gradient = handle.result(DEADLINE)
+    assert gradient.inputs is gradient.input_std_error is None
+    assert isinstance(gradient, Gradient)
+    assert handle.result() is gradient
+    assert seen == [gradient]
+
+
+def test_unseeded_noise_is_fresh_and_seeded_noise_is_not():
+    what = problem()
+    inputs, weights = points(what)
+
+    def run(seed, step=0):
+        return QuantumLauncher(what, ForwardPass(100, seed), AerBackend(), step=step).run(
+            inputs, weights
+        )
+
+    assert (run(None) != run(None)).any()
+    np.testing.assert_array_equal(run(3), run(3))
+    assert (run(3) != run(3, step=1)).any()
+
+
+def test_spsa_needs_two_rows_a_sample():
+    what = problem(3)
+    inputs, weights = points(what)
+    rows = []
+
+    class Counting(AerBackend):
+        def evaluate(self, circuit, batch, stop=None):
+            rows.append(batch.num_rows)
+            return super().evaluate(circuit, batch, stop)
+
+    algorithm = BackwardPass("spsa", 100, 1, spsa_resamplings=2)
+    gradient = QuantumLauncher(what, algorithm, Counting()).run(inputs, weights, np.ones((3, 8)))
+    assert rows == [2 * 2 * 3]
+    assert gradient.weights.shape == (6,)
+
+
+def test_infinities_in_grad_output_pass_through():
+    what = problem()
+    inputs, weights = points(what)
+    vectors = np.full((3, 4), np.inf)
+    with np.errstate(invalid="ignore"):
+        gradient = QuantumLauncher(what, BackwardPass(), AerBackend()).run(inputs, weights, vectors)
+    assert not np.isfinite(gradient.weights).any()
+
+
+def test_a_handle_speaks_of_the_future(monkeypatch):
+    what = problem()
+    inputs, weights = points(what)
+    go_on = threading.Event()
+    original = AerBackend.outcomes
+
+    def slow(self, circuit, batch):
+        assert go_on.wait(DEADLINE)
+        return original(self, circuit, batch)
+
+    monkeypatch.setattr(AerBackend, "outcomes", slow)
+    backend = AerBackend()
+    launcher = QuantumLauncher(what, ForwardPass(), backend)
+    first, second = (launcher.submit_forward(inputs, weights) for _ in range(2))
+    with pytest.raises(TimeoutError):
+        first.result(timeout=0.01)
+    assert not first.done()
+    assert second.cancel()
+    assert second.cancelled()
+    with pytest.raises(CancelledError):
+        second.result(DEADLINE)
+    go_on.set()
+    assert first.result(DEADLINE).shape == (3, 4)
+    assert first.done()
+    assert first.exception(DEADLINE) is None
+    assert not first.cancel()
+
+
+def test_ctrl_c_while_waiting_cancels():
+    what = problem()
+    inputs, weights = points(what)
+    handle = QuantumLauncher(what, ForwardPass(), AerBackend()).submit_forward(inputs, weights)
+    handle.result(DEADLINE)
+
+    class Interrupted:
+        cancelled_ = False
+
+        def result(self, timeout):
+            raise KeyboardInterrupt
+
+        def cancel(self):
+            self.cancelled_ = True
+
+    handle._answers = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        handle.result()
+    assert handle._answers.cancelled_
+
+
+def test_an_error_of_the_backend_arrives(monkeypatch):
+    def broken(self, circuit, batch):
+        raise EvaluationError("the simulator is out of order")
+
+    monkeypatch.setattr(AerBackend, "outcomes", broken)
+    what = problem()
+    handle = QuantumLauncher(what, ForwardPass(), AerBackend()).submit_forward(*points(what))
+    assert isinstance(handle.exception(DEADLINE), EvaluationError)
+    with pytest.raises(EvaluationError, match="out of order"):
+        handle.result(DEADLINE)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "says"),
+    [
+        (lambda i, w: (i[:, :1], w), InputError, r"has 2 input parameters.*got 1 features"),
+        (lambda i, w: (np.float64(1.0), w), InputError, r"\(\*, 2\)"),
+        (lambda i, w: (i, w[:3]), InputError, r"has 4 weights.*got \(3,\)"),
+        (lambda i, w: (np.where(i == i[1, 0], np.nan, i), w), InputError,
+         r"inputs\[1, 0\] \(parameter 'input0_0'\) is nan"),
+        (lambda i, w: (i, np.array([0, 1, np.inf, 2])), InputError, r"weights\[2\].*is inf"),
+        (lambda i, w: (i.astype(int), w), InputTypeError, r"inputs must be floating.*int64"),
+        (lambda i, w: (i, w.astype(np.int32)), InputTypeError, r"weights must be.*int32"),
+        (lambda i, w: (i, w + 0j), InputTypeError, r"complex128"),
+    ],
+)  # fmt: skip
+def test_bad_values_are_named_before_anything_runs(change, kind, says):
+    what = problem()
+    launcher = QuantumLauncher(what, ForwardPass(), SamplesOnly())
+    with pytest.raises(kind, match=says):
+        launcher.submit_forward(*change(*points(what)))
+
+
+def test_a_sample_of_zeros_is_named_before_anything_runs():
+    what = CircuitProblem(build_circuit(2, [AmplitudeEncoder("input")]))
+    inputs = np.ones((4, 4))
+    inputs[2] = 0.0
+    with pytest.raises(InputError, match="sample 2"):
+        QuantumLauncher(what, ForwardPass(), SamplesOnly()).submit_forward(inputs, np.empty(0))
+
+
+def test_exact_probabilities_of_hardware():
+    with pytest.raises(InputError, match=r"only simulators have; SamplesOnly\(\)"):
+        QuantumLauncher(problem(), ForwardPass(None), SamplesOnly())
+
+
+def test_the_pass_must_fit_the_call():
+    what = problem()
+    forward = QuantumLauncher(what, ForwardPass(), AerBackend())
+    backward = QuantumLauncher(what, BackwardPass(), AerBackend())
+    with pytest.raises(InputError, match="needs a BackwardPass"):
+        forward.submit_backward(*points(what), np.ones((3, 4)))
+    with pytest.raises(InputError, match="needs a ForwardPass"):
+        backward.submit_forward(*points(what))
+    with pytest.raises(InputError, match="needs grad_output"):
+        backward.submit(*points(what))
+    with pytest.raises(InputError, match=r"\(3, 4\), got \(3, 2\)"):
+        backward.submit(*points(what), np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("shots", [0, -5])
+@pytest.mark.parametrize("kind", [ForwardPass, BackwardPass])
+def test_shots_are_positive(kind, shots):
+    with pytest.raises(InputError, match=f"positive, got {shots}"):
+        kind(shots=shots)
+
+
+@pytest.mark.parametrize("shots", [1.5, "100", True])
+def test_shots_are_integers(shots):
+    with pytest.raises(InputTypeError, match="positive integer"):
+        ForwardPass(shots=shots)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "finite_diff"}, {"spsa_resamplings": 0}, {"spsa_perturbation": 0.0}, {"seed": -1}],
+)
+def test_bad_options_of_the_backward_pass(options):
+    with pytest.raises(InputError, match=str(next(iter(options.values())))):
+        BackwardPass(**options)
+
+
+def test_signatures_are_the_designs():
+    assert BackwardPass("spsa", 10, 3) == BackwardPass(method="spsa", shots=10, seed=3)
+    assert ForwardPass(10, 3) == ForwardPass(shots=10, seed=3)
+    assert (ForwardPass().shots, BackwardPass().shots) == (1024, 1024)
+    assert BackwardPass(shots=5000).shots == 5000
+
+
+def test_outcomes_of_a_hand_made_circuit_without_inputs():
+    weight = Parameter("weight")
+    circuit = QuantumCircuit(1)
+    circuit.ry(weight, 0)
+    circuit.measure_all()
+    launcher = QuantumLauncher(CircuitProblem(circuit), ForwardPass(None), AerBackend())
+    probabilities = launcher.run(np.empty((2, 0)), np.array([np.pi / 3]))
+    np.testing.assert_allclose(probabilities, [[0.75, 0.25]] * 2)
+
+
+def test_backends_outcomes_are_a_plain_value():
+    outcomes = Outcomes(np.ones((1, 1)))
+    assert outcomes.distribution is None

@@ -1,0 +1,253 @@
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from qailab.backends import AerBackend
+from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.errors import CircuitError, InputError, InputTypeError, MemoryLimitError
+from qailab.torch import ArgmaxQLayer, ExpectedValueQLayer, ExpQLayer, QLayer
+
+
+def circuit(qubits=2, reps=1, measure_qubits=None):
+    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=reps)]
+    return build_circuit(qubits, blocks, measure_qubits)
+
+
+def saved(layer):
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+def test_attributes():
+    layer = QLayer(circuit(3, measure_qubits=[0, 2]))
+    assert (layer.in_features, layer.out_features) == (3, 4)
+    assert isinstance(layer.weight, nn.Parameter)
+    assert layer.weight.shape == (6,)
+    assert layer.weight_std_error is layer.input_std_error is None
+    assert isinstance(layer.backend, AerBackend)
+    assert ExpQLayer is QLayer
+
+
+def test_weights_are_uniform_between_zero_and_two_pi():
+    torch.manual_seed(0)
+    weights = QLayer(circuit(4, reps=200)).weight.detach()
+    assert 0 <= weights.min() < 0.1
+    assert 6.18 < weights.max() < 2 * torch.pi
+    assert weights.mean().item() == pytest.approx(torch.pi, abs=0.3)
+
+
+def test_the_repr_is_readable():
+    text = repr(QLayer(circuit(), shots=None))
+    assert text == (
+        "QLayer(in_features=2, out_features=4, qubits=2, weights=4, shots=None, "
+        "gradient='param_shift', backend=AerBackend())"
+    )
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, saved, lambda l: pickle.loads(pickle.dumps(l))])
+@pytest.mark.parametrize("kind", [QLayer, ExpectedValueQLayer, ArgmaxQLayer])
+def test_copies_continue_like_the_original(clone, kind):
+    layer = kind(circuit(), seed=3)
+    inputs = torch.rand(3, 2, requires_grad=True)
+    layer(inputs).sum().backward()
+    other = clone(layer)
+    for module in (layer, other):
+        module.weight.grad = None
+    first, second = layer(inputs), other(inputs)
+    assert torch.equal(first, second)
+    first.sum().backward()
+    second.sum().backward()
+    assert torch.equal(layer.weight.grad, other.weight.grad)
+
+
+def test_a_resumed_run_repeats_the_run_that_was_not_interrupted():
+    inputs = torch.rand(4, 2)
+
+    def train(layer, steps):
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            layer(inputs)[:, 0].sum().backward()
+            optimizer.step()
+        return layer
+
+    torch.manual_seed(1)
+    whole = train(QLayer(circuit(), seed=5), 4)
+    torch.manual_seed(1)
+    half = train(QLayer(circuit(), seed=5), 2)
+    buffer = io.BytesIO()
+    torch.save(half.state_dict(), buffer)
+    buffer.seek(0)
+    resumed = QLayer(circuit(), seed=999)
+    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    train(resumed, 2)
+    assert torch.equal(resumed.weight, whole.weight)
+    assert int(resumed.step) == 4
+
+
+def test_noise_is_fresh_every_step_and_the_same_for_one_seed():
+    inputs = torch.rand(3, 2)
+    with torch.no_grad():
+        layer = QLayer(circuit(), seed=1)
+        weights = layer.weight.detach().clone()
+        first, second = layer(inputs), layer(inputs)
+        assert not torch.equal(first, second)
+        for seed, same in ((1, True), (2, False)):
+            other = QLayer(circuit(), seed=seed)
+            other.weight.copy_(weights)
+            assert torch.equal(other(inputs), first) == same
+
+
+def test_without_a_seed_torchs_decides():
+    def seed():
+        torch.manual_seed(4)
+        return int(QLayer(circuit()).seed)
+
+    assert seed() == seed()
+    assert int(QLayer(circuit()).seed) != int(QLayer(circuit()).seed)
+
+
+def test_state_dict_moves_with_dtype():
+    layer = QLayer(circuit(), shots=None).double()
+    assert set(layer.state_dict()) == {"weight", "seed", "step"}
+    assert layer.seed.dtype == layer.step.dtype == torch.int64
+    assert layer(torch.rand(2, 2, dtype=torch.float64)).dtype == torch.float64
+    assert layer.half()(torch.rand(2, 2, dtype=torch.float16)).dtype == torch.float16
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_evaluation_runs_no_shifted_circuits(mode):
+    rows = []
+
+    class Counting(AerBackend):
+        def evaluate(self, circuit, batch, stop=None):
+            rows.append(batch.num_rows)
+            return super().evaluate(circuit, batch, stop)
+
+    layer = QLayer(circuit(), backend=Counting())
+    with mode():
+        outputs = layer(torch.rand(5, 2))
+    assert rows == [5]
+    assert not outputs.requires_grad
+
+
+def test_standard_errors_after_a_backward():
+    layer = QLayer(circuit(), seed=1)
+    inputs = torch.rand(2, 3, 2, requires_grad=True)
+    layer(inputs)[..., 0].sum().backward()
+    assert layer.weight_std_error.shape == (4,)
+    assert layer.input_std_error.shape == (2, 3, 2)
+    assert (layer.weight_std_error > 0).all()
+    layer(inputs.detach())[..., 0].sum().backward()
+    assert layer.input_std_error is None
+    layer.weight.requires_grad_(False)
+    layer(inputs)[..., 0].sum().backward()
+    assert layer.weight_std_error is None
+    assert layer.input_std_error is not None
+
+
+def test_several_backwards_and_accumulation():
+    layer = QLayer(circuit(), seed=1)
+    inputs = torch.rand(3, 2)
+    outputs = layer(inputs)
+    outputs[:, 0].sum().backward(retain_graph=True)
+    once = layer.weight.grad.clone()
+    outputs[:, 0].sum().backward()  # the same step: the same noise
+    assert torch.equal(layer.weight.grad, 2 * once)
+
+
+def test_inside_sequential_with_frozen_weights():
+    layer = QLayer(circuit(), shots=None)
+    layer.weight.requires_grad_(False)
+    model = nn.Sequential(nn.Linear(3, 2), layer, nn.Linear(4, 1))
+    model(torch.rand(5, 3)).sum().backward()
+    assert layer.weight.grad is None
+    assert model[0].weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
+def test_expected_value(lead):
+    plain = QLayer(circuit(), shots=None)
+    expected = ExpectedValueQLayer(circuit(), shots=None)
+    scaled = ExpectedValueQLayer(circuit(), shots=None, rescale_output=(-1, 1))
+    for layer in (expected, scaled):
+        layer.weight.data.copy_(plain.weight)
+    inputs = torch.rand(*lead, 2)
+    values = (plain(inputs) * torch.arange(4.0)).sum(-1, keepdim=True)
+    torch.testing.assert_close(expected(inputs), values)
+    torch.testing.assert_close(scaled(inputs), 2 * values / 3 - 1)
+    assert expected.out_features == 1
+    assert "rescale_output=(-1, 1)" in repr(scaled)
+
+
+def test_argmax_layer():
+    layer = ArgmaxQLayer(circuit(), shots=None)
+    inputs = torch.rand(3, 2, requires_grad=True)
+    outputs = layer(inputs)
+    assert outputs.shape == (3, 1)
+    assert outputs.frac().abs().max() == 0
+    outputs.sum().backward()
+    assert layer.weight.grad.abs().max() > 0
+
+
+def test_gradcheck_of_a_layer_by_its_weight():
+    layer = ExpectedValueQLayer(circuit(), shots=None, rescale_output=(0, 1)).double()
+    inputs = torch.rand(2, 2, dtype=torch.float64)
+
+    def value(weight):
+        return torch.func.functional_call(layer, {"weight": weight}, (inputs,))
+
+    assert torch.autograd.gradcheck(value, (layer.weight,), atol=1e-7)
+
+
+def test_spsa_trains():
+    torch.manual_seed(0)
+    layer = QLayer(circuit(), gradient="spsa", shots=500, seed=1)
+    inputs = torch.rand(8, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = -layer(inputs)[:, 0].sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-5:]) < losses[0] - 1
+
+
+def test_another_backend_can_be_assigned():
+    layer = QLayer(circuit(), seed=1)
+    before = layer.backend
+    layer.backend = AerBackend(method="density_matrix")
+    assert layer.backend is not before
+    assert layer(torch.rand(2, 2)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "says"),
+    [
+        ({"shots": 0}, InputError, "positive, got 0"),
+        ({"shots": 2.0}, InputTypeError, "got 2.0"),
+        ({"gradient": "adjoint"}, InputError, "'param_shift', 'spsa'; got 'adjoint'"),
+        ({"backend": "aer"}, InputError, "LauncherPool, got str"),
+        ({"seed": -3}, InputError, "got -3"),
+        ({"input_params": [], "weight_params": []}, CircuitError, "in neither group"),
+        ({"backend": AerBackend(max_memory_mb=1)}, MemoryLimitError, "MiB"),
+    ],
+)
+def test_bad_options_fail_at_construction(options, kind, says):
+    large = "backend" in options and kind is MemoryLimitError
+    with pytest.raises(kind, match=says):
+        QLayer(circuit(20 if large else 2), **options)
+
+
+@pytest.mark.parametrize("pair", [(1,), 3, ("a", "b"), (0, float("nan"))])
+def test_bad_rescaling(pair):
+    with pytest.raises(InputError, match="rescale_output"):
+        ExpectedValueQLayer(circuit(), rescale_output=pair)
