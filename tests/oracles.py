@@ -26,7 +26,7 @@ def probabilities(
             qubit_of[clbit] = bound.find_bit(instruction.qubits[0]).index
         else:
             bare.append(instruction)
-    unitary = QuantumCircuit(*[r for r in bare.qregs])
+    unitary = QuantumCircuit(*bare.qregs)
     for instruction in bare.data:
         unitary.append(instruction.operation, instruction.qubits)
     measured = [qubit_of[clbit] for clbit in sorted(qubit_of)]

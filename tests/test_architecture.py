@@ -88,9 +88,7 @@ def test_top_level_holds_only_what_is_fixed():
     ],
 )
 def test_imports_stay_light(module, absent):
-    program = (
-        f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
-    )
+    program = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True
     )

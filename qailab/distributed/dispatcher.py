@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -111,19 +112,21 @@ class Dispatcher:
 
     def _loop(self) -> None:
         while not self._stopped:
-            waiting = bool(self._jobs)
             try:
-                self._events.get(timeout=_TICK_SECONDS if waiting else None)()
-                while True:
-                    self._events.get_nowait()()
-            except queue.Empty:
-                pass
-            except Exception as error:  # a bug here must not leave callers waiting for ever
+                self._handle_events()
+                if not self._stopped:
+                    self._check_waiting()
+                    self._assign()
+            except Exception as error:  # whatever it is, nobody must wait for ever
                 logger.exception("the dispatcher failed")
                 self._fail_all(PoolError(f"the dispatcher failed: {error!r}"))
-            if not self._stopped:
-                self._check_waiting()
-                self._assign()
+
+    def _handle_events(self) -> None:
+        """Wait for something to happen, and handle all that has."""
+        with suppress(queue.Empty):
+            self._events.get(timeout=_TICK_SECONDS if self._jobs else None)()
+            while True:
+                self._events.get_nowait()()
 
     def _add(self, circuit: CanonicalCircuit, batch: RowBatch, future: RowFuture) -> None:
         if future.cancelled():
@@ -151,8 +154,6 @@ class Dispatcher:
         self._fail_all(PoolClosedError("the pool was closed while rows were being evaluated"))
         for slot in self.slots:
             slot.retire(kill=kill)
-        if not self._first_ready.done():
-            self._first_ready.set_exception(PoolClosedError("the pool was closed"))
 
     def _start(self, slot: Slot) -> None:
         generation = slot.generation
@@ -283,8 +284,6 @@ class Dispatcher:
             "Mend the cause and submit again: the pool will start its actors anew"
         )
         self._fail_all(error)
-        if not self._first_ready.done():
-            self._first_ready.set_exception(error)
 
     def _starting_error(self) -> PoolError:
         needs = self.slots[0].backend.resources
@@ -309,3 +308,5 @@ class Dispatcher:
     def _fail_all(self, error: BaseException) -> None:
         for job in list(self._jobs.values()):
             self._fail(job, error)
+        if not self._first_ready.done():
+            self._first_ready.set_exception(error)

@@ -37,7 +37,8 @@ class LauncherPool:
     starts a local one that listens on 127.0.0.1 only, with token authentication, without
     dashboard, which ends with the pool. (For a dashboard, call ``ray.init`` yourself first.)
 
-    A pickled pool is a handle of the same actors, for other processes of the cluster.
+    A pickled pool is a handle of the same actors, for other processes of the cluster. Connecting
+    to Ray replaces the process's SIGTERM handler; a program that has its own sets it afterwards.
 
     Args:
         backends: one backend for each actor.

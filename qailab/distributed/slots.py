@@ -89,7 +89,7 @@ class Slot:
         """Drop the actor; the chunks it had in flight."""
         lost = list(self.in_flight.values())
         self.in_flight = {}
-        if kill and self.actor is not None:
+        if kill and self.actor is not None and ray.is_initialized():
             ray.kill(self.actor)  # half-dead actors would answer later
         self.actor = None
         self.generation += 1

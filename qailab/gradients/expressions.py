@@ -47,21 +47,20 @@ class ExpressionMap:
         self._partials: dict[tuple[int, int], ColumnFunction] = {}
         for row, expression in enumerate(expressions):
             used = sorted((column_of[p], p) for p in expression.parameters)
-            slopes = {col: _constant_slope(expression, p, self._owners[row]) for col, p in used}
-            self.reach[row, list(slopes)] = True
-            if None not in slopes.values():
-                for col, slope in slopes.items():
-                    self._matrix[row, col] = slope
+            columns = [col for col, _ in used]
+            self.reach[row, columns] = True
+            slopes = [_constant_slope(expression, p, self._owners[row]) for _, p in used]
+            if None not in slopes:
+                self._matrix[row, columns] = slopes
                 zero = expression.bind(dict.fromkeys(expression.parameters, 0.0))
                 self._offset[row] = float(zero.numeric())
                 continue
-            columns = [col for col, _ in used]
             tree, symbols = _sympy_tree(expression, [p for _, p in used])
             self._functions[row] = _column_function(tree, symbols, columns)
             for col, symbol in zip(columns, symbols, strict=True):
                 # Not qiskit's own partial: its conversion to sympy is wrong for derivatives.
-                slope = _column_function(tree.diff(symbol), symbols, columns)
-                self._partials[row, col] = slope
+                partial = _column_function(tree.diff(symbol), symbols, columns)
+                self._partials[row, col] = partial
 
     def values(self, parameters: FloatArray) -> FloatArray:
         """Evaluate every expression for every sample.

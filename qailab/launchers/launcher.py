@@ -28,7 +28,10 @@ from qailab.launchers.problem import CircuitProblem
 class RowEvaluator(Protocol):
     """What a launcher needs of a place to run: a backend is one, a pool of them is one."""
 
-    supports_exact: bool
+    @property
+    def supports_exact(self) -> bool:
+        """Whether ``shots=None`` is possible there."""
+        ...
 
     def validate(self, circuit: CanonicalCircuit, shots: int | None, num_rows: int = 1) -> None:
         """Raise a clear error if rows of the circuit cannot run there."""

@@ -128,9 +128,7 @@ class BackendContract:
         backend = self.backend()
         batch = forward_batch(angle_map, values, self.shots)
         future = backend.submit(canonical, batch)
-        np.testing.assert_array_equal(
-            future.result(DEADLINE), backend.evaluate(canonical, batch)
-        )
+        np.testing.assert_array_equal(future.result(DEADLINE), backend.evaluate(canonical, batch))
         assert future.done()
         assert not future.cancel()
 

@@ -42,6 +42,7 @@ class TestMatrixProductState(BackendContract):
 
 class TestAerSampledCounts(BackendContract):
     cuts = 8
+
     @pytest.fixture(autouse=True)
     def _many_outcomes(self, monkeypatch):
         monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
@@ -150,7 +151,9 @@ def test_exact_variances_of_shots():
     variances = backend.evaluate(canonical, batch)[:, 1]
     spread = np.var(
         [
-            backend.evaluate(canonical, backward_batch(canonical, angle_map, values, 50, seed))[:, 0]
+            backend.evaluate(canonical, backward_batch(canonical, angle_map, values, 50, seed))[
+                :, 0
+            ]
             for seed in range(300)
         ],
         axis=0,

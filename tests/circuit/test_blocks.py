@@ -62,7 +62,9 @@ def test_real_amplitudes_is_qiskits(skip):
     assert ours.assign_parameters(values) == theirs.assign_parameters(values)
 
 
-@pytest.mark.parametrize(("qubits", "ring"), [(1, []), (2, [(0, 1)]), (3, [(0, 1), (1, 2), (2, 0)])])
+@pytest.mark.parametrize(
+    ("qubits", "ring"), [(1, []), (2, [(0, 1)]), (3, [(0, 1), (1, 2), (2, 0)])]
+)
 def test_entangler_is_a_ring(qubits, ring):
     circuit = build_circuit(qubits, [CXEntangler()])
     pairs = [

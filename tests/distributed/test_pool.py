@@ -4,6 +4,8 @@ import copy
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -72,9 +74,7 @@ def assert_same(first, second):
     ("actors", "chunk_rows"), [(1, "auto"), (2, 1), (2, 7), (3, "auto"), (3, 1000)]
 )
 def test_the_same_bits_as_in_process(actors, chunk_rows):
-    with LauncherPool(
-        [AerBackend()] * actors, chunk_rows=chunk_rows, actor_options=SMALL
-    ) as own:
+    with LauncherPool([AerBackend()] * actors, chunk_rows=chunk_rows, actor_options=SMALL) as own:
         assert_same(two_steps(own), two_steps(AerBackend()))
 
 
@@ -307,6 +307,39 @@ def test_no_resources_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(dispatching, "START_SECONDS", 3.0)
     with pytest.raises(PoolError, match=r"needs 1 CPU.*'num_cpus': 64.*CPU .* of 4 free"):
         LauncherPool([AerBackend()], actor_options={"num_cpus": 64})
+
+
+def test_no_cluster_at_the_address_is_said_at_once():
+    program = (
+        "from qailab.backends import AerBackend\n"
+        "from qailab.distributed import LauncherPool\n"
+        "LauncherPool([AerBackend()], address='127.0.0.1:9')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert done.returncode == 1
+    assert "PoolError: no Ray cluster answers at '127.0.0.1:9'" in done.stderr
+
+
+def test_a_local_ray_of_its_own_serves_two_pools_and_ends_with_the_last():
+    program = (
+        "import os, ray\n"
+        "from qailab.backends import AerBackend\n"
+        "from qailab.distributed import LauncherPool\n"
+        "first, second = (LauncherPool([AerBackend()]) for _ in range(2))\n"
+        "first.close()\n"
+        "assert second.stats()['rows'] == 0 and ray.is_initialized()\n"
+        "second.close()\n"
+        "assert not ray.is_initialized()\n"
+        "assert 'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER' not in os.environ\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=110, env=clean
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
 
 
 def test_too_large_circuits_fail_before_anything_runs(pool):

@@ -57,7 +57,9 @@ GATES = {
     "rzx": lambda c: (c.rzx(x, 0, 1), c.h(0)),
     "mcp": lambda c: (c.mcp(x, [0, 1], 2), c.h(2)),
     "xx_plus_yy": lambda c: (c.s(0), c.append(XXPlusYYGate(x, y), [0, 1])),
-    "open control": lambda c: c.append(RYGate(x).control(2, ctrl_state=1, annotated=False), [0, 1, 2]),
+    "open control": lambda c: c.append(
+        RYGate(x).control(2, ctrl_state=1, annotated=False), [0, 1, 2]
+    ),
     "annotated": lambda c: c.append(RXGate(x).control(1, annotated=True), [0, 2]),
     "evolution": lambda c: c.append(
         PauliEvolutionGate(SparsePauliOp(["XYZ", "ZZI"], [1, 0.5]), time=x), [0, 1, 2]
@@ -116,7 +118,9 @@ def test_amplitude_encoding_survives_qpy():
     (loaded,) = qpy.load(buffer)
     canonical, angle_map = canonicalize(loaded, list(loaded.parameters))
     values = np.array([[1.0, -2.0, 0.5, 3.0]])
-    measured = oracles.probabilities(canonical.circuit, canonical.angles, angle_map.values(values)[0])
+    measured = oracles.probabilities(
+        canonical.circuit, canonical.angles, angle_map.values(values)[0]
+    )
     np.testing.assert_allclose(measured, values[0] ** 2 / (values**2).sum(), atol=1e-12)
 
 

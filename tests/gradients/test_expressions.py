@@ -112,14 +112,14 @@ def test_reach_is_which_parameters_an_expression_has():
 
 
 def test_without_derivative_the_instruction_is_named():
-    with pytest.raises(CircuitError, match="instruction 4.*'x'"):
+    with pytest.raises(CircuitError, match=r"instruction 4.*'x'"):
         ExpressionMap([x.sign()], [x], ["instruction 4"])
 
 
 def test_a_value_that_is_no_number_names_instruction_and_sample():
     mapping = ExpressionMap([x.log()], [x], ["instruction 2"])
-    with pytest.raises(InputError, match="instruction 2.*sample 1"):
+    with pytest.raises(InputError, match=r"instruction 2.*sample 1"):
         mapping.values(np.array([[1.0], [-1.0]]))
     root = ExpressionMap([x**0.5], [x], ["instruction 0"])
-    with pytest.raises(InputError, match="derivative.*instruction 0.*sample 0"):
+    with pytest.raises(InputError, match=r"derivative.*instruction 0.*sample 0"):
         root.pull_back(np.array([[0.0]]), np.array([[1.0]]))

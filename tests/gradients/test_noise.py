@@ -20,7 +20,9 @@ def test_the_noise_of_a_row_does_not_depend_on_where_one_begins(seed, step, firs
 
 
 def test_rows_steps_seeds_and_purposes_differ():
-    streams = [NoiseStream(s, t, p) for s in (0, 1) for t in (0, 1) for p in ("forward", "backward")]
+    streams = [
+        NoiseStream(s, t, p) for s in (0, 1) for t in (0, 1) for p in ("forward", "backward")
+    ]
     values = {tuple(row) for stream in streams for row in draws(stream, 0, 3)}
     assert len(values) == 3 * len(streams)
 

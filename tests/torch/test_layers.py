@@ -50,7 +50,7 @@ def test_the_repr_is_readable():
     )
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, saved, lambda l: pickle.loads(pickle.dumps(l))])
+@pytest.mark.parametrize("clone", [copy.deepcopy, saved, lambda m: pickle.loads(pickle.dumps(m))])
 @pytest.mark.parametrize("kind", [QLayer, ExpectedValueQLayer, ArgmaxQLayer])
 def test_copies_continue_like_the_original(clone, kind):
     layer = kind(circuit(), seed=3)
