@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import transpile
-from qiskit.circuit import QuantumCircuit
+from qiskit.circuit import Parameter, QuantumCircuit
 
 from qailab.backends.base import Outcomes
 from qailab.backends.readout import ReadoutErrors
@@ -87,13 +87,7 @@ class AmplitudeProgram(Program):
     """Noiseless outcomes from statevectors."""
 
     def _prepare(self, circuit: CanonicalCircuit) -> QuantumCircuit:
-        column_of = {angle: column for column, angle in enumerate(circuit.angles)}
-        # p(t) is rz(t) up to a phase that depends on t, which the sum of two states must undo.
-        self._phases = np.ones(circuit.num_angles, dtype=np.complex128)
-        for instruction in circuit.circuit.get_instructions("p"):
-            for angle in instruction.operation.params[0:1]:
-                if angle in column_of:
-                    self._phases[column_of[angle]] = -1j
+        self._phases, self._twins = _phases_and_twins(circuit)
         runnable = circuit.circuit.remove_final_measurements(inplace=False)
         runnable.save_statevector()
         return runnable
@@ -115,17 +109,22 @@ class AmplitudeProgram(Program):
         first, last = rows.start // terms, -(-rows.stop // terms)
         pairs = np.arange(first, last)
         owner = pairs // len(rows.columns) - rows.first_sample
-        shifted = rows.columns[pairs % len(rows.columns)]
-        turned = rows.base[owner]
-        turned[np.arange(len(pairs)), shifted] += np.pi
+        shifted = self._twins[rows.columns[pairs % len(rows.columns)]]
+        # Each different state is simulated once.
+        runs, run_of_pair = np.unique(
+            owner * self._circuit.num_angles + shifted, return_inverse=True
+        )
+        owner_of_run, shifted_of_run = np.divmod(runs, self._circuit.num_angles)
+        turned = rows.base[owner_of_run]
+        turned[np.arange(len(runs)), shifted_of_run] += np.pi
         states = self._states(np.concatenate([rows.base, turned]))
-        states[len(rows.base) :] *= self._phases[shifted][:, None]
+        states[len(rows.base) :] *= self._phases[shifted_of_run][:, None]
 
         row = np.arange(rows.start, rows.stop)
         half = np.asarray(rows.rule.shifts)[row % terms] / 2
         pair = row // terms - first
         mixed = states[owner[pair]] * np.cos(half)[:, None]
-        mixed += states[len(rows.base) + pair] * np.sin(half)[:, None]
+        mixed += states[len(rows.base) + run_of_pair[pair]] * np.sin(half)[:, None]
         return mixed
 
 
@@ -185,6 +184,35 @@ def in_gates_of(circuit: CanonicalCircuit, simulator: Any) -> CanonicalCircuit:
     native = transpile(circuit.circuit, simulator, optimization_level=0)
     native.global_phase = 0
     return CanonicalCircuit(native, circuit.angles, circuit.measured_qubits)
+
+
+def _phases_and_twins(
+    circuit: CanonicalCircuit,
+) -> tuple[NDArray[np.complex128], NDArray[np.int64]]:
+    """For each angle: the phase of its state shifted by pi, and the angle that shifts likewise.
+
+    ``p(t)`` is ``rz(t)`` up to a phase that depends on ``t``, which the sum of two states must
+    undo. Neighbours of one kind on the same qubits (an encoder's rotation and the first one that
+    is trained) add their angles, so a shift of either gives the same state.
+    """
+    column_of = {angle: column for column, angle in enumerate(circuit.angles)}
+    phases = np.ones(circuit.num_angles, dtype=np.complex128)
+    twins = np.arange(circuit.num_angles)
+    previous: dict[Any, tuple[str, list[Any], int | None]] = {}  # by qubit: its last gate
+    for instruction in circuit.circuit.data:
+        name, qubits = instruction.operation.name, list(instruction.qubits)
+        angles = [p for p in instruction.operation.params if isinstance(p, Parameter)]
+        column = column_of[angles[0]] if angles else None
+        if column is not None:
+            phases[column] = -1j if name == "p" else 1.0
+            before = [previous.get(qubit) for qubit in qubits]
+            if before[0] is not None and all(gate is before[0] for gate in before):
+                last_name, last_qubits, last_column = before[0]
+                if (last_name, last_qubits) == (name, qubits) and last_column is not None:
+                    twins[column] = twins[last_column]
+        gate = (name, qubits, column)
+        previous.update(dict.fromkeys(qubits, gate))
+    return phases, twins
 
 
 def _with_shots(exact: FloatArray, batch: RowBatch) -> Outcomes:

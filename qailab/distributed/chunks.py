@@ -19,6 +19,9 @@ from qailab.gradients.canonical import CanonicalCircuit
 ChunkRows = int | Literal["auto"]
 
 MIN_CHUNK_SECONDS = 0.02  # a call costs 1 ms of the driver and 3 ms of Aer set-up in the actor
+MIN_SPLIT_SECONDS = 0.05
+"""The same where samples are fewer than actors: each part of a sample takes the sample's whole
+vector along."""
 MAX_CHUNK_SECONDS = 2.0  # what a dead actor may cost, and how long a cancel may take
 MAX_INLINE_BYTES = 64 << 10
 """Answers of at most 100 kB travel inside Ray's reply; larger ones stay in the object store of the
@@ -69,17 +72,17 @@ class ChunkSizer:
         """
         rows, group = self._rows, self._rows.group
         remaining = rows.stop - next_row
+        samples = rows.num_rows / rows.rows_per_sample
         if self._chunk_rows != "auto":
             size = float(self._chunk_rows)
         else:
             if self._left <= 0:
-                self._begin_round(remaining, actors, MIN_CHUNK_SECONDS / seconds_per_row)
+                least = MIN_CHUNK_SECONDS if samples >= actors else MIN_SPLIT_SECONDS
+                self._begin_round(remaining, actors, least / seconds_per_row)
             self._left -= 1
             longest = MAX_CHUNK_SECONDS / seconds_per_row
             size = min(self._size, longest, self._most_rows) * relative_speed
-            # A sample's vector travels with every chunk that has one of its rows, so where there
-            # are enough samples to go round, whole samples are sent.
-            if rows.rows_per_sample * 2 * actors <= rows.num_rows:
+            if samples >= 2 * actors:  # enough to go round: no sample's vector is sent twice
                 group = rows.rows_per_sample
         groups = max(1, int(size / group + 0.5))
         return min(rows.stop, next_row - next_row % group + groups * group)

@@ -23,6 +23,8 @@ NAMESPACE = "qailab"
 _LOCAL_ENVIRONMENT = {
     # Despite its name: with 0, Ray binds all its servers to 127.0.0.1.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Workers run at nice 15 by default, and lose to any other process on the machine.
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -27,7 +27,7 @@ def encode_batch(batch: RowBatch) -> bytes:
             rows.base.shape,
             rows.base.tobytes(),
             (rows.first_sample, rows.start, rows.stop),
-            None if batch.vectors is None else batch.vectors.tobytes(),
+            _encode_vectors(batch.vectors),
             batch.shots,
             (noise.seed, noise.step, noise.purpose),
         ),
@@ -48,7 +48,7 @@ def decode_batch(message: bytes) -> RowBatch:
         _decode_kind(kind, where),
         shots,
         NoiseStream(*noise),
-        None if vectors is None else np.frombuffer(vectors).reshape(shape[0], -1),
+        _decode_vectors(vectors, shape[0]),
     )
 
 
@@ -60,6 +60,23 @@ def encode_answers(answers: FloatArray) -> bytes:
 def decode_answers(message: bytes, num_rows: int) -> FloatArray:
     """The answers that `encode_answers` wrote, shape ``(num_rows, ...)``; read-only."""
     return np.frombuffer(message).reshape(num_rows, -1)
+
+
+def _encode_vectors(vectors: FloatArray | None) -> tuple[str, bytes] | None:
+    """In single precision where that loses nothing, as for a float32 model: half the bytes."""
+    if vectors is None:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = vectors.astype(np.float32)
+    kept = single if np.array_equal(single, vectors, equal_nan=True) else vectors
+    return kept.dtype.char, kept.tobytes()
+
+
+def _decode_vectors(encoded: tuple[str, bytes] | None, samples: int) -> FloatArray | None:
+    if encoded is None:
+        return None
+    dtype, content = encoded
+    return np.frombuffer(content, dtype).reshape(samples, -1).astype(np.float64)
 
 
 def _encode_kind(rows: Rows) -> tuple[Any, ...]:

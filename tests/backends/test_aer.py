@@ -9,7 +9,7 @@ from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
 from qailab.backends import AerBackend, aer
-from qailab.backends.aer_programs import SEED_STRIDE
+from qailab.backends.aer_programs import SEED_STRIDE, AmplitudeProgram
 from qailab.errors import BackendBuildError, InputError, MemoryLimitError
 from qailab.gradients import ParamShiftPlan, canonicalize
 from tests import oracles
@@ -142,6 +142,39 @@ def test_noisy_gradients_are_exact_derivatives_of_the_noisy_probabilities():
         )
         slopes = ((up - down) * batch.vectors).sum(axis=1) / (2 * step)
         np.testing.assert_allclose(gradient[:, i], slopes, atol=1e-6)
+
+
+def test_neighbours_of_one_kind_share_simulations_and_change_nothing(monkeypatch):
+    """Same gate, same qubits, nothing between: one simulation serves both. Else, it must not."""
+    angles = [Parameter(f"weight{i:02d}") for i in range(16)]
+    circuit = QuantumCircuit(2)
+    circuit.h([0, 1])
+    for i, gate in enumerate(["ry", "ry", "rx", "rx", "p", "p", "rz", "p"]):
+        getattr(circuit, gate)(angles[i], 0)
+    circuit.rzx(angles[8], 0, 1)
+    circuit.rzx(angles[9], 0, 1)
+    circuit.rzx(angles[10], 1, 0)
+    circuit.rxx(angles[11], 0, 1)
+    circuit.ry(angles[12], 1)
+    circuit.rxx(angles[13], 0, 1)
+    circuit.ry(angles[14], 0)
+    circuit.ry(0.3, 0)
+    circuit.ry(angles[15], 0)
+    circuit.measure_all()
+    canonical, angle_map = canonicalize(circuit, angles)
+    values = np.random.default_rng(0).uniform(0, 6, size=(2, 16))
+    batch = backward_batch(canonical, angle_map, values, shots=None)
+    simulated = []
+    original = AmplitudeProgram._states
+    monkeypatch.setattr(
+        AmplitudeProgram,
+        "_states",
+        lambda self, angles: simulated.append(len(angles)) or original(self, angles),
+    )
+    answers = AerBackend().evaluate(canonical, batch)
+    reference = AerBackend(method="density_matrix").evaluate(canonical, batch)
+    np.testing.assert_allclose(answers, reference, atol=1e-12)
+    assert simulated == [2 * (1 + 16 - 4)]  # ry, rx, p and rzx each have one twin
 
 
 def test_exact_variances_of_shots():
