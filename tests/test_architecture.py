@@ -12,12 +12,13 @@ PACKAGE = ROOT / "qailab"
 
 MAY_USE = {
     "errors": set(),
-    "circuit": {"errors"},
-    "gradients": {"errors", "circuit"},
-    "backends": {"errors", "circuit", "gradients"},
-    "launchers": {"errors", "circuit", "gradients", "backends"},
-    "distributed": {"errors", "circuit", "gradients", "backends", "launchers"},
-    "torch": {"errors", "circuit", "gradients", "backends", "launchers"},
+    "arguments": {"errors"},
+    "circuit": {"errors", "arguments"},
+    "gradients": {"errors", "arguments", "circuit"},
+    "backends": {"errors", "arguments", "circuit", "gradients"},
+    "launchers": {"errors", "arguments", "circuit", "gradients", "backends"},
+    "distributed": {"errors", "arguments", "circuit", "gradients", "backends", "launchers"},
+    "torch": {"errors", "arguments", "circuit", "gradients", "backends", "launchers"},
 }
 ONLY_IN = {
     "ray": {"distributed"},

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from typing import Any, Literal, get_args
 
+from qiskit.providers import BackendV2
+
+from qailab.arguments import check_choice, checked_integer
 from qailab.backends.aer_programs import (
     AmplitudeProgram,
     CountsProgram,
     ProbabilityProgram,
     Program,
     for_device,
-    in_gates_of,
+    for_ideal,
+    for_noise,
 )
 from qailab.backends.base import ActorResources, Backend, Outcomes
 from qailab.backends.readout import ReadoutErrors
-from qailab.circuit.block import check_choice
-from qailab.errors import BackendBuildError, InputError, MemoryLimitError
+from qailab.errors import (
+    BackendBuildError,
+    BackendError,
+    InputError,
+    InputTypeError,
+    MemoryLimitError,
+)
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
 
@@ -33,6 +43,7 @@ MAX_DENSITY_QUBITS = 10
 
 _SLICE_BYTES = 96 << 20  # what one Aer call and the arrays made of it may take
 _MAX_ROWS_AT_ONCE = 4096  # Aer keeps a few kilobytes of Python objects for each result
+_MAX_MPS_QUBITS = 63  # Aer's own limit
 _CACHED_PROGRAMS = 64
 
 
@@ -42,6 +53,11 @@ class AerBackend(Backend):
     Without noise, exact probabilities come from the statevector and shots are drawn by numpy;
     with noise, from the density matrix; where those do not fit (many outcomes, many noisy
     qubits) Aer draws the shots itself. Every way is deterministic in (seed, step, row number).
+
+    A noise model acts on the circuit's own qubits and gates, after controlled and composite gates
+    with parameters were decomposed to rotations and fixed gates (noise of a parametrised ``crx`` or
+    ``u`` therefore does not apply; give it to ``cx`` and the rotations). A device is simulated as
+    it would run the circuit: laid out, routed and compiled with Qiskit's optimization level 1.
 
     The object is a recipe: it pickles small, and the simulator is built where it runs.
 
@@ -76,15 +92,17 @@ class AerBackend(Backend):
         check_choice("device", device, get_args(Device))
         if noise_model is not None and from_backend is not None:
             raise InputError("give either noise_model or from_backend, not both")
-        for name, value in (("threads", threads), ("max_memory_mb", max_memory_mb)):
-            positive = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            if not positive and not (value is None and name == "max_memory_mb"):
-                raise InputError(f"{name} must be a positive integer, got {value!r}")
-        noisy = noise_model is not None or from_backend is not None
-        if noisy and method in ("statevector", "matrix_product_state"):
+        if noise_model is not None and not hasattr(noise_model, "noise_instructions"):
+            raise InputTypeError(f"noise_model must be an Aer NoiseModel, got {noise_model!r}")
+        if from_backend is not None and not isinstance(from_backend, BackendV2):
+            raise InputTypeError(f"from_backend must be a Qiskit BackendV2, got {from_backend!r}")
+        checked_integer("threads", threads)
+        if max_memory_mb is not None:
+            checked_integer("max_memory_mb", max_memory_mb, hint=", or None")
+        if (noise_model or from_backend) is not None and method == "matrix_product_state":
             raise InputError(
-                f"method {method!r} has no exact noisy probabilities; use 'automatic' or "
-                "'density_matrix' with a noise model"
+                "method 'matrix_product_state' does not simulate noise here; use 'automatic', "
+                "'density_matrix' or 'statevector'"
             )
         self.method: Method = method
         self.device: Device = device
@@ -104,12 +122,13 @@ class AerBackend(Backend):
         return self.noise_model is not None or self.from_backend is not None
 
     def validate(self, circuit: CanonicalCircuit, shots: int | None, num_rows: int = 1) -> None:
-        """Check that the circuit fits the memory.
+        """Check that the circuit fits the device and the memory.
 
         Raises:
-            MemoryLimitError: if it does not; the message says how much it needs.
+            MemoryLimitError: if it does not fit the memory; the message says how much it needs.
+            BackendError: if it has too many qubits, or exact probabilities cannot be had.
         """
-        qubits, outcomes = circuit.circuit.num_qubits, circuit.num_outcomes
+        qubits, outcomes = len(circuit.active_qubits), circuit.num_outcomes
         limit = self._memory_limit()
         table = 8 * outcomes * num_rows
         if table > limit:
@@ -118,17 +137,23 @@ class AerBackend(Backend):
                 f"probabilities for {num_rows} row(s) need {_mib(table)}, more than the limit of "
                 f"{_mib(limit)}; measure fewer qubits, or raise max_memory_mb"
             )
-        if self._uses_density_matrix(qubits, shots):
-            state, what = 16 << 2 * qubits, "density matrix"
-            hint = "use shots instead of shots=None, or " if shots is None else ""
-        elif self.method == "matrix_product_state":
+        widest = self._most_qubits()
+        if circuit.circuit.num_qubits > widest:
+            raise BackendError(
+                f"the circuit has {circuit.circuit.num_qubits} qubits, and {self!r} has {widest}"
+            )
+        if self.noise_model is not None and shots is None:
+            self._check_readout(ReadoutErrors.of(self.noise_model))
+        if self.method == "matrix_product_state":
             return
-        else:
-            state, what, hint = 16 << qubits, "statevector", ""
+        density = self._uses_density_matrix(qubits, shots)
+        state = 16 << (2 * qubits if density else qubits)
         if state > limit:
             raise MemoryLimitError(
-                f"the {what} of {qubits} qubits needs {_mib(state)}, more than the limit of "
-                f"{_mib(limit)}; {hint}use fewer qubits, another method, or raise max_memory_mb"
+                f"the {'density matrix' if density else 'statevector'} of {qubits} qubits needs "
+                f"{_mib(state)}, more than the limit of {_mib(limit)}; "
+                f"{'use shots instead of shots=None, or ' if density and shots is None else ''}"
+                "use fewer qubits, another method, or raise max_memory_mb"
             )
 
     def open(self) -> None:
@@ -152,7 +177,7 @@ class AerBackend(Backend):
         self.__dict__.pop("_live_programs", None)
 
     def rows_at_once(self, circuit: CanonicalCircuit) -> int:
-        qubits = circuit.circuit.num_qubits
+        qubits = len(circuit.active_qubits)
         # Aer's state, our copy and their sum, and six tables over the outcomes.
         state = 0 if self.noisy or self.method == "matrix_product_state" else 48 << min(qubits, 40)
         per_row = state + 8 * 6 * circuit.num_outcomes
@@ -177,30 +202,28 @@ class AerBackend(Backend):
         if not self.noisy:
             method = "statevector" if self.method == "automatic" else self.method
             simulator = self._simulator(method)
-            native = in_gates_of(circuit, simulator)
+            ideal = for_ideal(circuit, simulator)
             if many:
-                return CountsProgram(simulator, native, None)
+                return CountsProgram(simulator, ideal, None)
             kind = AmplitudeProgram if method == "statevector" else ProbabilityProgram
-            return kind(simulator, native, None)
+            return kind(simulator, ideal, None)
         simulator = self._simulator("density_matrix")
-        readout = ReadoutErrors.of(simulator.options.noise_model)
-        device, angle_map = for_device(circuit, simulator)
-        active = device.num_active_qubits
-        fits = 16 << 2 * active <= self._memory_limit()
-        if exact and not (fits and readout):
-            raise MemoryLimitError(
-                f"exact noisy probabilities of {active} qubits need a density matrix of "
-                f"{_mib(16 << 2 * active)}, more than the limit of {_mib(self._memory_limit())}; "
-                "use shots instead of shots=None"
-                if not fits
-                else "exact noisy probabilities need measurement errors that are single-qubit "
-                "readout errors; use shots instead of shots=None"
-            )
-        small = active <= MAX_DENSITY_QUBITS or self.method == "density_matrix"
-        if readout and fits and not many and (exact or small):
-            return ProbabilityProgram(simulator, device, angle_map, readout)
+        compile_ = for_noise if self.from_backend is None else for_device
+        runnable, angle_map = compile_(circuit, simulator)
+        noise_model = simulator.options.noise_model
+        readout = ReadoutErrors({}) if noise_model is None else ReadoutErrors.of(noise_model)
+        if exact:  # the device's layout may have taken more qubits than the circuit has
+            self._check_readout(readout)
+            self.validate(runnable, None)
+        shots = None if exact else 1
+        if exact or (
+            readout is not None
+            and not many
+            and self._uses_density_matrix(len(runnable.active_qubits), shots)
+        ):
+            return ProbabilityProgram(simulator, runnable, angle_map, readout)
         method = "density_matrix" if self.method == "density_matrix" else "statevector"
-        return CountsProgram(self._simulator(method), device, angle_map)
+        return CountsProgram(self._simulator(method), runnable, angle_map)
 
     def _simulator(self, method: str) -> Any:
         from qiskit_aer import AerSimulator
@@ -208,7 +231,7 @@ class AerBackend(Backend):
         if self.from_backend is None:
             simulator = AerSimulator(noise_model=self.noise_model)
         elif isinstance(self.from_backend, AerSimulator):
-            simulator = copy.copy(self.from_backend)
+            simulator = copy.deepcopy(self.from_backend)  # its options are the user's
         else:
             simulator = AerSimulator.from_backend(self.from_backend)
         simulator.set_options(
@@ -223,7 +246,21 @@ class AerBackend(Backend):
     def _uses_density_matrix(self, qubits: int, shots: int | None) -> bool:
         if self.method == "density_matrix":
             return True
-        return self.noisy and (shots is None or qubits <= MAX_DENSITY_QUBITS)
+        if not self.noisy:
+            return False
+        return shots is None or (self.method == "automatic" and qubits <= MAX_DENSITY_QUBITS)
+
+    def _check_readout(self, readout: ReadoutErrors | None) -> None:
+        if readout is None:
+            raise BackendError(
+                "exact noisy probabilities need measurement errors that are single-qubit readout "
+                "errors, and this noise model has others; use shots instead of shots=None"
+            )
+
+    def _most_qubits(self) -> int:
+        if self.from_backend is not None:
+            return int(self.from_backend.num_qubits)
+        return _MAX_MPS_QUBITS if self.method == "matrix_product_state" else sys.maxsize
 
     def _memory_limit(self) -> int:
         if self.max_memory_mb is not None:

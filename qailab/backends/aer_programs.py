@@ -1,6 +1,6 @@
 """Programs: one circuit, prepared to run many rows of angles on an Aer simulator.
 
-Three ways to the outcomes of rows; `compile_program` picks one.
+Three ways to the outcomes of rows, from which `AerBackend` picks.
 
 * `AmplitudeProgram`: noiseless, from statevectors. Half of the simulations a shift rule seems to
   need: with ``R(t) = exp(-i t P / 2)`` and ``P @ P = 1``, ``R(t + s)`` equals
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import transpile
-from qiskit.circuit import Parameter, QuantumCircuit
+from qiskit.circuit import Parameter, QuantumCircuit, QuantumRegister
 
 from qailab.backends.base import Outcomes
 from qailab.backends.readout import ReadoutErrors
@@ -32,10 +32,6 @@ from qailab.gradients.angles import AngleMap
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit, canonicalize
 from qailab.gradients.rows import FloatArray, ShiftedRows
-
-SEED_STRIDE = 2113
-"""Aer gives the ``i``-th set of angles of a run the seed ``seed_simulator + 2113 * i``
-(``AerController``, checked by a test): that is how a row's noise is made its own."""
 
 _TRANSPILER_SEED = 0  # a layout must be the same in every actor
 
@@ -159,31 +155,57 @@ class ProbabilityProgram(Program):
 
 
 class CountsProgram(Program):
-    """Shots drawn by the simulator, each row with a seed of its own."""
+    """Shots drawn by the simulator.
+
+    Rows run one by one, each with a seed of its own: in one run, Aer seeds the ``i``-th row with
+    ``seed + 2113 * i`` and, under noise, each shot with one more, so that rows would share noise.
+    """
 
     def _prepare(self, circuit: CanonicalCircuit) -> QuantumCircuit:
         return circuit.circuit
 
     def outcomes(self, batch: RowBatch) -> Outcomes:
-        seed = batch.noise.integer_seed() + SEED_STRIDE * batch.rows.start
-        data = self._run(batch.rows.angles(), shots=batch.shots, seed_simulator=seed)
-        counts = [saved.counts for saved in data]
+        seeds = batch.noise.integer_seeds(batch.rows.start, batch.num_rows)
+        counts = [
+            self._run(row[None], shots=batch.shots, seed_simulator=seed)[0].counts
+            for row, seed in zip(batch.rows.angles(), seeds, strict=True)
+        ]
         return Outcomes(counts_to_frequencies(counts, self._circuit.num_outcomes))
 
 
 def for_device(circuit: CanonicalCircuit, simulator: Any) -> tuple[CanonicalCircuit, AngleMap]:
-    """The circuit in a noisy device's gates and qubits, with an angle of its own for each gate."""
+    """The circuit as a device runs it, in its gates and on its qubits, and where its angles are.
+
+    A circuit that is as wide as the device is taken to be laid out already.
+    """
+    wide = circuit.circuit.num_qubits
     isa = transpile(
-        circuit.circuit, simulator, optimization_level=1, seed_transpiler=_TRANSPILER_SEED
+        circuit.circuit,
+        simulator,
+        optimization_level=1,
+        seed_transpiler=_TRANSPILER_SEED,
+        initial_layout=list(range(wide)) if wide == simulator.num_qubits else None,
     )
-    return canonicalize(isa, circuit.angles, keep_idle_qubits=True)
+    return canonicalize(isa, circuit.angles)
 
 
-def in_gates_of(circuit: CanonicalCircuit, simulator: Any) -> CanonicalCircuit:
-    """The same angles and qubits, with all other gates in those that the simulator knows."""
-    native = transpile(circuit.circuit, simulator, optimization_level=0)
+def for_noise(circuit: CanonicalCircuit, simulator: Any) -> tuple[CanonicalCircuit, AngleMap]:
+    """The circuit in the gates of a noise model, on its own qubits, none optimised away."""
+    return canonicalize(transpile(circuit.circuit, simulator, optimization_level=0), circuit.angles)
+
+
+def for_ideal(circuit: CanonicalCircuit, simulator: Any) -> CanonicalCircuit:
+    """The same angles, without idle qubits, with fixed gates that the simulator knows."""
+    place = {old: new for new, old in enumerate(circuit.active_qubits)}
+    compact = QuantumCircuit(QuantumRegister(len(place), "q"), *circuit.circuit.cregs)
+    for instruction in circuit.circuit.data:
+        if instruction.operation.name != "barrier":
+            qubits = [place[circuit.circuit.find_bit(q).index] for q in instruction.qubits]
+            compact.append(instruction.operation, qubits, instruction.clbits)
+    native = transpile(compact, simulator, optimization_level=0)
     native.global_phase = 0
-    return CanonicalCircuit(native, circuit.angles, circuit.measured_qubits)
+    measured = tuple(place[qubit] for qubit in circuit.measured_qubits)
+    return CanonicalCircuit(native, circuit.angles, measured)
 
 
 def _phases_and_twins(

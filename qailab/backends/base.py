@@ -7,6 +7,7 @@ Backends are recipes: cheap to make, picklable, without anything live until `Bac
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from qailab.backends.future import RowFuture
+from qailab.errors import EvaluationError
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray
@@ -136,11 +138,19 @@ class Backend(ABC):
                 raise CancelledError("the evaluation was cancelled")
             piece = batch.part(start, min(start + stride, rows.stop))
             outcomes = self.outcomes(circuit, piece)
+            self._check_shape(outcomes, (piece.num_rows, circuit.num_outcomes))
             first = start - rows.start
             # An infinite grad_output (a gradient scaler's overflow) is no reason to warn.
             with np.errstate(invalid="ignore", over="ignore"):
                 answers[first : first + piece.num_rows] = _answers(outcomes, piece)
         return answers
+
+    def _check_shape(self, outcomes: Outcomes, expected: tuple[int, int]) -> None:
+        for table in (outcomes.estimate, outcomes.distribution):
+            if table is not None and table.shape != expected:
+                raise EvaluationError(
+                    f"{self!r}.outcomes must return shape {expected}, got {table.shape}"
+                )
 
     def submit(self, circuit: CanonicalCircuit, batch: RowBatch) -> RowFuture:
         """Answer a batch in this process, on a thread of this backend's own.
@@ -169,12 +179,13 @@ class Backend(ABC):
     def _executor(self) -> ThreadPoolExecutor:
         # One thread: the live simulator is used by one call at a time, from whatever thread asks.
         with _EXECUTOR_LOCK:
-            executor: ThreadPoolExecutor | None = self.__dict__.get("_live_executor")
-            if executor is None:
+            executors: dict[int, ThreadPoolExecutor]
+            executors = self.__dict__.setdefault("_live_executors", {})
+            here = os.getpid()  # a forked child has none of its parent's threads
+            if here not in executors:
                 name = f"qailab-{type(self).__name__}"
-                executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-                self.__dict__["_live_executor"] = executor
-            return executor
+                executors[here] = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+            return executors[here]
 
     def __getstate__(self) -> dict[str, Any]:
         """The recipe alone: whatever is live has a name that begins with ``_live``."""

@@ -32,11 +32,12 @@ FloatArray = NDArray[np.float64]
 class AmplitudeEncodingGate(Gate):  # type: ignore[misc]  # qiskit ships no types
     """Prepare ``sum_k x_k |k> / |x|`` from ``|0...0>``.
 
-    Negative features are negative amplitudes. The gradient with respect to the features is
-    exact wherever both halves of every split are not zero at once. Where they are (two
-    neighbouring features ``x[2j]``, ``x[2j + 1]``, or a whole aligned block of the tree, vanish
-    together) the angles have no derivative, and zero is given for the features of that block;
-    features of other blocks are not affected.
+    Negative features are negative amplitudes. The gradient with respect to the features is exact
+    except where a whole block of the tree vanishes: two neighbours ``x[2j]``, ``x[2j + 1]``, or an
+    aligned block of 4, 8, ... features, are all zero. There the angles have no derivative (though
+    the probabilities may), and the gradient for the features of that block is given as zero; the
+    features of other blocks are not affected. For padding, and behind a ReLU, zero is what is
+    needed; otherwise, keep features away from exact zeros.
 
     Args:
         features: ``2**n`` parameters, expressions or numbers; feature ``k`` is the amplitude
@@ -58,6 +59,11 @@ class AmplitudeEncodingGate(Gate):  # type: ignore[misc]  # qiskit ships no type
 
     def validate_parameter(self, parameter: Any) -> Any:
         return parameter
+
+    def _define(self) -> None:
+        if not any(isinstance(p, ParameterExpression) and p.parameters for p in self.params):
+            features = np.array([[float(p) for p in self.params]])
+            self.definition = self.angle_circuit(self.angles(features)[0].tolist())
 
     @property
     def num_angles(self) -> int:

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.circuit.library import real_amplitudes
 
-from qailab.circuit.block import Block, Role, check_choice, check_role
-from qailab.errors import InputError
+from qailab.arguments import check_choice, checked_integer
+from qailab.circuit.block import Block, Role, check_role
 
 Entanglement = Literal["full", "linear", "reverse_linear", "circular", "sca", "pairwise"]
 
@@ -40,8 +40,7 @@ class RealAmplitudesBlock(Block):
     def __post_init__(self) -> None:
         check_role(self.role)
         check_choice("entanglement", self.entanglement, get_args(Entanglement))
-        if isinstance(self.reps, bool) or not isinstance(self.reps, int) or self.reps < 0:
-            raise InputError(f"reps must be an integer of at least 0, got {self.reps!r}")
+        checked_integer("reps", self.reps, least=0)
 
     def num_parameters(self, num_qubits: int) -> int:
         layers = self.reps + (0 if self.skip_final_rotation_layer else 1)

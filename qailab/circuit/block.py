@@ -21,9 +21,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import numpy as np
 from qiskit.circuit import ClassicalRegister, Parameter, QuantumCircuit, QuantumRegister
 
-from qailab.errors import CircuitError, InputError
+from qailab.arguments import check_choice, checked_integer
+from qailab.errors import CircuitError, InputError, InputTypeError
 
 Role = Literal["input", "weight"]
 
@@ -85,15 +87,14 @@ def build_circuit(
     >>> [parameter.name for parameter in circuit.parameters]
     ['input0_0', 'input0_1', 'weight1_0', 'weight1_1', 'weight1_2', 'weight1_3']
     """
-    if isinstance(num_qubits, bool) or not isinstance(num_qubits, int) or num_qubits < 1:
-        raise InputError(f"num_qubits must be a positive integer, got {num_qubits!r}")
+    num_qubits = checked_integer("num_qubits", num_qubits)
+    blocks = tuple(blocks)
     for position, block in enumerate(blocks):
         if not isinstance(block, Block):
             raise InputError(
                 f"blocks[{position}] must be a qailab.circuit.Block, got {type(block).__name__}"
             )
-    measured = range(num_qubits) if measure_qubits is None else tuple(measure_qubits)
-    _check_measured(num_qubits, measured)
+    measured = _measured(num_qubits, measure_qubits)
 
     distinct: list[Block] = []
     for block in blocks:
@@ -109,18 +110,8 @@ def build_circuit(
     for block in blocks:
         block.append(circuit, parameters.get(id(block), []))
     circuit.add_register(ClassicalRegister(len(measured), "meas"))
-    circuit.measure(list(measured), circuit.cregs[-1])
+    circuit.measure(measured, circuit.cregs[-1])
     return circuit
-
-
-def check_choice(what: str, value: object, valid: Sequence[str]) -> None:
-    """Raise an error that lists the valid choices if ``value`` is none of them.
-
-    Raises:
-        InputError: always, if the value is not valid.
-    """
-    if value not in valid:
-        raise InputError(f"{what} must be one of {', '.join(map(repr, valid))}; got {value!r}")
 
 
 def check_role(role: object) -> None:
@@ -132,16 +123,22 @@ def check_role(role: object) -> None:
     check_choice("role", role, get_args(Role))
 
 
-def _check_measured(num_qubits: int, measured: Sequence[int]) -> None:
+def _measured(num_qubits: int, measure_qubits: Sequence[int] | None) -> list[int]:
+    if measure_qubits is None:
+        return list(range(num_qubits))
+    if not isinstance(measure_qubits, Sequence | np.ndarray):
+        raise InputTypeError(
+            f"measure_qubits must be a sequence of qubit numbers, got {measure_qubits!r}"
+        )
+    measured = [
+        checked_integer(f"measure_qubits[{i}]", qubit, least=0, most=num_qubits - 1)
+        for i, qubit in enumerate(measure_qubits)
+    ]
     if not measured:
         raise CircuitError("measure_qubits is empty: a circuit without measurement has no outcomes")
-    out_of_range = [qubit for qubit in measured if not 0 <= qubit < num_qubits]
-    if out_of_range:
-        raise InputError(
-            f"measure_qubits must be in 0 .. {num_qubits - 1}, got {', '.join(map(str, measured))}"
-        )
     if len(set(measured)) < len(measured):
         raise InputError(f"measure_qubits names a qubit twice: {', '.join(map(str, measured))}")
+    return measured
 
 
 def _parameters(prefix: str, block: Block, num_qubits: int) -> list[Parameter]:

@@ -8,8 +8,9 @@ from typing import Literal, get_args
 
 from qiskit.circuit import Parameter, QuantumCircuit
 
+from qailab.arguments import check_choice
 from qailab.circuit.amplitude import AmplitudeEncodingGate
-from qailab.circuit.block import Block, Role, check_choice, check_role
+from qailab.circuit.block import Block, Role, check_role
 
 Axis = Literal["x", "y", "z"]
 
@@ -46,10 +47,11 @@ class RotationalEncoder(Block):
 class AmplitudeEncoder(Block):
     """``2**n`` features become the amplitudes of ``n`` qubits, normalised.
 
-    Feature ``k`` is the amplitude of basis state ``|k>``. The block must come first: it prepares a
-    state from ``|0...0>``. Negative features are negative amplitudes, kept exactly. The scale of a
-    sample has no effect (and its gradient none along the sample itself). A sample of zeros only
-    has no state: it is an error that names the sample.
+    Feature ``k`` is the amplitude of basis state ``|k>``. The block belongs first: it prepares its
+    state from ``|0...0>`` (later, the same gates act on whatever state there is). Negative
+    features are negative amplitudes, kept exactly. The scale of a sample has no effect (and its
+    gradient none along the sample itself). A sample of zeros only has no state: it is an error
+    that names the sample.
 
     The gradient is the exact derivative of the normalised amplitudes, by shifting the angles of
     the state preparation and the chain rule; see :class:`AmplitudeEncodingGate` for the points

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qailab.arguments import checked_integer
 from qailab.backends.base import Backend
 from qailab.backends.future import RowFuture
 from qailab.distributed.chunks import ChunkRows
@@ -69,9 +70,11 @@ class LauncherPool:
     ) -> None:
         self._backends = _checked_backends(backends)
         self._options = dict(actor_options or {})
-        self._max_in_flight = _positive("max_in_flight", max_in_flight)
+        self._max_in_flight = checked_integer("max_in_flight", max_in_flight)
         self._chunk_rows: ChunkRows = (
-            chunk_rows if chunk_rows == "auto" else _positive("chunk_rows", chunk_rows)
+            "auto"
+            if chunk_rows == "auto"
+            else checked_integer("chunk_rows", chunk_rows, hint=" or 'auto'")
         )
         self._name = f"qailab-{uuid.uuid4().hex[:12]}"
         self._lock = threading.Lock()
@@ -230,13 +233,6 @@ def _checked_backends(backends: Sequence[Backend]) -> tuple[Backend, ...]:
                 f"backends[{position}] must be a qailab backend, got {type(backend).__name__}"
             )
     return checked
-
-
-def _positive(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        allowed = "a positive integer or 'auto'" if name == "chunk_rows" else "a positive integer"
-        raise InputError(f"{name} must be {allowed}, got {value!r}")
-    return value
 
 
 def _close_at_exit(pool: LauncherPool) -> None:

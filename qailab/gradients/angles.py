@@ -65,6 +65,15 @@ class AngleMap:
             angles[:, piece.columns] = piece.gate.angles(piece.features.values(parameters))
         return angles
 
+    def check_slopes(self, parameters: FloatArray) -> None:
+        """Raise an error, before anything runs, where an expression has no finite derivative.
+
+        Raises:
+            InputError: naming the instruction and the sample.
+        """
+        for expressions in (self._direct, *(piece.features for piece in self._prepared)):
+            expressions.check_slopes(parameters)
+
     def reached_by(self, wanted: NDArray[np.bool_]) -> IntArray:
         """The angles that wanted parameters reach and that can change an outcome, ascending.
 

@@ -20,12 +20,25 @@ from typing import Any
 import numpy as np
 from qiskit import qpy
 from qiskit.circuit import (
+    Barrier,
     ClassicalRegister,
-    ControlFlowOp,
+    Delay,
+    Measure,
     Parameter,
     ParameterExpression,
     QuantumCircuit,
     QuantumRegister,
+)
+from qiskit.circuit.library import (
+    PhaseGate,
+    RXGate,
+    RXXGate,
+    RYGate,
+    RYYGate,
+    RZGate,
+    RZXGate,
+    RZZGate,
+    UGate,
 )
 
 from qailab.circuit.amplitude import AmplitudeEncodingGate
@@ -36,11 +49,17 @@ from qailab.gradients.instructions import (
     as_expression,
     definition_of,
     free_parameters,
+    is_fixed_gate,
+    kind_of,
+    refused,
     used_qubits,
 )
 from qailab.gradients.rows import IntArray
 
-SHIFTABLE_GATES = frozenset({"rx", "ry", "rz", "p", "rxx", "ryy", "rzz", "rzx"})
+SHIFTABLE_GATES = {
+    gate: gate.__name__.removesuffix("Gate").lower()
+    for gate in (RXGate, RYGate, RZGate, RXXGate, RYYGate, RZZGate, RZXGate)
+} | {PhaseGate: "p"}
 """Gates ``exp(-i t P / 2)`` with ``P @ P = 1``, up to a global phase."""
 
 _ANGLE_NAMESPACE = uuid.UUID("3d0a3d0e-7d56-5b8e-8a53-5b1c1b0f6a11")
@@ -73,10 +92,10 @@ class CanonicalCircuit:
         """The number of outcomes, K."""
         return 1 << len(self.measured_qubits)
 
-    @property
-    def num_active_qubits(self) -> int:
-        """The number of qubits that anything acts on."""
-        return len(used_qubits(self.circuit))
+    @cached_property
+    def active_qubits(self) -> tuple[int, ...]:
+        """The qubits that anything acts on, ascending; idle ones cost a simulator nothing."""
+        return tuple(used_qubits(self.circuit))
 
     @cached_property
     def key(self) -> str:
@@ -91,14 +110,13 @@ class CanonicalCircuit:
 
 
 def canonicalize(
-    circuit: QuantumCircuit, parameters: Sequence[Parameter], *, keep_idle_qubits: bool = False
+    circuit: QuantumCircuit, parameters: Sequence[Parameter]
 ) -> tuple[CanonicalCircuit, AngleMap]:
     """Decompose a circuit so that every angle has a two-term shift rule.
 
     Args:
         circuit: a measured circuit.
         parameters: the logical parameters, in the order of the columns of their values.
-        keep_idle_qubits: whether qubits that nothing acts on keep their places.
 
     Returns:
         The canonical circuit, and the map from logical parameters to its angles.
@@ -107,16 +125,13 @@ def canonicalize(
         CircuitError: if the circuit measures nothing, or has an instruction that cannot be
             differentiated; the message names it.
     """
-    used = range(circuit.num_qubits) if keep_idle_qubits else used_qubits(circuit)
-    place = {qubit: position for position, qubit in enumerate(used)}
-    builder = _Builder(len(place))
+    builder = _Builder(circuit.num_qubits)
     for position, instruction in enumerate(circuit.data):
         qubits = [circuit.find_bit(qubit).index for qubit in instruction.qubits]
-        if instruction.operation.name == "barrier":
-            qubits = [qubit for qubit in qubits if qubit in place]
-        qubits = [place[qubit] for qubit in qubits]
         clbits = [circuit.find_bit(clbit).index for clbit in instruction.clbits]
-        builder.add(instruction.operation, qubits, clbits, owner=f"instruction {position}")
+        name = instruction.operation.name
+        owner = f"instruction {position} ({name} on qubits {', '.join(map(str, qubits))})"
+        builder.add(instruction.operation, qubits, clbits, owner)
     return builder.finish(parameters)
 
 
@@ -133,41 +148,44 @@ class _Builder:
     def add(
         self, operation: Any, qubits: list[int], clbits: list[int], owner: str, depth: int = 0
     ) -> None:
-        """Add one instruction, or what it is made of."""
-        name = operation.name
-        label = f"{owner} ({name} on qubits {', '.join(map(str, qubits))})" if not depth else owner
-        if isinstance(operation, ControlFlowOp) or name == "store":
-            raise CircuitError(f"{label} is control flow, which has no gradient; unroll it")
-        if name == "reset":
-            raise CircuitError(f"{label} is a reset, which is not supported")
-        if name == "initialize":
-            raise CircuitError(f"{label} contains a reset; use StatePreparation instead")
-        if name == "measure":
-            self._measure(qubits[0], clbits[0], label)
+        """Add one instruction, or what it is made of.
+
+        Args:
+            operation: the instruction.
+            qubits: the qubits it acts on.
+            clbits: the classical bits it writes.
+            owner: the instruction of the user's circuit that it is, or is a part of.
+            depth: how deep in that instruction's definition it is.
+        """
+        kind = kind_of(operation)
+        refusal = refused(operation)
+        if refusal:
+            inside = f" contains {operation.name!r}, which" if depth else ""
+            raise CircuitError(f"{owner}{inside} {refusal}")
+        if kind is Measure:
+            self._measure(qubits[0], clbits[0], owner)
             return
-        if name == "barrier":
-            if qubits:
-                self._circuit.barrier(qubits)
+        if kind in (Barrier, Delay):
+            waiting = [qubit for qubit in qubits if qubit not in self._measured.values()]
+            if waiting:
+                self._circuit.append(
+                    Barrier(len(waiting)) if kind is Barrier else operation, waiting
+                )
             return
-        self._check_not_measured(qubits, label)
-        if clbits:
-            self._expand(operation, qubits, clbits, label, depth)
-        elif name == AmplitudeEncodingGate.NAME:
-            self._prepare(operation, qubits, label)
-        elif not free_parameters(operation):
-            self._circuit.append(operation, qubits)
-        elif name in SHIFTABLE_GATES:
+        self._check_not_measured(qubits, owner)
+        if operation.name == AmplitudeEncodingGate.NAME and free_parameters(operation):
+            self._prepare(operation, qubits, owner)
+        elif kind in SHIFTABLE_GATES and free_parameters(operation):
             shiftable = operation.to_mutable()
-            shiftable.params = [self._new_angle(operation.params[0], label)]
+            shiftable.params = [self._new_angle(operation.params[0], owner)]
             self._circuit.append(shiftable, qubits)
-        elif name in ("u", "u3"):
+        elif kind is UGate and free_parameters(operation):
             theta, phi, lam = operation.params
-            self._add_rotations(qubits, [("rz", lam), ("ry", theta), ("rz", phi)], label)
-        elif name == "r":
-            theta, phi = operation.params
-            self._add_rotations(qubits, [("rz", -phi), ("rx", theta), ("rz", phi)], label)
+            self._add_rotations(qubits, [("rz", lam), ("ry", theta), ("rz", phi)], owner)
+        elif is_fixed_gate(operation):
+            self._circuit.append(operation, qubits)
         else:
-            self._expand(operation, qubits, clbits, label, depth)
+            self._expand(operation, qubits, clbits, owner, depth)
 
     def finish(self, parameters: Sequence[Parameter]) -> tuple[CanonicalCircuit, AngleMap]:
         """The canonical circuit and the map to its angles."""
@@ -247,7 +265,7 @@ class _Builder:
         if definition is None or depth >= _MAX_DEPTH_OF_DEFINITIONS:
             raise CircuitError(
                 f"{label} has no decomposition into rotations with a shift rule "
-                f"({', '.join(sorted(SHIFTABLE_GATES))}), so its parameters "
+                f"({', '.join(SHIFTABLE_GATES.values())}), so its parameters "
                 f"({', '.join(sorted(p.name for p in free_parameters(operation)))}) cannot be "
                 "differentiated"
             )

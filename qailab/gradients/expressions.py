@@ -99,6 +99,15 @@ class ExpressionMap:
             pulled[:, col] += cotangent[:, row] * slope**power
         return pulled
 
+    def check_slopes(self, parameters: FloatArray) -> None:
+        """Raise an error where a derivative is not finite.
+
+        Raises:
+            InputError: naming the instruction and the sample.
+        """
+        for (row, _), function in self._partials.items():
+            self._checked(function, parameters, row, "the derivative")
+
     def _checked(
         self, function: ColumnFunction, parameters: FloatArray, row: int, what: str
     ) -> FloatArray:
@@ -117,7 +126,10 @@ class ExpressionMap:
 def _constant_slope(
     expression: ParameterExpression, parameter: Parameter, owner: str
 ) -> float | None:
-    """The derivative if it does not depend on any parameter, else None."""
+    """The derivative if it does not depend on any parameter, else None.
+
+    Qiskit's derivatives themselves are right; see above for what is wrong with them later.
+    """
     try:
         partial = expression.gradient(parameter)
     except RuntimeError as error:  # qiskit's symbol engine knows no derivative

@@ -4,8 +4,58 @@ from __future__ import annotations
 
 from typing import Any
 
-from qiskit.circuit import AnnotatedOperation, Parameter, ParameterExpression, QuantumCircuit
+from qiskit.circuit import (
+    AnnotatedOperation,
+    Barrier,
+    ControlFlowOp,
+    ControlledGate,
+    Delay,
+    Gate,
+    Instruction,
+    Measure,
+    Parameter,
+    ParameterExpression,
+    QuantumCircuit,
+    Reset,
+)
+from qiskit.circuit.library import Initialize
 from qiskit.transpiler.passes import HighLevelSynthesis
+
+
+def kind_of(operation: Any) -> type:
+    """The class of an operation; names are free for everybody to take."""
+    return getattr(operation, "base_class", type(operation))
+
+
+def refused(operation: Any) -> str | None:
+    """Why an operation has no place in a circuit that is differentiated, or None if it has."""
+    if isinstance(operation, ControlFlowOp) or operation.name == "store":
+        return "is control flow, which has no gradient; unroll it"
+    kind = kind_of(operation)
+    if kind is Reset:
+        return "is a reset, which is not supported"
+    if kind is Initialize:
+        return "contains a reset; use StatePreparation instead"
+    if kind is Delay and free_parameters(operation):
+        return f"has parameters ({_names(operation)}) that cannot be differentiated"
+    plain = isinstance(operation, Instruction) and not isinstance(operation, Gate)
+    if plain and kind not in (Barrier, Delay, Measure) and definition_of(operation) is None:
+        return "is no unitary gate, so the circuit has no state to differentiate"
+    return None
+
+
+def is_fixed_gate(operation: Any) -> bool:
+    """Whether an operation can stay as it is: a gate of the library without free parameters.
+
+    Composites are opened: what they hold must be looked at, and the names Qiskit makes up for
+    them differ from run to run.
+    """
+    if free_parameters(operation):
+        return False
+    if not isinstance(operation, Instruction):
+        return True  # Clifford and its like
+    composite = kind_of(operation) in (Instruction, Gate, ControlledGate)
+    return isinstance(operation, Gate) and not (composite and definition_of(operation) is not None)
 
 
 def used_qubits(circuit: QuantumCircuit) -> list[int]:
@@ -47,3 +97,7 @@ def definition_of(operation: Any) -> QuantumCircuit | None:
         return operation.definition
     except Exception:  # some library gates fail to define themselves with free parameters
         return None
+
+
+def _names(operation: Any) -> str:
+    return ", ".join(sorted(parameter.name for parameter in free_parameters(operation)))

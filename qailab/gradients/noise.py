@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qailab.errors import InputError, InputTypeError
+from qailab.arguments import checked_integer
 
 Purpose = Literal["forward", "backward", "directions"]
 _PURPOSES: dict[Purpose, int] = {"forward": 0, "backward": 1, "directions": 2}
@@ -32,11 +32,7 @@ def check_seed(seed: object) -> int:
         InputTypeError: if it is not an integer.
         InputError: if it is out of range.
     """
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise InputTypeError(f"seed must be an integer or None, got {seed!r}")
-    if not 0 <= seed < _SEED_LIMIT:
-        raise InputError(f"seed must be in [0, 2**63), got {seed}")
-    return int(seed)
+    return checked_integer("seed", seed, least=0, most=_SEED_LIMIT - 1)
 
 
 @dataclass(frozen=True)
@@ -77,9 +73,10 @@ class NoiseStream:
             bits.state = state  # the buffer in `state` was taken empty, and stays so
             yield generator
 
-    def integer_seed(self) -> int:
-        """A 32-bit seed of this stream, for simulators that seed themselves."""
-        return int(self._words(1)[0] & np.uint64(0xFFFFFFFF))
+    def integer_seeds(self, first_row: int, num_rows: int) -> Iterator[int]:
+        """Yield a 62-bit seed for each row, for simulators that seed themselves."""
+        for generator in self.generators(first_row, num_rows):
+            yield int(generator.integers(2**62))
 
     def _words(self, count: int) -> NDArray[np.uint64]:
         entropy = (self.seed, self.step, _PURPOSES[self.purpose])

@@ -80,6 +80,7 @@ class ParamShiftPlan(GradientPlan):
     ) -> ParamShiftPlan:
         """Plan the gradient with respect to the ``wanted`` (shape ``(L,)``) parameters."""
         base = angle_map.values(parameters)
+        angle_map.check_slopes(parameters)
         return cls(
             angle_map, parameters, ShiftedRows(base=base, columns=angle_map.reached_by(wanted))
         )
@@ -143,8 +144,9 @@ class SpsaPlan(GradientPlan):
             signs[sample] = 2.0 * generator.integers(0, 2, size=(resamplings, size)) - 1.0
         signs[..., ~wanted] = 0.0
         steps = np.stack([signs, -signs], axis=2) * perturbation  # (B, S, 2, L)
-        points = (parameters[:, None, None, :] + steps).reshape(-1, size)
-        base = angle_map.values(points).reshape(samples, 2 * resamplings, -1)
+        points = (parameters[:, None, None, :] + steps).reshape(samples * resamplings * 2, size)
+        angles = angle_map.values(points)
+        base = angles.reshape(samples, resamplings * 2, angles.shape[1])
         return cls(signs, perturbation, PointRows(base=base, pairs=True))
 
     @property

@@ -45,6 +45,8 @@ class ShiftRule:
                 "a shift rule needs as many coefficients as shifts, and at least one; "
                 f"got {len(self.coefficients)} coefficients and {len(self.shifts)} shifts"
             )
+        if not self.frequencies or min(self.frequencies) <= 0:
+            raise InputError(f"frequencies must be positive, got {self.frequencies}")
         terms = list(zip(self.coefficients, self.shifts, strict=True))
         residues = [sum(self.coefficients)]
         for w in self.frequencies:

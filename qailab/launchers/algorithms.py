@@ -9,8 +9,8 @@ from typing import Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from qailab.circuit.block import check_choice
-from qailab.errors import InputError, InputTypeError
+from qailab.arguments import check_choice, checked_integer
+from qailab.errors import InputError
 from qailab.gradients.noise import NoiseStream, Purpose, check_seed
 from qailab.gradients.plans import GradientPlan, ParamShiftPlan, SpsaPlan
 from qailab.gradients.rows import FloatArray, PointRows
@@ -19,21 +19,8 @@ from qailab.launchers.problem import CircuitProblem
 Method = Literal["param_shift", "spsa"]
 
 
-def check_shots(shots: object) -> None:
-    """Raise an error unless ``shots`` is a positive integer or None.
-
-    Raises:
-        InputTypeError: if it is not an integer.
-        InputError: if it is not positive.
-    """
-    if shots is None:
-        return
-    if isinstance(shots, bool) or not isinstance(shots, (int, np.integer)):
-        raise InputTypeError(
-            f"shots must be a positive integer, or None for exact probabilities; got {shots!r}"
-        )
-    if shots <= 0:
-        raise InputError(f"shots must be positive, got {shots}; None means exact probabilities")
+MAX_SHOTS = 2**31 - 1
+"""More than any device takes at once; simulators count shots in 64 bits, but keep lists of them."""
 
 
 class Algorithm:
@@ -109,9 +96,7 @@ class BackwardPass(Algorithm):
     def __post_init__(self) -> None:
         check_choice("method", self.method, get_args(Method))
         _check_shots_and_seed(self)
-        count = self.spsa_resamplings
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"spsa_resamplings must be a positive integer, got {count!r}")
+        checked_integer("spsa_resamplings", self.spsa_resamplings)
         if not 0.0 < self.spsa_perturbation < np.inf:
             raise InputError(
                 f"spsa_perturbation must be positive and finite, got {self.spsa_perturbation!r}"
@@ -145,6 +130,8 @@ class BackwardPass(Algorithm):
 
 
 def _check_shots_and_seed(algorithm: Algorithm) -> None:
-    check_shots(algorithm.shots)
+    if algorithm.shots is not None:
+        hint = ", or None for exact probabilities"
+        checked_integer("shots", algorithm.shots, most=MAX_SHOTS, hint=hint)
     if algorithm.seed is not None:
         check_seed(algorithm.seed)

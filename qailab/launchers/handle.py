@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
@@ -23,6 +24,7 @@ class LaunchHandle(Generic[Result]):
         self._answers = answers
         self._finish = finish
         self._finished: list[Result] = []
+        self._lock = threading.Lock()
 
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the result.
@@ -42,9 +44,10 @@ class LaunchHandle(Generic[Result]):
         except KeyboardInterrupt:
             self.cancel()
             raise
-        if not self._finished:
-            self._finished.append(self._finish(answers))
-        return self._finished[0]
+        with self._lock:
+            if not self._finished:
+                self._finished.append(self._finish(answers))
+            return self._finished[0]
 
     def done(self) -> bool:
         """Whether the evaluation has ended, one way or another."""

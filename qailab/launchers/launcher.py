@@ -81,6 +81,10 @@ class QuantumLauncher:
     on_gradient: Callable[[Gradient], None] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        if isinstance(self.backend, type) or not hasattr(self.backend, "submit"):
+            raise InputTypeError(
+                f"backend must be a qailab backend or a LauncherPool, got {self.backend!r}"
+            )
         if self.algorithm.shots is None and not self.backend.supports_exact:
             raise InputError(
                 f"shots=None asks for exact probabilities, which only simulators have; "

@@ -44,8 +44,8 @@ class CircuitProblem:
         if not isinstance(circuit, QuantumCircuit):
             raise InputTypeError(f"circuit must be a QuantumCircuit, got {type(circuit).__name__}")
         self.circuit = circuit
-        self.input_parameters = _group(circuit, "input", input_params)
-        self.weight_parameters = _group(circuit, "weight", weight_params)
+        self.input_parameters = _group(circuit, "input", input_params, not_in=weight_params)
+        self.weight_parameters = _group(circuit, "weight", weight_params, not_in=input_params)
         self._check_groups()
         self.canonical, self.angle_map = canonicalize(
             circuit, self.input_parameters + self.weight_parameters
@@ -95,10 +95,18 @@ class CircuitProblem:
 
 
 def _group(
-    circuit: QuantumCircuit, prefix: str, given: Sequence[Parameter] | None
+    circuit: QuantumCircuit,
+    prefix: str,
+    given: Sequence[Parameter] | None,
+    not_in: Sequence[Parameter] | None,
 ) -> tuple[Parameter, ...]:
+    """The parameters of a group: as given, or by prefix without those the other group names."""
     if given is None:
-        return tuple(p for p in circuit.parameters if p.name.startswith(prefix))
+        others = set(not_in or ())
+        named = [p for p in circuit.parameters if p.name.startswith(prefix)]
+        return tuple(p for p in named if p not in others)
+    if isinstance(given, Parameter):
+        raise InputTypeError(f"{prefix}_params must be a sequence of parameters, got {given!r}")
     group = tuple(given)
     for parameter in group:
         if not isinstance(parameter, Parameter):

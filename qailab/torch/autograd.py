@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from qailab.errors import InputTypeError
+from qailab.errors import InputError, InputTypeError
 from qailab.gradients.rows import FloatArray
-from qailab.launchers import QuantumLauncher
+from qailab.launchers import BackwardPass, ForwardPass, QuantumLauncher
 
 
 class ExpVQCFunction(Function):
@@ -31,8 +31,9 @@ class ExpVQCFunction(Function):
         autograd asks for is computed.
 
     Raises:
-        InputTypeError: if a tensor is not floating-point.
-        InputError: if a shape is wrong or a value is not finite.
+        InputTypeError: if an input is not a floating-point tensor.
+        InputError: if the launchers do not belong together, a shape is wrong, or a value is not
+            finite.
     """
 
     @staticmethod
@@ -42,6 +43,7 @@ class ExpVQCFunction(Function):
         launcher_forward: QuantumLauncher,
         launcher_backward: QuantumLauncher,
     ) -> Tensor:
+        _check_launchers(launcher_forward, launcher_backward)
         handle = launcher_forward.submit_forward(_array("fn_in", fn_in), _array("weight", weight))
         return _tensor(handle.result(), like=fn_in)
 
@@ -106,7 +108,21 @@ class ArgMax(Function):
         return gradient.scatter_(-1, index, total)
 
 
+def _check_launchers(forward: QuantumLauncher, backward: QuantumLauncher) -> None:
+    for name, launcher, kind in (
+        ("launcher_forward", forward, ForwardPass),
+        ("launcher_backward", backward, BackwardPass),
+    ):
+        if not isinstance(launcher.algorithm, kind):
+            raise InputError(f"{name} must have a {kind.__name__}, got {launcher.algorithm!r}")
+    first, second = forward.problem, backward.problem
+    if first is not second and first.canonical.key != second.canonical.key:
+        raise InputError(f"the launchers have different circuits: {first!r} and {second!r}")
+
+
 def _array(name: str, tensor: Tensor) -> FloatArray:
+    if not isinstance(tensor, Tensor):
+        raise InputTypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
         raise InputTypeError(
             f"{name} must be a floating-point tensor, got {tensor.dtype}; convert it with .float()"

@@ -80,10 +80,6 @@ class QLayer(nn.Module):
         super().__init__()
         problem = CircuitProblem(circuit, input_params, weight_params)
         where = AerBackend() if backend is None else backend
-        if not callable(getattr(where, "submit", None)):
-            raise InputError(
-                f"backend must be a qailab backend or a LauncherPool, got {type(where).__name__}"
-            )
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ()).item())
         check_seed(seed)
@@ -192,19 +188,17 @@ class ExpectedValueQLayer(QLayer):
         **options: Any,
     ) -> None:
         super().__init__(circuit, **options)
-        outcomes = self.out_features
-        low, high = (0.0, outcomes - 1.0)
-        if rescale_output is not None:
-            low, high = _finite_pair(rescale_output)
-        self.rescale_output = rescale_output
+        self.rescale_output = None if rescale_output is None else _finite_pair(rescale_output)
         self.out_features = 1
-        values = torch.linspace(low, high, outcomes, dtype=torch.float64)
-        self.register_buffer("_values", values, persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Expected values ``(*, 1)`` for features ``(*, I)``."""
         probabilities = self._probabilities(inputs)
-        values = self.get_buffer("_values").to(probabilities)
+        outcomes = probabilities.shape[-1]
+        low, high = self.rescale_output or (0.0, outcomes - 1.0)
+        values = torch.linspace(
+            low, high, outcomes, dtype=probabilities.dtype, device=probabilities.device
+        )
         return (probabilities * values).sum(dim=-1, keepdim=True)
 
     def extra_repr(self) -> str:

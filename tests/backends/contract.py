@@ -116,6 +116,13 @@ class BackendContract:
         assert (answers[:, 1] >= 0).all()
         assert (answers[:, 1] <= 4 * largest**2 / self.shots).all()
 
+    def test_no_rows(self):
+        _, canonical, angle_map, values = model()
+        batch = forward_batch(angle_map, values, self.shots).part(0, 0)
+        backend = self.backend()
+        assert backend.evaluate(canonical, batch).shape == (0, 8)
+        assert backend.submit(canonical, batch).result(DEADLINE).shape == (0, 8)
+
     def test_a_circuit_without_parameters(self):
         circuit = build_circuit(2, [])
         canonical, angle_map = canonicalize(circuit, [])

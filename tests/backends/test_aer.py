@@ -1,4 +1,6 @@
+import multiprocessing
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -8,9 +10,16 @@ from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
-from qailab.backends import AerBackend, aer
-from qailab.backends.aer_programs import SEED_STRIDE, AmplitudeProgram
-from qailab.errors import BackendBuildError, InputError, MemoryLimitError
+from qailab.backends import AerBackend, Outcomes, aer
+from qailab.backends.aer_programs import AmplitudeProgram
+from qailab.errors import (
+    BackendBuildError,
+    BackendError,
+    EvaluationError,
+    InputError,
+    InputTypeError,
+    MemoryLimitError,
+)
 from qailab.gradients import ParamShiftPlan, canonicalize
 from tests import oracles
 from tests.backends.contract import BackendContract, backward_batch, forward_batch, model
@@ -78,23 +87,117 @@ class TestFakeDevice(BackendContract):
         return AerBackend(from_backend=FakeManilaV2())
 
 
-def test_aer_seeds_bindings_by_the_stride_we_count_on():
+@pytest.mark.parametrize("noisy", [True, False])
+def test_rows_sampled_by_aer_are_independent(noisy, monkeypatch):
+    # Aer seeds the shots of a noisy row one by one: neighbouring rows of one run share most.
+    monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
+    monkeypatch.setattr(aer, "MAX_DENSITY_QUBITS", 0)
+    circuit = QuantumCircuit(1)
+    circuit.h(0)
+    circuit.measure_all()
+    canonical, angle_map = canonicalize(circuit, [])
+    backend = AerBackend(noise_model=noise_model() if noisy else None)
+    batch = forward_batch(angle_map, np.empty((200, 0)), shots=4500)
+    ones = backend.evaluate(canonical, batch)[:, 1]
+    assert np.unique(ones).size > 60
+    neighbours = np.corrcoef(ones[:-1], ones[1:])[0, 1]
+    assert abs(neighbours) < 4 / np.sqrt(200)
+
+
+def exact_bits(backend, circuit, angles, values):
+    canonical, angle_map = canonicalize(circuit, angles)
+    return backend.evaluate(canonical, forward_batch(angle_map, np.array([values]), None))[0]
+
+
+def test_noise_stays_on_its_qubits_also_beside_idle_ones():
+    noise = NoiseModel()
+    noise.add_quantum_error(depolarizing_error(0.5, 1), ["ry"], [1])
+    noise.add_readout_error(ReadoutError([[0.7, 0.3], [0.1, 0.9]]), [1])
+    a, b = Parameter("a"), Parameter("b")
+    circuit = QuantumCircuit(3, 1)
+    circuit.ry(a, 1)
+    circuit.ry(b, 1)
+    circuit.measure(1, 0)
+    exact = exact_bits(AerBackend(noise_model=noise), circuit, [a, b], [0.7, 0.4])
+    assert exact == pytest.approx([0.4340, 0.5660], abs=1e-3)  # by plain Aer, and by hand
+
+
+def test_noisy_gates_are_not_optimised_away():
+    noise = NoiseModel()
+    noise.add_all_qubit_quantum_error(depolarizing_error(0.1, 1), ["x", "id"])
     angle = Parameter("a")
     circuit = QuantumCircuit(1)
     circuit.ry(angle, 0)
+    for _ in range(3):
+        circuit.x(0)
+        circuit.id(0)
+    circuit.x(0)
     circuit.measure_all()
-    simulator = AerSimulator(runtime_parameter_bind_enable=True)
-    values = np.linspace(0.5, 2.5, 4)
+    exact = exact_bits(AerBackend(noise_model=noise), circuit, [angle], [0.0])
+    assert exact[0] == pytest.approx(0.5 + 0.5 * 0.9**7, abs=1e-9)
 
-    def counts(values, seed):
-        job = simulator.run(
-            [circuit], parameter_binds=[{angle: values}], shots=1000, seed_simulator=seed
-        )
-        return [experiment.data.counts for experiment in job.result().results]
 
-    whole = counts(values, 7)
-    for row in range(4):
-        assert counts(values[row:], 7 + SEED_STRIDE * row) == whole[row:]
+def test_a_circuit_as_wide_as_the_device_keeps_its_qubits():
+    device = FakeManilaV2()
+    angle = Parameter("a")
+    circuit = QuantumCircuit(5, 1)
+    circuit.rx(angle, 3)
+    circuit.measure(3, 0)
+    exact = exact_bits(AerBackend(from_backend=device), circuit, [angle], [0.0])
+    simulator = AerSimulator.from_backend(device)
+    bound = transpile(
+        circuit.assign_parameters([0.0]), simulator,
+        initial_layout=list(range(5)), optimization_level=1,
+    )  # fmt: skip
+    counts = simulator.run(bound, shots=200_000, seed_simulator=1).result().get_counts()
+    assert exact[1] == pytest.approx(counts["1"] / 200_000, abs=2e-3)
+
+
+def test_a_users_simulator_is_taken_and_left_alone():
+    mine = AerSimulator()
+    before = mine.options.method
+    circuit, canonical, angle_map, values = model(qubits=2)
+    (exact,) = AerBackend(from_backend=mine).evaluate(
+        canonical, forward_batch(angle_map, values[:1], None)
+    )
+    ideal = oracles.probabilities(circuit, circuit.parameters, values[0])
+    np.testing.assert_allclose(exact, ideal, atol=1e-12)
+    assert mine.options.method == before
+
+
+def test_more_qubits_than_the_device_has():
+    with pytest.raises(BackendError, match=r"the circuit has 6 qubits.*fake_manila.*has 5"):
+        AerBackend(from_backend=FakeManilaV2()).validate(plain(6, 1), 100)
+
+
+def test_a_forked_child_can_go_on():
+    backend = AerBackend()
+    _, canonical, angle_map, values = model(qubits=2)
+    batch = forward_batch(angle_map, values, shots=50)
+    expected = backend.submit(canonical, batch).result(60)
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+
+    def child():
+        answers.put(backend.submit(canonical, batch).result(60))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork with threads is the point
+        process = context.Process(target=child)
+        process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    np.testing.assert_array_equal(answers.get(), expected)
+
+
+def test_a_backend_that_answers_in_another_shape():
+    class Wrong(AerBackend):
+        def outcomes(self, circuit, batch):
+            return Outcomes(super().outcomes(circuit, batch).estimate[:1])
+
+    _, canonical, angle_map, values = model(qubits=2)
+    with pytest.raises(EvaluationError, match=r"must return shape \(3, 4\), got \(1, 4\)"):
+        Wrong().evaluate(canonical, forward_batch(angle_map, values, shots=50))
 
 
 def test_exact_noisy_probabilities_have_gate_and_readout_errors():
@@ -102,7 +205,7 @@ def test_exact_noisy_probabilities_have_gate_and_readout_errors():
     batch = forward_batch(angle_map, values[:1], shots=None)
     (exact,) = AerBackend(noise_model=noise_model()).evaluate(canonical, batch)
     simulator = AerSimulator(noise_model=noise_model())
-    ready = transpile(circuit, simulator, optimization_level=1, seed_transpiler=0)
+    ready = transpile(circuit, simulator, optimization_level=0)
     bound = ready.assign_parameters(dict(zip(circuit.parameters, values[0], strict=True)))
     counts = simulator.run(bound, shots=400_000, seed_simulator=3).result().get_counts()
     frequencies = [counts.get(f"{k:02b}", 0) / 400_000 for k in range(4)]
@@ -260,8 +363,8 @@ def test_noise_of_the_measurement_itself_has_no_exact_probabilities():
     circuit = QuantumCircuit(1)
     circuit.measure_all()
     canonical, angle_map = canonicalize(circuit, [])
-    with pytest.raises(MemoryLimitError, match="use shots"):
-        backend.evaluate(canonical, forward_batch(angle_map, np.empty((1, 0)), None))
+    with pytest.raises(BackendError, match="use shots"):
+        backend.validate(canonical, None)
     (sampled,) = backend.evaluate(canonical, forward_batch(angle_map, np.empty((1, 0)), 20_000))
     assert sampled[1] == pytest.approx(0.05, abs=0.01)
 
@@ -274,11 +377,17 @@ def test_noise_of_the_measurement_itself_has_no_exact_probabilities():
         ({"threads": 0}, r"threads must be a positive integer, got 0"),
         ({"max_memory_mb": 1.5}, r"max_memory_mb must be a positive integer"),
         ({"noise_model": noise_model(), "from_backend": FakeManilaV2()}, r"not both"),
-        ({"noise_model": noise_model(), "method": "statevector"}, r"density_matrix"),
+        ({"noise_model": noise_model(), "method": "matrix_product_state"}, r"density_matrix"),
     ],
 )
 def test_bad_options(options, says):
     with pytest.raises(InputError, match=says):
+        AerBackend(**options)
+
+
+@pytest.mark.parametrize("options", [{"noise_model": "strong"}, {"from_backend": "fake_manila"}])
+def test_noise_and_devices_are_objects(options):
+    with pytest.raises(InputTypeError, match=f"got '{next(iter(options.values()))}'"):
         AerBackend(**options)
 
 

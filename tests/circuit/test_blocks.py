@@ -109,13 +109,19 @@ def test_a_block_of_ones_own_is_ten_lines():
         (lambda: RealAmplitudesBlock("weight", reps=-1), r"at least 0, got -1"),
         (lambda: build_circuit(0, []), r"positive integer, got 0"),
         (lambda: build_circuit(2, ["ry"]), r"blocks\[0\].*str"),
-        (lambda: build_circuit(2, [], measure_qubits=[2]), r"0 .. 1, got 2"),
+        (lambda: build_circuit(2, [], measure_qubits=[2]), r"\[0\].*at most 1, got 2"),
+        (lambda: build_circuit(2, [], measure_qubits=1), r"sequence of qubit numbers, got 1"),
         (lambda: build_circuit(2, [], measure_qubits=[1, 1]), r"twice"),
     ],
 )
 def test_bad_options_list_what_is_valid(make, says):
     with pytest.raises(InputError, match=says):
         make()
+
+
+def test_blocks_may_come_from_a_generator():
+    circuit = build_circuit(2, (block for block in [RotationalEncoder()]))
+    assert circuit.num_parameters == 2
 
 
 def test_nothing_measured_is_an_error():

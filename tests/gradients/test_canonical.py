@@ -16,7 +16,8 @@ from qiskit.circuit.library import (
     efficient_su2,
     zz_feature_map,
 )
-from qiskit.quantum_info import SparsePauliOp
+from qiskit.quantum_info import Kraus, SparsePauliOp, Statevector
+from qiskit_aer.noise import depolarizing_error
 
 from qailab.circuit import AmplitudeEncodingGate
 from qailab.errors import CircuitError
@@ -90,7 +91,7 @@ def test_the_canonical_circuit_is_the_same_circuit(name):
     )
     for instruction in canonical.circuit.data:
         if any(p in canonical.angles for p in instruction.operation.params):
-            assert instruction.operation.name in SHIFTABLE_GATES
+            assert instruction.operation.name in SHIFTABLE_GATES.values()
     assert canonical.circuit.global_phase == 0
     assert len(canonical.circuit.parameters) == canonical.num_angles
 
@@ -135,13 +136,13 @@ def test_outcome_bits_are_the_measured_clbits_in_order():
     assert oracles.probabilities(canonical.circuit, [], np.array([])).tolist() == [0, 0, 1, 0]
 
 
-def test_idle_qubits_are_dropped_and_angles_outside_the_light_cone_do_not_count():
+def test_idle_qubits_are_known_and_angles_outside_the_light_cone_do_not_count():
     circuit = QuantumCircuit(40, 1)
     circuit.rx(x, 7)
     circuit.ry(y, 30)
     circuit.measure(7, 0)
     canonical, angle_map = canonicalize(circuit, [x, y])
-    assert canonical.circuit.num_qubits == 2
+    assert canonical.active_qubits == (7, 30)
     assert len(angle_map.reached_by(np.array([True, True]))) == 1
     assert len(angle_map.reached_by(np.array([False, True]))) == 0
 
@@ -163,12 +164,24 @@ def _measured_twice(circuit):
     circuit.measure(0, 1)
 
 
+def _nested_reset(circuit):
+    inner = QuantumCircuit(1, name="inner")
+    inner.reset(0)
+    circuit.append(inner.to_instruction(), [0])
+
+
 @pytest.mark.parametrize(
     ("step", "says"),
     [
         (_control_flow, r"instruction 1 \(if_else.*control flow"),
         (lambda c: c.reset(0), r"instruction 1 \(reset on qubits 0\)"),
         (lambda c: c.initialize([1, 0], 0), r"instruction 1 \(initialize.*StatePreparation"),
+        (_nested_reset, r"instruction 1 \(inner on qubits 0\) contains 'reset', which is a reset"),
+        (
+            lambda c: c.append(Kraus([[[1, 0], [0, 0]], [[0, 0], [0, 1]]]).to_instruction(), [0]),
+            r"kraus.*no unitary",
+        ),
+        (lambda c: c.append(depolarizing_error(0.1, 1).to_instruction(), [0]), r"no unitary gate"),
         (_mid_circuit, r"instruction 3 \(rx on qubits 0\).*measured"),
         (_measured_twice, r"measures qubit 0 a second time"),
         (lambda c: c.append(RVGate(x, y, z), [0]), r"instruction 1 \(rv.*x, y, z"),
@@ -183,6 +196,57 @@ def test_what_cannot_be_differentiated_is_named(step, says):
     circuit.measure_all()
     with pytest.raises(CircuitError, match=says):
         canonicalize(circuit, list(circuit.parameters))
+
+
+@pytest.mark.parametrize("name", ["rzz", "p", "rx", "u", "r", "measure_it"])
+def test_a_composite_may_have_any_name(name):
+    inner = QuantumCircuit(2, name=name)
+    inner.ry(x, 0)
+    inner.cx(0, 1)
+    inner.crx(y, 1, 0)
+    circuit = QuantumCircuit(2)
+    circuit.append(inner.to_gate() if name != "measure_it" else inner.to_instruction(), [0, 1])
+    circuit.measure_all()
+    canonical, angle_map = canonicalize(circuit, [x, y])
+    values = np.array([0.4, 0.9])
+    (angles,) = angle_map.values(values[None])
+    np.testing.assert_allclose(
+        oracles.probabilities(canonical.circuit, canonical.angles, angles),
+        oracles.probabilities(circuit, [x, y], values),
+        atol=1e-12,
+    )
+
+
+def test_unnamed_composites_do_not_change_the_key():
+    def made():
+        inner = QuantumCircuit(1)  # qiskit counts these, and names them by the count
+        inner.h(0)
+        circuit = QuantumCircuit(1)
+        circuit.append(inner.to_gate(), [0])
+        circuit.append(inner.to_instruction(), [0])
+        circuit.measure_all()
+        return canonicalize(circuit, [])[0].key
+
+    assert made() == made()
+
+
+def test_a_delay_after_a_measurement_is_harmless():
+    circuit = QuantumCircuit(1)
+    circuit.delay(100, 0)
+    circuit.measure_all()
+    circuit.delay(100, 0)
+    assert canonicalize(circuit, [])[0].num_outcomes == 2
+
+
+def test_bound_amplitudes_are_an_ordinary_gate():
+    circuit = QuantumCircuit(2)
+    circuit.append(AmplitudeEncodingGate([1.0, -2.0, 0.5, 3.0]), [0, 1])
+    features = np.array([1.0, -2.0, 0.5, 3.0])
+    state = Statevector(circuit).data
+    np.testing.assert_allclose(state, features / np.linalg.norm(features), atol=1e-12)
+    assert np.isfinite(Statevector(circuit.inverse()).data).all()
+    circuit.measure_all()
+    assert canonicalize(circuit, [])[0].num_angles == 0
 
 
 def test_a_circuit_without_measurement():

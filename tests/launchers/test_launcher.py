@@ -247,7 +247,7 @@ def test_the_pass_must_fit_the_call():
 @pytest.mark.parametrize("shots", [0, -5])
 @pytest.mark.parametrize("kind", [ForwardPass, BackwardPass])
 def test_shots_are_positive(kind, shots):
-    with pytest.raises(InputError, match=f"positive, got {shots}"):
+    with pytest.raises(InputError, match=f"positive integer.*got {shots}"):
         kind(shots=shots)
 
 
@@ -264,6 +264,36 @@ def test_shots_are_integers(shots):
 def test_bad_options_of_the_backward_pass(options):
     with pytest.raises(InputError, match=str(next(iter(options.values())))):
         BackwardPass(**options)
+
+
+def test_more_shots_than_anybody_counts():
+    with pytest.raises(InputError, match="at most 2147483647"):
+        ForwardPass(shots=2**31)
+
+
+def test_a_derivative_that_is_no_number_is_said_before_anything_runs():
+    angle = Parameter("input")
+    circuit = QuantumCircuit(1)
+    circuit.ry(angle**0.5, 0)
+    circuit.measure_all()
+    launcher = QuantumLauncher(CircuitProblem(circuit), BackwardPass(), SamplesOnly())
+    with pytest.raises(InputError, match=r"derivative.*sample 1"):
+        launcher.submit(np.array([[1.0], [0.0]]), np.empty(0), np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("backend", [None, "aer", AerBackend])
+def test_a_backend_that_is_none(backend):
+    with pytest.raises(InputTypeError, match="LauncherPool, got"):
+        QuantumLauncher(problem(), ForwardPass(), backend)
+
+
+def test_spsa_of_no_samples():
+    what = problem()
+    gradient = QuantumLauncher(what, BackwardPass("spsa"), AerBackend()).run(
+        np.empty((0, 2)), np.zeros(4), np.empty((0, 4))
+    )
+    assert gradient.inputs.shape == (0, 2)
+    assert (gradient.weights == 0).all()
 
 
 def test_signatures_are_the_designs():

@@ -28,6 +28,13 @@ def test_groups_by_prefix_in_qiskits_order():
     assert [p.name for p in problem.weight_parameters] == ["weight10", "weight2"]
 
 
+def test_a_group_that_is_given_takes_its_parameters_from_the_other():
+    weight_a, weight_b = Parameter("weight_a"), Parameter("weight_b")
+    problem = CircuitProblem(circuit(weight_a, weight_b), input_params=[weight_b])
+    assert problem.input_parameters == (weight_b,)
+    assert problem.weight_parameters == (weight_a,)
+
+
 def test_vectors_sort_by_index():
     weights = ParameterVector("weight", 12)
     problem = CircuitProblem(circuit(*reversed(list(weights))))
@@ -60,7 +67,7 @@ def test_a_parameter_named_twice():
         CircuitProblem(circuit(x), input_params=[x, x])
 
 
-@pytest.mark.parametrize("arguments", [("not a circuit",), (circuit(x), ["x"])])
+@pytest.mark.parametrize("arguments", [("not a circuit",), (circuit(x), ["x"]), (circuit(x), x)])
 def test_wrong_types(arguments):
     with pytest.raises(InputTypeError, match="must"):
         CircuitProblem(*arguments)

@@ -121,11 +121,20 @@ def test_only_what_autograd_needs_is_computed(for_inputs, for_weights):
 
 
 def test_no_gradient_no_circuits():
-    forward, _ = launchers(ours())
+    forward, backward = launchers(ours())
     inputs, weight = tensors(forward.problem, 3)
     with torch.no_grad():
-        outputs = ExpVQCFunction.apply(inputs, weight, forward, None)
+        outputs = ExpVQCFunction.apply(inputs, weight, forward, backward)
     assert not outputs.requires_grad
+
+
+def test_launchers_that_do_not_belong_together():
+    forward, _ = launchers(ours())
+    inputs, weight = tensors(forward.problem, 3)
+    with pytest.raises(InputError, match="launcher_backward must have a BackwardPass"):
+        ExpVQCFunction.apply(inputs, weight, forward, forward)
+    with pytest.raises(InputError, match="different circuits"):
+        ExpVQCFunction.apply(inputs, weight, forward, launchers(amplitudes())[1])
 
 
 def test_a_second_derivative_says_that_there_is_none():
