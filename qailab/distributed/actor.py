@@ -51,7 +51,9 @@ class LauncherActor:
             answers = self._backend.evaluate(self._circuits[key], decode_batch(message))
         except QailabError:
             raise
-        except Exception as error:  # other libraries' errors do not always survive pickling
+        # Other libraries' errors do not always survive pickling; an exit or interrupt in a backend
+        # would be taken for the death of the actor, and tried again on the next.
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
             raise EvaluationError(f"{type(error).__name__}: {error}") from error
         return encode_answers(answers), time.perf_counter() - began
 

@@ -81,7 +81,7 @@ class ChunkSizer:
                 self._begin_round(remaining, actors, least / seconds_per_row)
             self._left -= 1
             longest = MAX_CHUNK_SECONDS / seconds_per_row
-            size = min(self._size, longest, self._most_rows) * relative_speed
+            size = min(min(self._size, longest) * relative_speed, self._most_rows)
             if samples >= 2 * actors:  # enough to go round: no sample's vector is sent twice
                 group = rows.rows_per_sample
         groups = max(1, int(size / group + 0.5))

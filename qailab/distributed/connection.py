@@ -11,13 +11,12 @@ import math
 import os
 import secrets
 import socket
-import stat
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from qailab.errors import PoolError
+from qailab.errors import InputError, PoolError
 
 NAMESPACE = "qailab"
 _LOCAL_ENVIRONMENT = {
@@ -33,10 +32,10 @@ _OBJECT_STORE_BYTES = 512 << 20  # circuits and probabilities; Ray's default is 
 
 
 _lock = threading.Lock()
-_users = 0  # pools on a connection that was made here; Ray has one connection for each process
+_users: dict[str, int] = {}  # pools by the session that was begun for them; Ray has one at a time
 
 
-def connect(address: str | None, num_cpus: float) -> bool:
+def connect(address: str | None, num_cpus: float) -> str | None:
     """Make sure that this process is connected to a Ray cluster.
 
     In order: the Ray this process already uses; the one at ``address`` or ``RAY_ADDRESS``; a new
@@ -47,40 +46,67 @@ def connect(address: str | None, num_cpus: float) -> bool:
         num_cpus: CPUs that a new local Ray must have at least.
 
     Returns:
-        Whether the connection was made here; then `disconnect` is to be called once.
+        The session, for `disconnect`, if it was begun for pools, else None.
 
     Raises:
         PoolError: if there is no cluster at the address.
+        InputError: if this process is connected to another cluster than the address says.
     """
-    global _users
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     with _lock:
-        if not _users and _already_connected():
-            return False
-        if not _users:
+        session = current_session()
+        if session is None:
             _start_local(num_cpus) if where == "local" else _join(where)
-        _users += 1
-        return True
+            session = current_session()
+            assert session is not None
+            _users[session] = 0
+        elif address is not None:
+            _check_same_cluster(address)
+        if session not in _users:
+            return None
+        _users[session] += 1
+        return session
 
 
-def disconnect() -> None:
-    """Leave the cluster when the last pool does; a local one that was started here ends."""
-    global _users
-    import ray
+def disconnect(session: str | None) -> None:
+    """Leave the cluster when the last pool does; a local one that was started here ends.
 
+    Args:
+        session: what `connect` returned.
+    """
     with _lock:
-        _users -= 1
-        if not _users:
-            with contextlib.suppress(Exception):  # it may be gone already, which is what is wanted
+        if session is None:
+            return
+        _users[session] -= 1
+        if _users[session] == 0:
+            del _users[session]
+            if current_session() == session:
+                import ray
+
                 ray.shutdown()
 
 
-def _already_connected() -> bool:
+def current_session() -> str | None:
+    """What tells this process's connection to Ray from an earlier or later one; None if none."""
     if "ray" not in sys.modules:
-        return False
+        return None
     import ray
 
-    return bool(ray.is_initialized())
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    return f"{context.get_node_id()}/{context.get_job_id()}"
+
+
+def _check_same_cluster(address: str) -> None:
+    import ray
+
+    here = ray.get_runtime_context().gcs_address
+    if address not in ("auto", "local", here) and not address.startswith("ray://"):
+        raise InputError(
+            f"this process is connected to the Ray at {here}, not at {address!r}; leave address "
+            "out, or call ray.shutdown() first"
+        )
 
 
 def _join(where: str) -> None:
@@ -105,18 +131,30 @@ def _check_reachable(where: str) -> None:
 
 def _start_local(num_cpus: float) -> None:
     with _environment(_LOCAL_ENVIRONMENT):
-        import ray
+        from ray._private import ray_constants
 
         _keep_token_private()
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            namespace=NAMESPACE,
-            object_store_memory=_OBJECT_STORE_BYTES,
-        )
+        # Where ray was imported before, it has read its setting already (see _LOCAL_ENVIRONMENT).
+        listen_everywhere = ray_constants.ENABLE_RAY_CLUSTER
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        try:
+            _init_local(num_cpus)
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = listen_everywhere
+
+
+def _init_local(num_cpus: float) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        namespace=NAMESPACE,
+        object_store_memory=_OBJECT_STORE_BYTES,
+    )
 
 
 @contextlib.contextmanager
@@ -148,13 +186,14 @@ def _keep_token_private() -> None:
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     path = Path.home() / ".ray" / "auth_token"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            with contextlib.suppress(PermissionError):  # somebody else's file is theirs to keep
-                path.chmod(0o600)
-        return
-    with os.fdopen(descriptor, "w") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"auth_token-{os.getpid()}")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
+    try:
+        os.link(draft, path)  # complete, or not at all: another process may be starting as well
+    except FileExistsError:
+        with contextlib.suppress(PermissionError):  # somebody else's file is theirs to keep
+            path.chmod(0o600)
+    finally:
+        draft.unlink()

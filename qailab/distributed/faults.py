@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ray.exceptions import (
     ObjectLostError,
     OutOfMemoryError,
@@ -17,6 +19,18 @@ LOSSES = (RayActorError, OutOfMemoryError, WorkerCrashedError, ObjectLostError)
 elsewhere. A node's death first shows as `ActorUnavailableError`, a memory kill as
 `OutOfMemoryError`, which is no `RayActorError`."""
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray colours its tracebacks, also in files
+
+
+def readable(error: BaseException) -> str:
+    """An error with its remote traceback, as plain text."""
+    return _COLOURS.sub("", f"{type(error).__name__}: {error}").strip()
+
+
+def last_line(error: BaseException) -> str:
+    """The line of an error that says what happened, for a log."""
+    return f"{type(error).__name__}: {readable(error).splitlines()[-1].strip()}"
+
 
 def remote_error(error: BaseException, slot: Slot, chunk: Chunk, num_rows: int) -> QailabError:
     """The error of an actor as one of ours, with where it happened and the remote traceback.
@@ -31,5 +45,5 @@ def remote_error(error: BaseException, slot: Slot, chunk: Chunk, num_rows: int) 
     kind = type(cause) if isinstance(cause, QailabError) else EvaluationError
     return kind(
         f"{cause}\n(on {slot.backend!r}, actor {slot.index}, rows {chunk.start} to "
-        f"{chunk.stop - 1} of {num_rows})\n{error}"
+        f"{chunk.stop - 1} of {num_rows})\n{_COLOURS.sub('', str(error))}"
     )

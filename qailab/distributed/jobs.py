@@ -84,7 +84,14 @@ class Job:
         self._returned.append(chunk)
 
     def accept(self, chunk: Chunk, answers: FloatArray) -> None:
-        """Put a chunk's answers, shape ``(rows, width)``, where they belong."""
+        """Put a chunk's answers, shape ``(rows, width)``, where they belong.
+
+        Raises:
+            ValueError: if they have another shape.
+        """
+        expected = (chunk.stop - chunk.start, self._answers.shape[1])
+        if answers.shape != expected:
+            raise ValueError(f"shape {answers.shape} instead of {expected}")
         first = chunk.start - self.batch.rows.start
         self._answers[first : first + len(answers)] = answers
         self.answered += len(answers)

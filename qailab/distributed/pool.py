@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
+import os
 import threading
 import uuid
 import weakref
@@ -14,7 +14,7 @@ from qailab.backends.base import Backend
 from qailab.backends.future import RowFuture
 from qailab.distributed.chunks import ChunkRows
 from qailab.distributed.connection import connect, disconnect
-from qailab.errors import InputError, PoolClosedError
+from qailab.errors import InputError, PoolClosedError, PoolError
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray
@@ -83,13 +83,16 @@ class LauncherPool:
         self._owner = True
         self._generations = [0] * len(self._backends)
         needed = sum(self._options.get("num_cpus", b.resources.num_cpus) for b in self._backends)
-        self._connected_here = connect(address, needed)
+        self._session = connect(address, needed)
+        self._end: weakref.finalize[..., LauncherPool] = weakref.finalize(
+            self, disconnect, self._session
+        )
         try:
+            self._recipes = _pickled(self._backends)
             self._running().wait_for_first_actor()
         except BaseException:
             self.close()
             raise
-        _close_at_exit(self)
 
     @property
     def supports_exact(self) -> bool:
@@ -104,7 +107,7 @@ class LauncherPool:
             PoolClosedError: if the pool is closed.
         """
         self._check_open()
-        for backend in dict.fromkeys(self._backends):
+        for backend in self._distinct():
             backend.validate(circuit, shots, num_rows)
 
     def submit(self, circuit: CanonicalCircuit, batch: RowBatch) -> RowFuture:
@@ -147,14 +150,8 @@ class LauncherPool:
     def close(self) -> None:
         """End all actors, and the Ray that was started here. Safe to call twice."""
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
-            dispatcher = self._dispatcher
-        if dispatcher is not None:
-            dispatcher.stop(_CLOSE_SECONDS, kill=self._owner)
-        if self._connected_here:
-            disconnect()
+        self._end()
 
     def __enter__(self) -> LauncherPool:
         return self
@@ -164,12 +161,16 @@ class LauncherPool:
 
     def __repr__(self) -> str:
         kinds = ", ".join(
-            f"{self._backends.count(b)} x {b!r}" for b in dict.fromkeys(self._backends)
+            f"{sum(other is backend for other in self._backends)} x {backend!r}"
+            for backend in self._distinct()
         )
         return f"LauncherPool({kinds}{', closed' if self._closed else ''})"
 
     def __deepcopy__(self, _: object) -> LauncherPool:
         return self  # a copy of a model uses the same actors
+
+    def _distinct(self) -> list[Backend]:
+        return list({id(backend): backend for backend in self._backends}.values())
 
     def __getstate__(self) -> dict[str, Any]:
         """A handle: the recipes, and the names of the actors that hold them."""
@@ -180,12 +181,14 @@ class LauncherPool:
             "_lock": None,
             "_dispatcher": None,
             "_owner": False,
-            "_connected_here": False,
+            "_session": None,
+            "_end": None,
             "_generations": generations or self._generations,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+        self._end = weakref.finalize(self, disconnect, None)
 
     def _running(self) -> Dispatcher:
         with self._lock:
@@ -193,6 +196,11 @@ class LauncherPool:
             if self._dispatcher is None:  # a handle that is used for the first time
                 self._attach()
             assert self._dispatcher is not None
+            if self._pid != os.getpid():
+                raise PoolError(
+                    "a forked process cannot use its parent's pool: Ray does not survive a fork; "
+                    "start the process with multiprocessing's 'spawn'"
+                )
             return self._dispatcher
 
     def _check_open(self) -> None:
@@ -209,17 +217,25 @@ class LauncherPool:
                 "this is the handle of a pool of another process, and this process is not "
                 "connected to its Ray; connect, or assign a new LauncherPool to layer.backend"
             )
+        from qailab.distributed.actor import LauncherActor
         from qailab.distributed.dispatcher import Dispatcher
-        from qailab.distributed.slots import Slot
+        from qailab.distributed.slots import Slot, actor_options
 
+        for backend in self._backends:
+            _check_options(ray.remote(LauncherActor), actor_options(backend, self._options))
+        places = zip(self._backends, self._recipes, self._generations, strict=True)
         slots = [
-            Slot(self._name, index, backend, self._options, generation)
-            for index, (backend, generation) in enumerate(
-                zip(self._backends, self._generations, strict=True)
-            )
+            Slot(self._name, index, backend, recipe, self._options, generation)
+            for index, (backend, recipe, generation) in enumerate(places)
         ]
         self._dispatcher = Dispatcher(
             slots, max_in_flight=self._max_in_flight, chunk_rows=self._chunk_rows
+        )
+        self._pid = os.getpid()
+        # Also when the pool is dropped without close(), and at exit, before Ray's own handler.
+        self._end.detach()
+        self._end = weakref.finalize(
+            self, _end, self._dispatcher, self._pid, kill=self._owner, session=self._session
         )
 
 
@@ -235,13 +251,32 @@ def _checked_backends(backends: Sequence[Backend]) -> tuple[Backend, ...]:
     return checked
 
 
-def _close_at_exit(pool: LauncherPool) -> None:
-    """Close the pool before Ray's own exit handler, without keeping it alive until then."""
-    reference = weakref.ref(pool)
+def _pickled(backends: Sequence[Backend]) -> tuple[bytes, ...]:
+    """The recipes; by cloudpickle, which also takes classes that a script defines."""
+    from ray import cloudpickle
 
-    def close() -> None:
-        alive = reference()
-        if alive is not None:
-            alive.close()
+    recipes: dict[int, bytes] = {}
+    for backend in backends:
+        if id(backend) not in recipes:
+            try:
+                recipes[id(backend)] = cloudpickle.dumps(backend)
+            except Exception as error:
+                raise InputError(f"{backend!r} cannot be sent to an actor: {error}") from error
+    return tuple(recipes[id(backend)] for backend in backends)
 
-    atexit.register(close)
+
+def _check_options(actor_class: Any, options: Mapping[str, Any]) -> None:
+    try:
+        actor_class.options(**options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"actor_options are not valid for a Ray actor: {error}") from error
+
+
+def _end(dispatcher: Dispatcher, pid: int, *, kill: bool, session: str | None) -> None:
+    """Stop a pool's dispatcher and leave its Ray, in the process that they belong to."""
+    if pid != os.getpid():
+        return
+    try:
+        dispatcher.stop(_CLOSE_SECONDS, kill=kill)
+    finally:
+        disconnect(session)

@@ -83,7 +83,7 @@ def test_one_sample_is_shared_by_all_actors():
 
 
 def test_fast_actors_get_more():
-    first, second = cut(batch_of(1000, 10), actors=2, speeds=(1.6, 0.4))[:2]
+    first, second = cut(batch_of(100, 10), actors=2, speeds=(1.6, 0.4))[:2]
     assert first[1] - first[0] == 4 * (second[1] - second[0])
 
 

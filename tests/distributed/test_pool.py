@@ -1,13 +1,17 @@
 """The pool on a real Ray, with real simulators."""
 
 import copy
+import gc
+import multiprocessing
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ import torch
 
 from qailab.backends import AerBackend, Backend, Outcomes
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
-from qailab.distributed import LauncherPool
+from qailab.distributed import LauncherPool, fleet
 from qailab.distributed import dispatcher as dispatching
 from qailab.errors import (
     BackendBuildError,
@@ -251,6 +255,117 @@ def test_others_go_on_where_one_cannot_be_built(caplog):
     assert "set aside" in caplog.text
 
 
+class Interrupting(AerBackend):
+    """Raises what no library should."""
+
+    def outcomes(self, circuit, batch):
+        raise KeyboardInterrupt("inside the backend")
+
+
+class Leaving(AerBackend):
+    """Tries to end the process."""
+
+    def outcomes(self, circuit, batch):
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("backend", "says"), [(Interrupting(), "KeyboardInterrupt"), (Leaving(), "SystemExit: 3")]
+)
+def test_interrupts_and_exits_inside_a_backend_are_errors_of_the_rows(backend, says):
+    _, canonical, angle_map, values = model()
+    batch = forward_batch(angle_map, values, shots=50)
+    with LauncherPool([backend], actor_options=SMALL) as own:
+        with pytest.raises(EvaluationError, match=says):
+            own.submit(canonical, batch).result(DEADLINE)
+        assert own.stats()["retries"] == 0
+
+
+def test_a_job_that_cannot_begin_is_its_own_affair(pool, monkeypatch):
+    _, canonical, angle_map, values = model()
+    batch = forward_batch(angle_map, values, shots=50)
+
+    def no_memory(*_):
+        raise MemoryError("no room for the answers")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatching, "Job", no_memory)
+        with pytest.raises(MemoryError, match="no room"):
+            pool.submit(canonical, batch).result(DEADLINE)
+    assert pool.submit(canonical, batch).result(DEADLINE).shape == (3, 8)
+
+
+def test_no_rows_are_no_work(pool):
+    _, canonical, angle_map, values = model()
+    batch = backward_batch(canonical, angle_map, values, shots=50).part(0, 0)
+    assert pool.submit(canonical, batch).result(DEADLINE).shape == (0, 2)
+
+
+def test_a_submit_that_comes_after_the_stop_is_refused():
+    _, canonical, angle_map, values = model()
+    batch = forward_batch(angle_map, values, shots=50)
+    own = LauncherPool([AerBackend()], actor_options=SMALL)
+    dispatcher = own._dispatcher
+    own.close()
+    with pytest.raises(PoolClosedError):
+        dispatcher.submit(canonical, batch)
+
+
+def test_a_pool_that_is_dropped_ends_its_actors():
+    own = LauncherPool([AerBackend()], actor_options=SMALL)
+    (slot,) = own._dispatcher.slots
+    actor = slot.actor
+    thread = own._dispatcher._thread
+    del own, slot
+    gc.collect()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(actor.open.remote(), timeout=DEADLINE)
+
+
+class Closing(AerBackend):
+    """Leaves a trace when it is closed."""
+
+    def __init__(self, trace):
+        super().__init__()
+        self.trace = trace
+
+    def close(self):
+        super().close()
+        with open(self.trace, "w") as file:
+            file.write("closed")
+
+
+def test_close_closes_the_backends(tmp_path):
+    trace = tmp_path / "trace"
+    LauncherPool([Closing(str(trace))], actor_options=SMALL).close()
+    assert trace.read_text() == "closed"
+
+
+def test_a_forked_child_is_told_that_ray_does_not_fork(pool):
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+
+    def child():
+        try:
+            pool.stats()
+        except PoolError as error:
+            answers.put(str(error))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork with threads is the point
+        process = context.Process(target=child)
+        process.start()
+    process.join(DEADLINE)
+    assert "forked" in answers.get()
+
+
+def test_another_cluster_than_the_one_in_use():
+    with pytest.raises(InputError, match=r"connected to the Ray at .*, not at '10.9.9.9:1234'"):
+        LauncherPool([AerBackend()], address="10.9.9.9:1234")
+
+
 def test_cancelling_frees_the_pool():
     _, canonical, angle_map, values = model()
     batch = backward_batch(canonical, angle_map, values, shots=50)
@@ -305,41 +420,72 @@ def test_closing_fails_what_is_unfinished():
 
 def test_no_resources_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(dispatching, "START_SECONDS", 3.0)
-    with pytest.raises(PoolError, match=r"needs 1 CPU.*'num_cpus': 64.*CPU .* of 4 free"):
+    monkeypatch.setattr(fleet, "START_SECONDS", 3.0)
+    with pytest.raises(PoolError, match=r"needs 64 CPU, 0 GPU.*CPU .* of 4 free"):
         LauncherPool([AerBackend()], actor_options={"num_cpus": 64})
 
 
+def in_a_process_of_its_own(program):
+    """Run a program that starts Ray itself, as a user's shell would."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True, text=True, timeout=110, env=clean,
+    )  # fmt: skip
+
+
 def test_no_cluster_at_the_address_is_said_at_once():
-    program = (
-        "from qailab.backends import AerBackend\n"
-        "from qailab.distributed import LauncherPool\n"
-        "LauncherPool([AerBackend()], address='127.0.0.1:9')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE
-    )
+    done = in_a_process_of_its_own("""
+        from qailab.backends import AerBackend
+        from qailab.distributed import LauncherPool
+
+        LauncherPool([AerBackend()], address="127.0.0.1:9")
+    """)
     assert done.returncode == 1
     assert "PoolError: no Ray cluster answers at '127.0.0.1:9'" in done.stderr
 
 
-def test_a_local_ray_of_its_own_serves_two_pools_and_ends_with_the_last():
-    program = (
-        "import os, ray\n"
-        "from qailab.backends import AerBackend\n"
-        "from qailab.distributed import LauncherPool\n"
-        "first, second = (LauncherPool([AerBackend()]) for _ in range(2))\n"
-        "first.close()\n"
-        "assert second.stats()['rows'] == 0 and ray.is_initialized()\n"
-        "second.close()\n"
-        "assert not ray.is_initialized()\n"
-        "assert 'RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER' not in os.environ\n"
-    )
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=110, env=clean
-    )
+def test_a_local_ray_of_its_own():
+    """Loopback although ray came first; shared by two pools; another after a shutdown; no noise."""
+    done = in_a_process_of_its_own("""
+        import os
+        import ray
+        import numpy as np
+        from qailab.backends import AerBackend
+        from qailab.distributed import LauncherPool
+        from qailab.errors import PoolError
+        from qailab.torch import QLayer
+        from qailab.circuit import RotationalEncoder, build_circuit
+        import torch
+
+        class Mine(AerBackend):  # a class that only this script has
+            pass
+
+        first, second = (LauncherPool([Mine()]) for _ in range(2))
+        assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert os.stat(os.path.expanduser("~/.ray/auth_token")).st_mode & 0o077 == 0
+        first.close()
+        layer = QLayer(build_circuit(1, [RotationalEncoder()]), backend=second)
+        assert layer(torch.zeros(2, 1)).shape == (2, 2)
+        assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
+        ray.shutdown()
+        try:
+            layer(torch.zeros(2, 1))
+        except PoolError as error:
+            assert "under this pool" in str(error)
+        else:
+            raise AssertionError("the pool did not notice")
+        third = LauncherPool([AerBackend()])
+        second.close()
+        layer.backend = third
+        assert layer(torch.zeros(2, 1)).shape == (2, 2)
+        third.close()
+        assert not ray.is_initialized()
+    """)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+    assert "Traceback" not in done.stderr
 
 
 def test_too_large_circuits_fail_before_anything_runs(pool):
@@ -378,6 +524,7 @@ def test_exact_probabilities_need_all_backends():
         (([AerBackend()], {"max_in_flight": 0}), "max_in_flight must be a positive integer"),
         (([AerBackend()], {"chunk_rows": 0}), "positive integer or 'auto', got 0"),
         (([AerBackend()], {"chunk_rows": "large"}), "'auto', got 'large'"),
+        (([AerBackend()], {"actor_options": {"num_cpu": 1}}), "actor_options.*num_cpu"),
     ],
 )
 def test_bad_options(arguments, says):
