@@ -55,8 +55,7 @@ def open_modes(actor_counts: Sequence[int], stack: ExitStack) -> tuple[Mode, ...
     All pools live at once, so that every mode can have its turn in every round of a measurement.
     """
     modes = [Mode(IN_PROCESS, AerBackend())]
-    if connect("local", sum(actor_counts)):
-        stack.callback(disconnect)
+    stack.callback(disconnect, connect("local", sum(actor_counts)))
     for count in actor_counts:
         before = launcher_actors()
         pool = stack.enter_context(LauncherPool([AerBackend()] * count))

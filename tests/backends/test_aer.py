@@ -97,11 +97,11 @@ def test_rows_sampled_by_aer_are_independent(noisy, monkeypatch):
     circuit.measure_all()
     canonical, angle_map = canonicalize(circuit, [])
     backend = AerBackend(noise_model=noise_model() if noisy else None)
-    batch = forward_batch(angle_map, np.empty((200, 0)), shots=4500)
+    batch = forward_batch(angle_map, np.empty((40, 0)), shots=6400)  # they would share 2/3
     ones = backend.evaluate(canonical, batch)[:, 1]
-    assert np.unique(ones).size > 60
+    assert np.unique(ones).size > 25
     neighbours = np.corrcoef(ones[:-1], ones[1:])[0, 1]
-    assert abs(neighbours) < 4 / np.sqrt(200)
+    assert abs(neighbours) < 3 / np.sqrt(40)
 
 
 def exact_bits(backend, circuit, angles, values):
