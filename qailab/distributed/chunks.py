@@ -18,7 +18,7 @@ from qailab.gradients.canonical import CanonicalCircuit
 
 ChunkRows = int | Literal["auto"]
 
-MIN_CHUNK_SECONDS = 0.02  # a call costs 1 ms of the driver and 3 ms of Aer set-up in the actor
+MIN_CHUNK_SECONDS = 0.0125  # a call costs 1 ms of the driver, and 3 ms of Aer's set-up
 MIN_SPLIT_SECONDS = 0.05
 """The same where samples are fewer than actors: each part of a sample takes the sample's whole
 vector along."""
@@ -92,5 +92,5 @@ class ChunkSizer:
         if share / 2 >= fewest:
             self._size, self._left = share / 2, actors
         else:  # the last round: equal chunks, for as many actors as are worth a call
-            self._left = max(1, min(actors, int(remaining / fewest)))
+            self._left = max(1, min(actors, round(remaining / fewest)))
             self._size = remaining / self._left

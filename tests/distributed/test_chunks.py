@@ -69,7 +69,7 @@ def test_work_worth_it_is_shared_equally_and_ends_small():
 
 
 def test_small_work_is_one_chunk_for_each_actor_or_one_call():
-    assert len(cut(batch_of(16, 30), actors=2, seconds_per_row=6e-5)) == 2
+    assert len(cut(batch_of(16, 30), actors=2, seconds_per_row=4e-5)) == 2
     assert len(cut(batch_of(1, 16), actors=2, seconds_per_row=1e-5)) == 1
 
 
