@@ -61,7 +61,7 @@ class Dispatcher:
         self._chunk_rows = chunk_rows
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._fleet = Fleet(
-            slots, post=self._events.put, give_back=self._give_back, give_up=self._fail_all
+            slots, post=self._events.put, give_back=self._give_back, give_up=self._give_up
         )
         self._jobs: dict[int, Job] = {}
         self._next_job = 0
@@ -270,16 +270,19 @@ class Dispatcher:
         self._drop(job)
         job.fail(error)
 
-    def _fail_all(self, error: QailabError) -> None:
-        jobs = list(self._jobs.values())
-        if jobs:
-            rows = sum(job.batch.num_rows for job in jobs)
-            done = sum(job.answered for job in jobs)
+    def _give_up(self, error: QailabError) -> None:
+        """Nobody is left to run on."""
+        rows = sum(job.batch.num_rows for job in self._jobs.values())
+        if rows:
+            done = sum(job.answered for job in self._jobs.values())
             error = type(error)(
                 f"{error}\n{done} of {rows} rows were done. Mend the cause and submit again: the "
                 "pool starts its actors anew"
             )
-        for job in jobs:
+        self._fail_all(error)
+
+    def _fail_all(self, error: QailabError) -> None:
+        for job in list(self._jobs.values()):
             self._fail(job, error)
         if not self._first_ready.done():
             self._first_ready.set_exception(error)

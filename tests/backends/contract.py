@@ -1,6 +1,7 @@
 """What every backend must do; inherit `BackendContract` and give a backend."""
 
 import pickle
+from abc import ABC, abstractmethod
 
 import numpy as np
 import pytest
@@ -36,15 +37,16 @@ def backward_batch(canonical, angle_map, values, shots, seed=1):
     return RowBatch(rows, shots, NoiseStream(seed), vectors)
 
 
-class BackendContract:
+class BackendContract(ABC):
     """Contract of `qailab.backends.Backend`."""
 
     noiseless = True
     shots = 200
     cuts = 40  # how many ways of cutting a batch are tried
 
+    @abstractmethod
     def backend(self) -> Backend:
-        raise NotImplementedError("a subclass gives the backend that is tested")
+        """The backend that is tested."""
 
     def test_probabilities_are_the_circuits(self):
         circuit, canonical, angle_map, values = model()
