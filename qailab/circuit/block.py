@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -88,6 +88,8 @@ def build_circuit(
     ['input0_0', 'input0_1', 'weight1_0', 'weight1_1', 'weight1_2', 'weight1_3']
     """
     num_qubits = checked_integer("num_qubits", num_qubits)
+    if not isinstance(blocks, Iterable):
+        raise InputTypeError(f"blocks must be a list of blocks, got {blocks!r}")
     blocks = tuple(blocks)
     for position, block in enumerate(blocks):
         if not isinstance(block, Block):

@@ -31,7 +31,7 @@ _REACHABLE_SECONDS = 5.0
 _OBJECT_STORE_BYTES = 512 << 20  # circuits and probabilities; Ray's default is 30 % of the memory
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a dropped pool is ended by whoever collects garbage
 _users: dict[str, int] = {}  # pools by the session that was begun for them; Ray has one at a time
 
 
@@ -74,9 +74,9 @@ def disconnect(session: str | None) -> None:
     Args:
         session: what `connect` returned.
     """
+    if session is None:
+        return
     with _lock:
-        if session is None:
-            return
         _users[session] -= 1
         if _users[session] == 0:
             del _users[session]
@@ -174,7 +174,8 @@ def available_resources() -> str:
     import ray
 
     free, total = ray.available_resources(), ray.cluster_resources()
-    names = sorted(name for name in total if name in ("CPU", "GPU") or name.islower())
+    known = ("memory", "object_store_memory", "node:")
+    names = sorted(name for name in total if not name.startswith(known))
     shown = [f"{name} {free.get(name, 0):g} of {total[name]:g} free" for name in names]
     return ", ".join(shown) or "none"
 

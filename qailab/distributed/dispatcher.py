@@ -28,7 +28,7 @@ import ray
 from qailab.backends.future import RowFuture
 from qailab.distributed.chunks import ChunkRows
 from qailab.distributed.connection import current_session
-from qailab.distributed.faults import LOSSES, remote_error
+from qailab.distributed.faults import LOSSES, ray_is_gone, remote_error
 from qailab.distributed.fleet import START_SECONDS, Fleet
 from qailab.distributed.jobs import Job
 from qailab.distributed.slots import Chunk, Slot
@@ -40,8 +40,9 @@ from qailab.gradients.canonical import CanonicalCircuit
 
 logger = logging.getLogger("qailab.distributed")
 
-MAX_ATTEMPTS = 4
-"""Actors that may be lost over the same rows before the rows are held to be the cause."""
+MAX_ATTEMPTS = 3
+"""Actors that may be lost over the same rows before the rows are held to be the cause; fewer than
+a slot may lose, so that they do not take the pool down."""
 _TICK_SECONDS = 1.0  # how often waiting work is looked at when nothing happens
 
 
@@ -61,7 +62,11 @@ class Dispatcher:
         self._chunk_rows = chunk_rows
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._fleet = Fleet(
-            slots, post=self._events.put, give_back=self._give_back, give_up=self._give_up
+            slots,
+            connected=self._connected,
+            post=self._events.put,
+            give_back=self._give_back,
+            give_up=self._give_up,
         )
         self._jobs: dict[int, Job] = {}
         self._next_job = 0
@@ -116,7 +121,8 @@ class Dispatcher:
     def _loop(self) -> None:
         while not self._stopped:
             try:
-                self._handle_events()
+                if self._handle_events() and not self._connected():
+                    self._abandon()
                 if not self._stopped:
                     self._fleet.check_patience(waiting=bool(self._jobs))
                     self._assign()
@@ -124,21 +130,33 @@ class Dispatcher:
                 logger.exception("the dispatcher failed")
                 self._fail_all(PoolError(f"the dispatcher failed: {error!r}"))
 
-    def _handle_events(self) -> None:
-        """Wait for something to happen, and handle all that has."""
-        with suppress(queue.Empty):
+    def _handle_events(self) -> bool:
+        """Wait for something to happen, and handle all that has; whether nothing did in time."""
+        try:
             self._events.get(timeout=_TICK_SECONDS if self._jobs else None)()
+        except queue.Empty:
+            return True
+        with suppress(queue.Empty):
             while not self._stopped:
                 self._events.get_nowait()()
+        return False
+
+    def _connected(self) -> bool:
+        """Whether Ray is still the one of this pool; a call would start another one unasked."""
+        return current_session() == self._session
+
+    def _abandon(self) -> None:
+        """Ray is gone, and no callback will come any more."""
+        for slot in self.slots:
+            slot.retire(kill=False)
+        self._fail_all(ray_is_gone())
 
     def _add(self, circuit: CanonicalCircuit, batch: RowBatch, future: RowFuture) -> None:
         if future.cancelled():
             return
         try:
-            if current_session() != self._session:
-                raise PoolError(
-                    "Ray was shut down, or started anew, under this pool; make a new LauncherPool"
-                )
+            if not self._connected():
+                raise ray_is_gone()
             job = Job(self._next_job, circuit, batch, future, self._chunk_rows)
         except Exception as error:  # no memory for the answers, say: the job's own affair
             with suppress(InvalidStateError):
@@ -160,7 +178,7 @@ class Dispatcher:
     def _stop(self, kill: bool) -> None:
         self._stopped = True
         self._fail_all(PoolClosedError("the pool was closed while rows were being evaluated"))
-        self._fleet.end(kill=kill and current_session() == self._session)
+        self._fleet.end(kill=kill and self._connected())
 
     def _assign(self) -> None:
         """Hand out chunks: one to each slot, then the second to each, and so on."""
@@ -188,8 +206,13 @@ class Dispatcher:
 
     def _send(self, slot: Slot, job: Job, chunk: Chunk) -> None:
         try:
+            if not self._connected():
+                raise ray_is_gone()
             message = encode_batch(job.batch.part(chunk.start, chunk.stop))
             ref = self._call(slot, job.circuit, message)
+        except PoolError as error:
+            self._fail(job, error)
+            return
         except Exception as error:  # rows without a form on the wire, a full object store
             logger.exception("rows %d to %d could not be sent", chunk.start, chunk.stop - 1)
             self._fail(job, EvaluationError(f"rows could not be sent to an actor: {error!r}"))
@@ -240,11 +263,11 @@ class Dispatcher:
 
     def _give_back(self, slot: Slot, lost: list[Chunk]) -> None:
         """Chunks of a lost actor go to others, unless they seem to be what kills actors."""
-        for chunk in lost:
+        for place, chunk in enumerate(lost):
             job = self._jobs.get(chunk.job)
             if job is None:
                 continue
-            chunk.attempts += 1
+            chunk.attempts += place == 0  # it ran; the others only waited behind it
             self.traffic.retries += 1
             if chunk.attempts < MAX_ATTEMPTS:
                 job.give_back(chunk)
@@ -261,14 +284,19 @@ class Dispatcher:
     def _drop(self, job: Job) -> None:
         """Forget a job; its calls that still wait in an actor's queue are cancelled."""
         self._jobs.pop(job.number, None)
-        for slot in self.slots:
-            for ref, chunk in slot.in_flight.items():
-                if chunk.job == job.number:
-                    ray.cancel(ref)
+        calls = [
+            ref
+            for slot in self.slots
+            for ref, chunk in slot.in_flight.items()
+            if chunk.job == job.number
+        ]
+        if calls and self._connected():
+            for ref in calls:
+                ray.cancel(ref)
 
     def _fail(self, job: Job, error: BaseException) -> None:
-        self._drop(job)
         job.fail(error)
+        self._drop(job)
 
     def _give_up(self, error: QailabError) -> None:
         """Nobody is left to run on."""

@@ -12,7 +12,7 @@ from ray.exceptions import (
 )
 
 from qailab.distributed.slots import Chunk, Slot
-from qailab.errors import EvaluationError, QailabError
+from qailab.errors import EvaluationError, PoolError, QailabError
 
 LOSSES = (RayActorError, OutOfMemoryError, WorkerCrashedError, ObjectLostError)
 """Ray's errors that say something about the machine, not about the rows: the same rows run again
@@ -30,6 +30,11 @@ def readable(error: BaseException) -> str:
 def last_line(error: BaseException) -> str:
     """The line of an error that says what happened, for a log."""
     return f"{type(error).__name__}: {readable(error).splitlines()[-1].strip()}"
+
+
+def ray_is_gone() -> PoolError:
+    """The error of a pool whose Ray was shut down by somebody else."""
+    return PoolError("Ray was shut down, or started anew, under this pool; make a new LauncherPool")
 
 
 def remote_error(error: BaseException, slot: Slot, chunk: Chunk, num_rows: int) -> QailabError:

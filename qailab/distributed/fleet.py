@@ -7,6 +7,7 @@ cannot be built there, or it lost one actor after the other without an answer in
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -22,10 +23,14 @@ from qailab.errors import BackendBuildError, PoolError, PoolExhaustedError
 
 logger = logging.getLogger("qailab.distributed")
 
-MAX_LOSSES = 3
+MAX_LOSSES = 5
 """Actors a slot may lose, without one answer in between, before it is set aside."""
+PAUSE_SECONDS = 0.5
+"""The pause before a slot's second replacement in a row; it doubles with each further one."""
 REST_SECONDS = 30.0
 """How long a slot that lost its actors is left aside before new work gives it another chance."""
+REST_OF_UNBUILDABLE_SECONDS = 600.0
+"""The same where the backend cannot be built, which only a change of the machine mends."""
 START_SECONDS = 60.0
 """How long work waits for a first actor; imports take 2 to 10 s on a busy machine."""
 _CLOSE_SECONDS = 5.0  # a busy actor closes its backend when its chunk is done, or not at all
@@ -36,6 +41,7 @@ class Fleet:
 
     Args:
         slots: the slots.
+        connected: whether Ray is still the one of this pool.
         post: puts an event into the dispatcher's queue; for Ray's callbacks.
         give_back: takes the chunks that a lost actor had in flight.
         give_up: takes the error when no actor is left, or none could start in time.
@@ -45,11 +51,13 @@ class Fleet:
         self,
         slots: Sequence[Slot],
         *,
+        connected: Callable[[], bool],
         post: Callable[[Callable[[], None]], None],
         give_back: Callable[[Slot, list[Chunk]], None],
         give_up: Callable[[PoolError | BackendBuildError], None],
     ) -> None:
         self.slots = tuple(slots)
+        self._connected = connected
         self._post = post
         self._give_back = give_back
         self._give_up = give_up
@@ -62,11 +70,14 @@ class Fleet:
 
     def start(self, slot: Slot) -> None:
         """Create a slot's actor and build its backend there."""
+        if not self._connected():  # Ray would start another one unasked
+            self._set_aside(slot, "Ray was shut down under this pool", REST_SECONDS)
+            return
         generation = slot.generation
         try:
             opened = slot.start().future()
         except Exception as error:  # Ray itself refuses: options, a lost connection
-            self._set_aside(slot, f"{type(error).__name__}: {error}")
+            self._set_aside(slot, f"{type(error).__name__}: {error}", REST_SECONDS)
             return
         opened.add_done_callback(
             lambda done: self._post(partial(self._opened, slot, generation, done))
@@ -100,10 +111,11 @@ class Fleet:
         )
         self._give_back(slot, lost)
         if hopeless:
-            slot.rest_until = time.monotonic() + REST_SECONDS
-            self._set_aside(slot, slot.last_error)
-        else:
+            self._set_aside(slot, slot.last_error, REST_SECONDS)
+        elif slot.losses == 1:
             self.start(slot)
+        else:
+            self._start_later(slot, PAUSE_SECONDS * 2 ** (slot.losses - 2))
 
     def check_patience(self, *, waiting: bool) -> None:
         """Give up on work that has waited too long for a first actor."""
@@ -117,8 +129,9 @@ class Fleet:
         first = self.slots[0]
         return PoolError(
             f"none of {len(self.slots)} actors could start within {START_SECONDS:.0f} s; each "
-            f"needs {first.needs_in_words()}, and the cluster has: {available_resources()}; free "
-            "some, or lower actor_options"
+            f"needs {first.needs_in_words()}, and the cluster has: "
+            f"{available_resources() if self._connected() else 'shut down'}. Close what holds "
+            "them, or ask for less: actor_options={'num_cpus': 0.5}"
         )
 
     def end(self, *, kill: bool) -> None:
@@ -142,11 +155,23 @@ class Fleet:
             self.lose(slot, error)
         else:  # it cannot be built there, and another try would not change that
             slot.retire()
-            self._set_aside(slot, readable(error))
+            self._set_aside(slot, readable(error), REST_OF_UNBUILDABLE_SECONDS)
 
-    def _set_aside(self, slot: Slot, reason: str) -> None:
+    def _start_later(self, slot: Slot, seconds: float) -> None:
+        generation = slot.generation
+
+        def start() -> None:
+            if slot.generation == generation:
+                self.start(slot)
+
+        timer = threading.Timer(seconds, lambda: self._post(start))
+        timer.daemon = True
+        timer.start()
+
+    def _set_aside(self, slot: Slot, reason: str, rest_seconds: float) -> None:
         slot.state = "aside"
         slot.last_error = reason
+        slot.rest_until = time.monotonic() + rest_seconds
         logger.warning(
             "actor %d (%r) is set aside: %s", slot.index, slot.backend, reason.splitlines()[-1]
         )

@@ -14,7 +14,7 @@ from qailab.backends.base import Backend
 from qailab.backends.future import RowFuture
 from qailab.distributed.chunks import ChunkRows
 from qailab.distributed.connection import connect, disconnect
-from qailab.errors import InputError, PoolClosedError, PoolError
+from qailab.errors import InputError, InputTypeError, PoolClosedError, PoolError
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray
@@ -69,7 +69,7 @@ class LauncherPool:
         actor_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._backends = _checked_backends(backends)
-        self._options = dict(actor_options or {})
+        self._options = _checked_options(actor_options)
         self._max_in_flight = checked_integer("max_in_flight", max_in_flight)
         self._chunk_rows: ChunkRows = (
             "auto"
@@ -225,7 +225,7 @@ class LauncherPool:
             _check_options(ray.remote(LauncherActor), actor_options(backend, self._options))
         places = zip(self._backends, self._recipes, self._generations, strict=True)
         slots = [
-            Slot(self._name, index, backend, recipe, self._options, generation)
+            Slot(self._name, index, backend, recipe, self._owner, self._options, generation)
             for index, (backend, recipe, generation) in enumerate(places)
         ]
         self._dispatcher = Dispatcher(
@@ -239,7 +239,19 @@ class LauncherPool:
         )
 
 
+def _checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    if options is not None and not isinstance(options, Mapping):
+        raise InputTypeError(f"actor_options must be a mapping of Ray options, got {options!r}")
+    checked = dict(options or {})
+    cpus = checked.get("num_cpus", 0)
+    if isinstance(cpus, bool) or not isinstance(cpus, int | float) or cpus < 0:
+        raise InputTypeError(f"actor_options['num_cpus'] must be a number of CPUs, got {cpus!r}")
+    return checked
+
+
 def _checked_backends(backends: Sequence[Backend]) -> tuple[Backend, ...]:
+    if not isinstance(backends, Sequence):
+        raise InputTypeError(f"backends must be a list of backends, got {backends!r}")
     checked = tuple(backends)
     if not checked:
         raise InputError("a pool needs at least one backend, got none")

@@ -16,6 +16,7 @@ from qailab.distributed.connection import NAMESPACE
 State = Literal["starting", "ready", "aside"]
 
 _SPEED_MEMORY = 0.5  # weight of the newest chunk in the speed estimate: adapts within a few chunks
+_GENERATIONS_AHEAD = 32  # a look-up takes about 1 ms
 _CALL_SECONDS = 0.003  # what a chunk costs its actor whatever its rows (Aer's set-up of a run)
 
 
@@ -45,6 +46,7 @@ class Slot:
         index: the number of the slot in its pool.
         backend: the backend, as a description.
         recipe: the pickled backend, for the actor.
+        owned: whether this process made the pool; others look its actors up.
         options: Ray options of the actor that override the backend's own needs.
     """
 
@@ -52,6 +54,7 @@ class Slot:
     index: int
     backend: Backend
     recipe: bytes
+    owned: bool
     options: Mapping[str, Any]
     generation: int = 0
     state: State = "starting"
@@ -73,14 +76,25 @@ class Slot:
         self.state = "starting"
         self.circuits = set()
         self.compiled = set()
-        named = {
-            "name": f"{self.name}-{self.index}-{self.generation}",
-            "namespace": NAMESPACE,
-            "get_if_exists": True,
-        }
+        if not self.owned and self._find():
+            return self.actor.open.remote()
+        named = {"name": self._actor_name(), "namespace": NAMESPACE, "get_if_exists": True}
         options = actor_options(self.backend, self.options) | named
         self.actor = ray.remote(LauncherActor).options(**options).remote(self.recipe)
         return self.actor.open.remote()
+
+    def _actor_name(self) -> str:
+        return f"{self.name}-{self.index}-{self.generation}"
+
+    def _find(self) -> bool:
+        """Find the slot's actor, which its owner may have replaced more often than we know."""
+        known = self.generation
+        for self.generation in range(known, known + _GENERATIONS_AHEAD):
+            with suppress(ValueError):  # Ray's word for "no such actor"
+                self.actor = ray.get_actor(self._actor_name(), NAMESPACE)
+                return True
+        self.generation = known
+        return False
 
     def needs_in_words(self) -> str:
         """What the actor takes from its node, for messages."""

@@ -39,6 +39,7 @@ from qiskit.circuit.library import (
     RZXGate,
     RZZGate,
     UGate,
+    UnitaryGate,
 )
 
 from qailab.circuit.amplitude import AmplitudeEncodingGate
@@ -51,6 +52,7 @@ from qailab.gradients.instructions import (
     free_parameters,
     is_fixed_gate,
     kind_of,
+    matrix_of,
     refused,
     used_qubits,
 )
@@ -262,6 +264,10 @@ class _Builder:
         self, operation: Any, qubits: list[int], clbits: list[int], label: str, depth: int
     ) -> None:
         definition = definition_of(operation)
+        matrix = matrix_of(operation) if definition is None else None
+        if matrix is not None:
+            self._circuit.append(UnitaryGate(matrix), qubits)
+            return
         if definition is None or depth >= _MAX_DEPTH_OF_DEFINITIONS:
             raise CircuitError(
                 f"{label} has no decomposition into rotations with a shift rule "

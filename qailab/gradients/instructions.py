@@ -45,17 +45,19 @@ def refused(operation: Any) -> str | None:
 
 
 def is_fixed_gate(operation: Any) -> bool:
-    """Whether an operation can stay as it is: a gate of the library without free parameters.
+    """Whether an operation can stay as it is: a gate of Qiskit's library without free parameters.
 
     Composites are opened: what they hold must be looked at, and the names Qiskit makes up for
-    them differ from run to run.
+    them differ from run to run. So are gates of others' classes, which simulators would take for
+    the library's gate of the same name.
     """
     if free_parameters(operation):
         return False
     if not isinstance(operation, Instruction):
         return True  # Clifford and its like
-    composite = kind_of(operation) in (Instruction, Gate, ControlledGate)
-    return isinstance(operation, Gate) and not (composite and definition_of(operation) is not None)
+    kind = kind_of(operation)
+    composite = kind in (Instruction, Gate, ControlledGate)
+    return isinstance(operation, Gate) and not composite and kind.__module__.startswith("qiskit.")
 
 
 def used_qubits(circuit: QuantumCircuit) -> list[int]:
@@ -96,6 +98,16 @@ def definition_of(operation: Any) -> QuantumCircuit | None:
     try:
         return operation.definition
     except Exception:  # some library gates fail to define themselves with free parameters
+        return None
+
+
+def matrix_of(operation: Any) -> Any:
+    """The unitary matrix of a gate without free parameters, or None if nobody knows it."""
+    if free_parameters(operation) or not isinstance(operation, Gate):
+        return None
+    try:
+        return operation.to_matrix()
+    except Exception:  # CircuitError if it has none, whatever else its own code raises
         return None
 
 

@@ -197,7 +197,10 @@ def _check_at_least_one(name: str, value: int) -> None:
 
 def _parser(manual: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="train", description=manual, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="train",
+        description=manual,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
     def setting(option: str, kind: Any, text: str, **more: Any) -> None:

@@ -57,6 +57,7 @@ def draw_curves(history: Sequence[EpochMetrics]) -> Figure:
     loss.set_title("Loss", loc="left", fontweight="bold", color=_INK)
     loss.set_ylabel("cross-entropy (nats per sample)")
     loss.set_ylim(bottom=0.0)
+    loss.margins(y=0.08)
     loss.legend(frameon=False)
     accuracy.set_title(
         f"Accuracy, {history[-1].test_accuracy:.1%} of test samples at the end",
@@ -66,7 +67,8 @@ def draw_curves(history: Sequence[EpochMetrics]) -> Figure:
     )
     accuracy.set_ylabel("samples classified correctly")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    accuracy.set_ylim(top=1.005)
+    lowest = min(accuracy.dataLim.y0, 0.9)
+    accuracy.set_ylim(lowest - 0.05, 1.02)
     accuracy.legend(frameon=False, loc="lower right")
     return figure
 
@@ -95,7 +97,7 @@ def draw_confusion(confusion: NDArray[np.int64]) -> Figure:
             ha="center",
             va="center",
             fontweight="bold",
-            color=_TEST if wrong else "white" if share[digit, answer] > 0.3 else _INK,
+            color="white" if share[digit, answer] > 0.25 else _TEST if wrong else _INK,
         )
     axes.set_title(
         f"Which digit is taken for which: {np.trace(confusion)} of {confusion.sum()} "

@@ -137,6 +137,7 @@ class Session:
             f"{problem.num_outcomes} probabilities -> linear -> {CLASSES} digits "
             f"({model.num_weights:,} weights in all).\n"
             f"{len(digits.train_labels):,} training and {len(digits.test_labels):,} test samples; "
-            f"{config.epochs} epochs of {steps} steps; {rows:,} rows of {config.shots:,} shots "
-            f"for each step, on {actors} with {self.backend!r}."
+            f"{config.epochs} epoch{'' if config.epochs == 1 else 's'} of {steps} steps; "
+            f"{rows:,} rows of {config.shots:,} shots for each step, on {actors} with "
+            f"{self.backend!r}."
         )

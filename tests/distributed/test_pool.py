@@ -234,6 +234,15 @@ def test_rows_that_kill_every_actor_end_in_an_error(caplog):
     assert "was lost" in caplog.text
 
 
+class DeadlyShots(AerBackend):
+    """Kills its process for one number of shots."""
+
+    def outcomes(self, circuit, batch):
+        if batch.shots == 13:
+            os._exit(1)
+        return super().outcomes(circuit, batch)
+
+
 class Unbuildable(AerBackend):
     """Cannot be built, as a GPU simulator on a machine without one."""
 
@@ -245,6 +254,26 @@ def test_a_backend_that_cannot_be_built_shows_the_remote_cause():
     with pytest.raises(BackendBuildError, match="no such device here") as caught:
         LauncherPool([Unbuildable()] * 2, actor_options=SMALL)
     assert "in open" in str(caught.value)
+
+
+def test_what_cannot_be_built_is_not_tried_again_at_every_step(caplog):
+    with LauncherPool([Unbuildable(), AerBackend()], actor_options=SMALL) as own:
+        wait_until(lambda: own.stats()["actors"][0]["state"] == "aside")
+        for _ in range(4):
+            two_steps(own)
+    assert caplog.text.count("set aside") == 1
+
+
+def test_rows_that_kill_actors_take_no_other_job_down():
+    _, canonical, angle_map, values = model()
+    innocent = forward_batch(angle_map, values, shots=50)
+    deadly = forward_batch(angle_map, values, shots=13)
+    with LauncherPool([DeadlyShots()], actor_options=SMALL) as own:
+        futures = [own.submit(canonical, batch) for batch in (deadly, innocent)]
+        with pytest.raises(EvaluationError, match="lost their actor 3 times"):
+            futures[0].result(DEADLINE)
+        expected = AerBackend().evaluate(canonical, innocent)
+        np.testing.assert_array_equal(futures[1].result(DEADLINE), expected)
 
 
 def test_others_go_on_where_one_cannot_be_built(caplog):
@@ -391,6 +420,17 @@ def test_a_pickled_pool_is_a_handle_for_other_processes(pool):
     assert_same(remote, two_steps(pool))
     handle = pickle.loads(pickle.dumps(pool))
     assert_same(two_steps(handle), two_steps(pool))
+    old = pickle.dumps(pool)
+    victim = pool._dispatcher.slots[0]
+    os.kill(actor_pids(pool)[0], signal.SIGKILL)
+    while victim.replaced == 0:  # noticed when something runs there
+        two_steps(pool)
+    wait_until(lambda: victim.state == "ready")
+    stale = pickle.loads(old)
+    assert_same(two_steps(stale), two_steps(pool))
+    assert [slot.actor for slot in stale._dispatcher.slots] == [
+        slot.actor for slot in pool._dispatcher.slots
+    ]
     handle.close()  # lets go, and leaves the actors to their owner
     assert_same(two_steps(pool), two_steps(AerBackend()))
 
@@ -469,7 +509,23 @@ def test_a_local_ray_of_its_own():
         layer = QLayer(build_circuit(1, [RotationalEncoder()]), backend=second)
         assert layer(torch.zeros(2, 1)).shape == (2, 2)
         assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
-        ray.shutdown()
+        from concurrent.futures import ThreadPoolExecutor
+        import time
+
+        class Slow(Mine):
+            def outcomes(self, circuit, batch):
+                time.sleep(3)
+                return super().outcomes(circuit, batch)
+
+        busy = LauncherPool([Slow()], actor_options={"num_cpus": 0.1})
+        slow = QLayer(build_circuit(1, [RotationalEncoder()]), backend=busy)
+        with ThreadPoolExecutor() as threads:
+            waiting = threads.submit(slow, torch.zeros(2, 1))
+            time.sleep(1)
+            ray.shutdown()
+            assert isinstance(waiting.exception(30), PoolError)  # it does not wait for ever
+        busy.close()
+        assert not ray.is_initialized()  # nor is another Ray started unasked
         try:
             layer(torch.zeros(2, 1))
         except PoolError as error:

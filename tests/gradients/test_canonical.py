@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 from qiskit import qpy
-from qiskit.circuit import ClassicalRegister, Parameter, QuantumCircuit, QuantumRegister
+from qiskit.circuit import ClassicalRegister, Gate, Parameter, QuantumCircuit, QuantumRegister
 from qiskit.circuit.library import (
     PauliEvolutionGate,
     QFTGate,
@@ -17,8 +17,10 @@ from qiskit.circuit.library import (
     zz_feature_map,
 )
 from qiskit.quantum_info import Kraus, SparsePauliOp, Statevector
+from qiskit_aer import AerSimulator
 from qiskit_aer.noise import depolarizing_error
 
+from qailab.backends.aer_programs import for_ideal
 from qailab.circuit import AmplitudeEncodingGate
 from qailab.errors import CircuitError
 from qailab.gradients import canonicalize
@@ -213,6 +215,44 @@ def test_a_composite_may_have_any_name(name):
     np.testing.assert_allclose(
         oracles.probabilities(canonical.circuit, canonical.angles, angles),
         oracles.probabilities(circuit, [x, y], values),
+        atol=1e-12,
+    )
+
+
+class FakeHadamard(Gate):
+    """A gate of somebody's own, with a library gate's name."""
+
+    def __init__(self):
+        super().__init__("h", 1, [])
+
+    def _define(self):
+        self.definition = QuantumCircuit(1)
+        self.definition.ry(0.4, 0)
+
+
+class OnlyMatrix(Gate):
+    """A gate that has a matrix, and no definition."""
+
+    def __init__(self):
+        super().__init__("x", 1, [])
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array([[1, 1], [1, -1]], dtype=complex) / np.sqrt(2)
+
+
+@pytest.mark.parametrize("gate", [FakeHadamard(), OnlyMatrix()])
+def test_gates_of_others_are_what_they_say_not_what_they_are_called(gate):
+    circuit = QuantumCircuit(2)
+    circuit.ry(x, 0)
+    circuit.append(gate, [0])
+    circuit.cx(0, 1)
+    circuit.measure_all()
+    canonical, angle_map = canonicalize(circuit, [x])
+    native = for_ideal(canonical, AerSimulator(method="statevector"))
+    (angles,) = angle_map.values(np.array([[0.7]]))
+    np.testing.assert_allclose(
+        oracles.probabilities(native.circuit, native.angles, angles),
+        oracles.probabilities(circuit, [x], np.array([0.7])),
         atol=1e-12,
     )
 
