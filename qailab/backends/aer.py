@@ -41,7 +41,7 @@ MAX_EXACT_OUTCOMES = 1 << 13
 MAX_DENSITY_QUBITS = 10
 """Up to here a density matrix beats 1024 noisy trajectories, and fits 16 MiB."""
 
-_SLICE_BYTES = 96 << 20  # what one Aer call and the arrays made of it may take
+_SLICE_BYTES = 32 << 20  # what one Aer call and the arrays made of it may take; more is no faster
 _MAX_ROWS_AT_ONCE = 4096  # Aer keeps a few kilobytes of Python objects for each result
 _MAX_MPS_QUBITS = 63  # Aer's own limit
 _CACHED_PROGRAMS = 64
