@@ -99,7 +99,8 @@ class AerBackend(Backend):
         checked_integer("threads", threads)
         if max_memory_mb is not None:
             checked_integer("max_memory_mb", max_memory_mb, hint=", or None")
-        if (noise_model or from_backend) is not None and method == "matrix_product_state":
+        noisy = noise_model is not None or from_backend is not None
+        if noisy and method == "matrix_product_state":
             raise InputError(
                 "method 'matrix_product_state' does not simulate noise here; use 'automatic', "
                 "'density_matrix' or 'statevector'"
@@ -157,10 +158,10 @@ class AerBackend(Backend):
             )
 
     def open(self) -> None:
-        """Build the simulator.
+        """Check the device. Simulators are built with the circuits they run.
 
         Raises:
-            BackendBuildError: if Aer has no such device, or cannot build the simulator.
+            BackendBuildError: if this machine's Aer has no such device.
         """
         from qiskit_aer import AerSimulator
 

@@ -47,6 +47,8 @@ class LauncherActor:
         """
         began = time.perf_counter()
         assert self._backend is not None, "open() comes first"
+        if key not in self._circuits:
+            raise EvaluationError(f"circuit {key} could not be loaded in the actor")
         try:
             answers = self._backend.evaluate(self._circuits[key], decode_batch(message))
         except QailabError:
