@@ -9,7 +9,8 @@
     ├── BackendError (RuntimeError)         where circuits run
     │   ├── BackendBuildError               a simulator or session that cannot be built here
     │   ├── MemoryLimitError                a circuit that does not fit the machine's memory
-    │   └── EvaluationError                 rows that a backend failed to evaluate
+    │   ├── EvaluationError                 rows that a backend failed to evaluate
+    │   └── TransientBackendError           a fault of the place: the same rows may run again
     ├── PoolError (RuntimeError)            many backends at once
     │   ├── PoolClosedError                 a pool used after ``close``
     │   └── PoolExhaustedError              no actor is left to run on
@@ -49,6 +50,10 @@ class MemoryLimitError(BackendError):
 
 class EvaluationError(BackendError):
     """A backend failed on some rows for a reason that another try would not change."""
+
+
+class TransientBackendError(BackendError):
+    """A job failed for a reason of its place and time; the same rows may be run again."""
 
 
 class PoolError(QailabError, RuntimeError):

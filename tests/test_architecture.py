@@ -13,13 +13,16 @@ PACKAGE = ROOT / "qailab"
 MAY_USE = {
     "errors": set(),
     "arguments": {"errors"},
+    "checks": {"errors"},
     "circuit": {"errors", "arguments"},
     "gradients": {"errors", "arguments", "circuit"},
-    "backends": {"errors", "arguments", "circuit", "gradients"},
+    "backends": {"errors", "arguments", "checks", "circuit", "gradients"},
     "launchers": {"errors", "arguments", "circuit", "gradients", "backends"},
-    "distributed": {"errors", "arguments", "circuit", "gradients", "backends", "launchers"},
+    "distributed": {"errors", "arguments", "circuit", "gradients", "backends", "launchers"}
+    | {"checks"},
     "torch": {"errors", "arguments", "circuit", "gradients", "backends", "launchers"},
 }
+MAY_USE["doctor"] = set(MAY_USE)  # it looks at everything
 ONLY_IN = {
     "ray": {"distributed"},
     "torch": {"torch"},

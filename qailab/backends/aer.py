@@ -77,6 +77,7 @@ class AerBackend(Backend):
     """
 
     supports_exact = True
+    repeatable = True
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,11 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from qailab.backends.blame import evaluate_naming_rows
 from qailab.backends.future import RowFuture
-from qailab.errors import EvaluationError
+from qailab.errors import EvaluationError, TransientBackendError
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray
+
+MAX_TRANSIENT_FAULTS = 20
+"""How often the same rows may fail for transient reasons before somebody has to look."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,47 @@ class ActorResources:
     custom: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a device was used for.
+
+    Args:
+        jobs: jobs that were submitted to it.
+        qpu_seconds: seconds it was busy with them.
+    """
+
+    jobs: int = 0
+    qpu_seconds: float = 0.0
+
+    def since(self, earlier: Usage) -> Usage:
+        """What was used since an earlier reading."""
+        return Usage(self.jobs - earlier.jobs, self.qpu_seconds - earlier.qpu_seconds)
+
+
+NOTHING_USED = Usage()
+
+
 class Backend(ABC):
     """A place that runs the rows of canonical circuits.
 
     Attributes:
         supports_exact: whether ``shots=None`` (exact probabilities) is possible.
+        repeatable: whether rows may run twice at no cost, as on a simulator. A pool then races a
+            second copy of what holds everybody up, and looks for the row that an error is about.
+        watched: whether a call that takes far longer than others did may be held to hang. Not on
+            a device whose queue may last hours: it has deadlines of its own.
+        call_seconds: what a call takes whatever its rows; chunks are made large beside it.
     """
 
     supports_exact: bool = False
+    repeatable: bool = False
+    watched: bool = True
+    call_seconds: float = 0.003
+
+    @property
+    def usage(self) -> Usage:
+        """What the device was used for since `open`."""
+        return NOTHING_USED
 
     @property
     def resources(self) -> ActorResources:
@@ -145,6 +182,14 @@ class Backend(ABC):
                 answers[first : first + piece.num_rows] = _answers(outcomes, piece)
         return answers
 
+    def answer(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event | None = None
+    ) -> FloatArray:
+        """`evaluate`, with errors that name the row they are about."""
+        return evaluate_naming_rows(
+            lambda part: self.evaluate(circuit, part, stop), batch, repeatable=self.repeatable
+        )
+
     def _check_shape(self, outcomes: Outcomes, expected: tuple[int, int]) -> None:
         for table in (outcomes.estimate, outcomes.distribution):
             if table is not None and table.shape != expected:
@@ -170,11 +215,18 @@ class Backend(ABC):
         # comes second, the cancel or the answers, finds it done.
         with suppress(InvalidStateError):
             try:
-                answers = self.evaluate(circuit, batch, stop)
+                answers = self._patiently(lambda: self.answer(circuit, batch, stop))
             except BaseException as error:
                 future.set_exception(error)
             else:
                 future.set_result(answers)
+
+    def _patiently(self, evaluate: Callable[[], FloatArray]) -> FloatArray:
+        """Try again after transient faults, as a pool does with another actor."""
+        for _ in range(MAX_TRANSIENT_FAULTS - 1):
+            with suppress(TransientBackendError):
+                return evaluate()
+        return evaluate()
 
     def _executor(self) -> ThreadPoolExecutor:
         # One thread: the live simulator is used by one call at a time, from whatever thread asks.

@@ -18,10 +18,16 @@ from qailab.gradients.canonical import CanonicalCircuit
 
 ChunkRows = int | Literal["auto"]
 
-MIN_CHUNK_SECONDS = 0.0125  # a call costs 1 ms of the driver, and 3 ms of Aer's set-up
+MIN_CHUNK_SECONDS = 0.0125  # a call costs 1 ms of the driver
 MIN_SPLIT_SECONDS = 0.05
 """The same where samples are fewer than actors: each part of a sample takes the sample's whole
 vector along."""
+MIN_CALL_SHARE = 4.0
+"""A chunk's rows take at least this many times what its call takes whatever its rows: 3 ms on Aer,
+seconds where a device has a queue."""
+PARCEL_SECONDS = 0.25
+"""Chunks that are fixed to be shorter travel together up to this: a call costs 0.7 to 1 ms of the
+driver, so one core of it feeds about 250 actors at this length."""
 MAX_CHUNK_SECONDS = 2.0  # what a dead actor may cost, and how long a cancel may take
 MAX_INLINE_BYTES = 64 << 10
 """Answers of at most 100 kB travel inside Ray's reply; larger ones stay in the object store of the
@@ -57,7 +63,13 @@ class ChunkSizer:
         self._left = 0  # chunks of this round still to be handed out
 
     def end_of_chunk(
-        self, next_row: int, *, actors: int, seconds_per_row: float, relative_speed: float = 1.0
+        self,
+        next_row: int,
+        *,
+        actors: int,
+        seconds_per_row: float,
+        relative_speed: float = 1.0,
+        call_seconds: float = 0.0,
     ) -> int:
         """Where the chunk that begins at ``next_row`` ends.
 
@@ -66,6 +78,7 @@ class ChunkSizer:
             actors: how many actors share the rows.
             seconds_per_row: time of a row on an actor of average speed.
             relative_speed: speed of the actor that asks, over the average.
+            call_seconds: what a chunk takes whatever its rows.
 
         Returns:
             One past the last row of the chunk; rows that belong together are not separated.
@@ -78,9 +91,10 @@ class ChunkSizer:
         else:
             if self._left <= 0:
                 least = MIN_CHUNK_SECONDS if samples >= actors else MIN_SPLIT_SECONDS
+                least = max(least, MIN_CALL_SHARE * call_seconds)
                 self._begin_round(remaining, actors, least / seconds_per_row)
             self._left -= 1
-            longest = MAX_CHUNK_SECONDS / seconds_per_row
+            longest = max(MAX_CHUNK_SECONDS, 2 * MIN_CALL_SHARE * call_seconds) / seconds_per_row
             size = min(min(self._size, longest) * relative_speed, self._most_rows)
             if samples >= 2 * actors:  # enough to go round: no sample's vector is sent twice
                 group = rows.rows_per_sample

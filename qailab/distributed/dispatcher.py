@@ -1,12 +1,12 @@
-"""The dispatcher: one thread that hands rows to actors and gathers their answers.
+"""The dispatcher: the thread that a pool's scheduler lives in.
 
-Everything that happens (a new job, an answer, a lost actor, a cancel) is an event in one queue, and
-only this thread changes jobs and slots, so they need no locks. Ray's completion callbacks put
-answers into the queue; new work wakes it the same way, which ``ray.wait`` cannot.
+Everything that happens (a new job, an answer, a lost actor, a cancel) is a function in one queue,
+and only this thread calls them, so that the scheduler needs no locks. Ray's completion callbacks
+put theirs into the queue; new work wakes the thread the same way, which ``ray.wait`` cannot.
 
 ::
 
-    submit --> [queue] --> dispatcher: job -> chunks --> actor.evaluate(key, bytes)
+    submit --> [queue] --> dispatcher: scheduler --> workers: actor.run(chunks)
                   ^                                            |
                   +------------- answers, losses --------------+
 """
@@ -14,71 +14,74 @@ answers into the queue; new work wakes it the same way, which ``ray.wait`` canno
 from __future__ import annotations
 
 import logging
-import pickle
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import ray
-
 from qailab.backends.future import RowFuture
-from qailab.distributed.chunks import ChunkRows
-from qailab.distributed.connection import current_session
-from qailab.distributed.faults import LOSSES, ray_is_gone, remote_error
-from qailab.distributed.fleet import START_SECONDS, Fleet
+from qailab.distributed.books import Books
+from qailab.distributed.faults import ray_is_gone
 from qailab.distributed.jobs import Job
-from qailab.distributed.slots import Chunk, Slot
-from qailab.distributed.traffic import Traffic
-from qailab.distributed.wire import decode_answers, encode_batch
-from qailab.errors import EvaluationError, PoolClosedError, PoolError, QailabError
+from qailab.distributed.metrics import PoolMetrics
+from qailab.distributed.options import Settings
+from qailab.distributed.progress import Progress
+from qailab.distributed.ray_workers import RayWorkers
+from qailab.distributed.scheduler import Scheduler
+from qailab.distributed.slots import Slot
+from qailab.errors import PoolClosedError, PoolError
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
 
 logger = logging.getLogger("qailab.distributed")
 
-MAX_ATTEMPTS = 3
-"""Actors that may be lost over the same rows before the rows are held to be the cause; fewer than
-a slot may lose, so that they do not take the pool down."""
-_TICK_SECONDS = 1.0  # how often waiting work is looked at when nothing happens
+_REPORT_SECONDS = 1.0  # how often metrics go to Ray
+_IDLE_SECONDS = 5.0  # the same while nothing happens: Ray forgets a gauge after 20 s
 
 
 class Dispatcher:
-    """Runs jobs on slots until it is stopped.
+    """Runs a pool's scheduler until it is stopped.
 
     Args:
+        pool: the pool's name.
         slots: where rows run; their actors are started here.
-        max_in_flight: chunks that a slot may have at once.
-        chunk_rows: a fixed chunk size, or ``"auto"``.
+        recipes: each slot's pickled backend.
+        options: Ray options of each slot's actor.
+        owned: whether this process made the pool.
+        settings: how to schedule.
+        progress: whether to show progress.
     """
 
-    def __init__(self, slots: Sequence[Slot], *, max_in_flight: int, chunk_rows: ChunkRows) -> None:
+    def __init__(
+        self,
+        pool: str,
+        slots: Sequence[Slot],
+        recipes: Sequence[bytes],
+        options: Sequence[Mapping[str, Any]],
+        *,
+        owned: bool,
+        settings: Settings,
+        progress: bool,
+    ) -> None:
         self.slots = tuple(slots)
-        self.traffic = Traffic()
-        self._max_in_flight = max_in_flight
-        self._chunk_rows = chunk_rows
+        self._settings = settings
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._fleet = Fleet(
-            slots,
-            connected=self._connected,
-            post=self._events.put,
-            give_back=self._give_back,
-            give_up=self._give_up,
-        )
-        self._jobs: dict[int, Job] = {}
-        self._next_job = 0
-        self._circuits: dict[str, Any] = {}  # object refs by content key
-        self._session = current_session()
-        self._first_ready: Future[None] = Future()
+        self._metrics = PoolMetrics(pool)
+        self._progress = Progress(wanted=progress)
+        self.books = Books(time.monotonic, self._metrics)
+        self._workers = RayWorkers(pool, recipes, options, owned=owned, post=self._events.put)
+        self._scheduler = Scheduler(slots, self._workers, settings, self.books, time.monotonic)
+        self._workers.listen(self._scheduler)
         self._accepting = threading.Lock()
         self._closing = False
         self._stopped = False
+        self._reported = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="qailab-dispatcher", daemon=True)
-        for slot in self.slots:
-            self._events.put(partial(self._fleet.start, slot))
+        self._events.put(self._scheduler.start)
         self._thread.start()
 
     # Called from any thread.
@@ -96,44 +99,59 @@ class Dispatcher:
             self._events.put(partial(self._add, circuit, batch, future))
         return future
 
-    def stop(self, timeout: float, *, kill: bool) -> None:
-        """Fail what is unfinished, let go of all actors (or kill them), end the thread."""
+    def stop(self, timeout: float) -> None:
+        """Fail what is unfinished, let go of all actors, end the thread."""
         with self._accepting:
             self._closing = True
-            self._events.put(partial(self._stop, kill))
+            self._events.put(self._stop)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
-    def wait_for_first_actor(self) -> None:
-        """Wait until one actor is ready.
+    def wait_for_actors(self, count: int, timeout: float) -> None:
+        """Wait until some actors are ready.
+
+        Args:
+            count: how many.
+            timeout: seconds to wait at most.
 
         Raises:
-            PoolError: if none is in time.
+            PoolError: if they are not in time.
             BackendBuildError: if no backend can be built in its actor.
         """
-        try:
-            self._first_ready.result(START_SECONDS)
-        except TimeoutError:
-            raise self._fleet.starting_error() from None
+        deadline = time.monotonic() + timeout
+        first = self._scheduler.first_ready
+        while sum(slot.state == "ready" for slot in self.slots) < count:
+            if first.done():
+                first.result()
+            if time.monotonic() > deadline:
+                raise self._scheduler.starting_error(count, timeout)
+            if first.done():
+                time.sleep(0.01)
+            else:
+                self._workers.wait_for_one(0.1)
+                with suppress(TimeoutError):
+                    first.result(0.05)
 
     # Called in the dispatcher's thread only.
 
     def _loop(self) -> None:
         while not self._stopped:
             try:
-                if self._handle_events() and not self._connected():
+                if self._handle_events() and not self._workers.connected:
                     self._abandon()
                 if not self._stopped:
-                    self._fleet.check_patience(waiting=bool(self._jobs))
-                    self._assign()
+                    self._scheduler.tick()
+                    self._report()
             except Exception as error:  # whatever it is, nobody must wait for ever
                 logger.exception("the dispatcher failed")
-                self._fail_all(PoolError(f"the dispatcher failed: {error!r}"))
+                self._scheduler.fail_all(PoolError(f"the dispatcher failed: {error!r}"))
+        self._progress.close()
 
     def _handle_events(self) -> bool:
         """Wait for something to happen, and handle all that has; whether nothing did in time."""
         try:
-            self._events.get(timeout=_TICK_SECONDS if self._jobs else None)()
+            wait = self._scheduler.seconds_to_next_tick()
+            self._events.get(timeout=_IDLE_SECONDS if wait is None else min(wait, _IDLE_SECONDS))()
         except queue.Empty:
             return True
         with suppress(queue.Empty):
@@ -141,176 +159,49 @@ class Dispatcher:
                 self._events.get_nowait()()
         return False
 
-    def _connected(self) -> bool:
-        """Whether Ray is still the one of this pool; a call would start another one unasked."""
-        return current_session() == self._session
-
     def _abandon(self) -> None:
         """Ray is gone, and no callback will come any more."""
         for slot in self.slots:
-            slot.retire(kill=False)
-        self._fail_all(ray_is_gone())
+            slot.retire()
+            slot.state = "aside"
+        self._scheduler.fail_all(ray_is_gone())
 
     def _add(self, circuit: CanonicalCircuit, batch: RowBatch, future: RowFuture) -> None:
         if future.cancelled():
             return
         try:
-            if not self._connected():
+            if not self._workers.connected:
                 raise ray_is_gone()
-            job = Job(self._next_job, circuit, batch, future, self._chunk_rows)
+            self._scheduler.add(
+                lambda number, now: Job(
+                    number, circuit, batch, future, self._settings.chunk_rows, now
+                )
+            )
         except Exception as error:  # no memory for the answers, say: the job's own affair
             with suppress(InvalidStateError):
                 future.set_exception(error)
-            return
-        if job.complete:
-            job.finish()
-            return
-        self._next_job += 1
-        self._fleet.check_patience(waiting=bool(self._jobs))
-        self._jobs[job.number] = job
-        self._fleet.revive()
 
     def _cancel(self, future: RowFuture) -> None:
-        for job in list(self._jobs.values()):
-            if job.future is future:
-                self._drop(job)
+        self._scheduler.cancel(future)
 
-    def _stop(self, kill: bool) -> None:
+    def _stop(self) -> None:
         self._stopped = True
-        self._fail_all(PoolClosedError("the pool was closed while rows were being evaluated"))
-        self._fleet.end(kill=kill and self._connected())
+        self._scheduler.end()
+        if self._workers.connected:
+            self._metrics.flush()
 
-    def _assign(self) -> None:
-        """Hand out chunks: one to each slot, then the second to each, and so on."""
-        sharing = self._fleet.sharing
-        ready = [slot for slot in sharing if slot.state == "ready"]
-        if ready and not self._first_ready.done():
-            self._first_ready.set_result(None)
-        for depth in range(self._max_in_flight):
-            for slot in ready:
-                if len(slot.in_flight) <= depth:
-                    taken = self._take(slot, sharing)
-                    if taken is None:
-                        return
-                    self._send(slot, *taken)
-
-    def _take(self, slot: Slot, sharing: list[Slot]) -> tuple[Job, Chunk] | None:
-        """The next chunk, from each job in turn."""
-        for number in list(self._jobs):
-            job = self._jobs.pop(number)
-            self._jobs[number] = job  # to the end of the line
-            chunk = job.take(slot, sharing)
-            if chunk is not None:
-                return job, chunk
-        return None
-
-    def _send(self, slot: Slot, job: Job, chunk: Chunk) -> None:
-        try:
-            if not self._connected():
-                raise ray_is_gone()
-            message = encode_batch(job.batch.part(chunk.start, chunk.stop))
-            ref = self._call(slot, job.circuit, message)
-        except PoolError as error:
-            self._fail(job, error)
+    def _report(self) -> None:
+        """Show progress, and tell metrics: often enough to watch, too seldom to cost."""
+        now = time.monotonic()
+        jobs = self._scheduler.jobs
+        self._progress.show(jobs.values(), self.slots, self.books.retries, now)
+        if now - self._reported < _REPORT_SECONDS or not self._workers.connected:
             return
-        except Exception as error:  # rows without a form on the wire, a full object store
-            logger.exception("rows %d to %d could not be sent", chunk.start, chunk.stop - 1)
-            self._fail(job, EvaluationError(f"rows could not be sent to an actor: {error!r}"))
-            return
-        self.traffic.bytes_sent += len(message)
-        slot.in_flight[ref] = chunk
-        generation = slot.generation
-        ref.future().add_done_callback(
-            lambda done: self._events.put(partial(self._answered, slot, generation, ref, done))
+        self._reported = now
+        self._metrics.depth(
+            waiting_rows=sum(job.waiting_rows for job in jobs.values()),
+            chunks_in_flight=sum(slot.chunks_in_flight for slot in self.slots),
+            actors_ready=sum(slot.state == "ready" for slot in self.slots),
+            actors=len(self.slots),
         )
-
-    def _call(self, slot: Slot, circuit: CanonicalCircuit, message: bytes) -> Any:
-        key = circuit.key
-        if key not in self._circuits:
-            self._circuits[key] = ray.put(pickle.dumps(circuit))
-        if key not in slot.circuits:
-            slot.actor.load.remote(key, self._circuits[key])  # calls of an actor keep their order
-            slot.circuits.add(key)
-        return slot.actor.evaluate.remote(key, message)
-
-    def _answered(self, slot: Slot, generation: int, ref: Any, done: Future[Any]) -> None:
-        if slot.generation != generation:
-            return  # the actor was retired, and its rows were given to others
-        error = done.exception()
-        if isinstance(error, LOSSES):
-            self._fleet.lose(slot, error)
-            return
-        chunk = slot.in_flight.pop(ref)
-        job = self._jobs.get(chunk.job)
-        if error is None:
-            message, seconds = done.result()
-            self.traffic.bytes_received += len(message)
-            if job is not None:
-                self._accept(slot, job, chunk, message, seconds)
-        elif job is not None:
-            self._fail(job, remote_error(error, slot, chunk, job.batch.num_rows))
-
-    def _accept(self, slot: Slot, job: Job, chunk: Chunk, message: bytes, seconds: float) -> None:
-        rows = chunk.stop - chunk.start
-        slot.learn(job.circuit.key, rows, seconds)
-        try:
-            job.accept(chunk, decode_answers(message, rows))
-        except ValueError as error:
-            self._fail(job, EvaluationError(f"{slot.backend!r} answered in another form: {error}"))
-        if job.complete:
-            self._jobs.pop(job.number, None)
-            job.finish()
-
-    def _give_back(self, slot: Slot, lost: list[Chunk]) -> None:
-        """Chunks of a lost actor go to others, unless they seem to be what kills actors."""
-        for place, chunk in enumerate(lost):
-            job = self._jobs.get(chunk.job)
-            if job is None:
-                continue
-            chunk.attempts += place == 0  # it ran; the others only waited behind it
-            self.traffic.retries += 1
-            if chunk.attempts < MAX_ATTEMPTS:
-                job.give_back(chunk)
-                continue
-            self._fail(
-                job,
-                EvaluationError(
-                    f"rows {chunk.start} to {chunk.stop - 1} lost their actor {chunk.attempts} "
-                    f"times, last on {slot.backend!r}: {slot.last_error}; if actors run out of "
-                    "memory, use a smaller circuit or chunk_rows"
-                ),
-            )
-
-    def _drop(self, job: Job) -> None:
-        """Forget a job; its calls that still wait in an actor's queue are cancelled."""
-        self._jobs.pop(job.number, None)
-        calls = [
-            ref
-            for slot in self.slots
-            for ref, chunk in slot.in_flight.items()
-            if chunk.job == job.number
-        ]
-        if calls and self._connected():
-            for ref in calls:
-                ray.cancel(ref)
-
-    def _fail(self, job: Job, error: BaseException) -> None:
-        job.fail(error)
-        self._drop(job)
-
-    def _give_up(self, error: QailabError) -> None:
-        """Nobody is left to run on."""
-        rows = sum(job.batch.num_rows for job in self._jobs.values())
-        if rows:
-            done = sum(job.answered for job in self._jobs.values())
-            error = type(error)(
-                f"{error}\n{done} of {rows} rows were done. Mend the cause and submit again: the "
-                "pool starts its actors anew"
-            )
-        self._fail_all(error)
-
-    def _fail_all(self, error: QailabError) -> None:
-        for job in list(self._jobs.values()):
-            self._fail(job, error)
-        if not self._first_ready.done():
-            self._first_ready.set_exception(error)
+        self._metrics.flush()

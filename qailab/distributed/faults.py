@@ -1,4 +1,4 @@
-"""Telling what a failed call means: a lost machine, or rows that cannot be evaluated."""
+"""Telling what a failed Ray call means: a lost machine, a full one, or a call that is wrong."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import re
 
 from ray.exceptions import (
     ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
     OutOfMemoryError,
+    PendingCallsLimitExceeded,
     RayActorError,
     WorkerCrashedError,
 )
 
-from qailab.distributed.slots import Chunk, Slot
-from qailab.errors import EvaluationError, PoolError, QailabError
+from qailab.errors import EvaluationError, PoolError, QailabError, TransientBackendError
 
 LOSSES = (RayActorError, OutOfMemoryError, WorkerCrashedError, ObjectLostError)
 """Ray's errors that say something about the machine, not about the rows: the same rows run again
 elsewhere. A node's death first shows as `ActorUnavailableError`, a memory kill as
 `OutOfMemoryError`, which is no `RayActorError`."""
+
+FULL = (ObjectStoreFullError, OutOfDiskError, PendingCallsLimitExceeded)
+"""Ray's errors that pass when others have let go of what they hold."""
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray colours its tracebacks, also in files
 
@@ -27,28 +32,15 @@ def readable(error: BaseException) -> str:
     return _COLOURS.sub("", f"{type(error).__name__}: {error}").strip()
 
 
-def last_line(error: BaseException) -> str:
-    """The line of an error that says what happened, for a log."""
-    return f"{type(error).__name__}: {readable(error).splitlines()[-1].strip()}"
-
-
 def ray_is_gone() -> PoolError:
     """The error of a pool whose Ray was shut down by somebody else."""
     return PoolError("Ray was shut down, or started anew, under this pool; make a new LauncherPool")
 
 
-def remote_error(error: BaseException, slot: Slot, chunk: Chunk, num_rows: int) -> QailabError:
-    """The error of an actor as one of ours, with where it happened and the remote traceback.
-
-    Args:
-        error: what Ray raised for the call.
-        slot: the slot whose actor it was.
-        chunk: the rows of the call.
-        num_rows: all rows of the evaluation.
-    """
+def call_error(error: BaseException) -> QailabError:
+    """The error of a call that reached its actor, or could not be made, as one of ours."""
     cause = getattr(error, "cause", error)
+    if isinstance(error, FULL) or isinstance(cause, FULL):
+        return TransientBackendError(f"Ray has no room: {readable(error)}")
     kind = type(cause) if isinstance(cause, QailabError) else EvaluationError
-    return kind(
-        f"{cause}\n(on {slot.backend!r}, actor {slot.index}, rows {chunk.start} to "
-        f"{chunk.stop - 1} of {num_rows})\n{_COLOURS.sub('', str(error))}"
-    )
+    return kind(readable(error))

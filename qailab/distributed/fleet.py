@@ -1,183 +1,230 @@
-"""The fleet: the slots of a pool, and the life and death of their actors.
+"""The fleet: the life and death of the processes behind the slots.
 
-Used in the dispatcher's thread only. A slot is *starting*, *ready*, or set *aside*: its backend
-cannot be built there, or it lost one actor after the other without an answer in between.
+A slot is *starting*, *ready*, or set *aside*: its backend cannot be built there, it lost one
+process after the other, or it failed again and again, without an answer in between.
+
+    starting --opened--> ready --lost--> starting (after a pause, from the second time on)
+        |                  |
+        +--unbuildable-----+--too often--> aside --rested--> starting
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from functools import partial
-from typing import Any
 
-import ray
-
-from qailab.distributed.connection import available_resources
-from qailab.distributed.faults import LOSSES, last_line, readable
-from qailab.distributed.slots import Chunk, Slot
-from qailab.errors import BackendBuildError, PoolError, PoolExhaustedError
+from qailab.distributed.slots import Parcel, Slot
+from qailab.distributed.workers import Place, Workers
+from qailab.errors import BackendBuildError, PoolError, PoolExhaustedError, QailabError
 
 logger = logging.getLogger("qailab.distributed")
 
 MAX_LOSSES = 5
-"""Actors a slot may lose, without one answer in between, before it is set aside."""
+"""Processes a slot may lose, without one answer in between, before it is set aside."""
 PAUSE_SECONDS = 0.5
 """The pause before a slot's second replacement in a row; it doubles with each further one."""
+MAX_FAULTS = 8
+"""Transient faults of a slot, without one answer in between, before it is set aside."""
+BACK_OFF_SECONDS = 0.1
+"""The pause of a slot after a transient fault; it doubles with each further one."""
+_LONGEST_BACK_OFF = 5.0
 REST_SECONDS = 30.0
-"""How long a slot that lost its actors is left aside before new work gives it another chance."""
+"""How long a slot that failed too often is left aside before it gets another chance."""
 REST_OF_UNBUILDABLE_SECONDS = 600.0
 """The same where the backend cannot be built, which only a change of the machine mends."""
-START_SECONDS = 60.0
-"""How long work waits for a first actor; imports take 2 to 10 s on a busy machine."""
-_CLOSE_SECONDS = 5.0  # a busy actor closes its backend when its chunk is done, or not at all
+LOOK_AGAIN_SECONDS = 0.5
+"""How often a handle looks for a process that its owner replaces."""
+_LOG_CHARACTERS = 120
+SLOW_START_SECONDS = 20.0
+"""After this time a log line says what a process is waiting for; imports take 2 to 10 s."""
 
 
 class Fleet:
-    """Starts actors, replaces lost ones, sets hopeless slots aside.
+    """Starts processes, replaces lost ones, sets hopeless slots aside.
 
     Args:
         slots: the slots.
-        connected: whether Ray is still the one of this pool.
-        post: puts an event into the dispatcher's queue; for Ray's callbacks.
-        give_back: takes the chunks that a lost actor had in flight.
-        give_up: takes the error when no actor is left, or none could start in time.
+        workers: who carries it out.
+        clock: the time in seconds.
+        start_timeout: seconds that work waits for a first process.
+        give_back: takes the parcels that a lost process had in flight.
+        give_up: takes the error when no process is left, or none could start in time.
     """
 
     def __init__(
         self,
         slots: Sequence[Slot],
+        workers: Workers,
         *,
-        connected: Callable[[], bool],
-        post: Callable[[Callable[[], None]], None],
-        give_back: Callable[[Slot, list[Chunk]], None],
-        give_up: Callable[[PoolError | BackendBuildError], None],
+        clock: Callable[[], float],
+        start_timeout: float,
+        give_back: Callable[[Slot, list[Parcel]], None],
+        give_up: Callable[[QailabError], None],
     ) -> None:
         self.slots = tuple(slots)
-        self._connected = connected
-        self._post = post
+        self._workers = workers
+        self._clock = clock
+        self._start_timeout = start_timeout
         self._give_back = give_back
         self._give_up = give_up
-        self._nobody_since = time.monotonic()
+        self._nobody_since = clock()
 
     @property
     def sharing(self) -> list[Slot]:
         """The slots that work is shared among, those that are starting included."""
         return [slot for slot in self.slots if slot.state != "aside"]
 
+    @property
+    def ready(self) -> list[Slot]:
+        """The slots that can be given work now."""
+        return [slot for slot in self.slots if self.can_work(slot)]
+
+    def can_work(self, slot: Slot) -> bool:
+        """Whether a slot can be given work now."""
+        return slot.state == "ready" and slot.resting_until <= self._clock()
+
     def start(self, slot: Slot) -> None:
-        """Create a slot's actor and build its backend there."""
-        if not self._connected():  # Ray would start another one unasked
-            self._set_aside(slot, "Ray was shut down under this pool", REST_SECONDS)
-            return
-        generation = slot.generation
+        """Start a slot's process, which builds its backend."""
+        slot.state = "starting"
+        slot.starts_at = None
+        slot.starting_since = self._clock()
+        slot.warned = False
         try:
-            opened = slot.start().future()
-        except Exception as error:  # Ray itself refuses: options, a lost connection
+            self._workers.start(slot)
+        except Exception as error:  # options that Ray refuses, a lost connection
             self._set_aside(slot, f"{type(error).__name__}: {error}", REST_SECONDS)
-            return
-        opened.add_done_callback(
-            lambda done: self._post(partial(self._opened, slot, generation, done))
-        )
 
-    def revive(self) -> None:
-        """Give slots that were set aside another chance, if it is time, or if none is left."""
-        left = self.sharing
-        now = time.monotonic()
-        if not left:
-            self._nobody_since = now
-        for slot in self.slots:
-            if slot.state == "aside" and (not left or now >= slot.rest_until):
-                slot.losses = 0
-                self.start(slot)
+    def opened(self, slot: Slot, place: Place) -> None:
+        """A slot's backend is built."""
+        if slot.replaced:
+            logger.info("actor %d (%r) is replaced, on %s", slot.index, slot.backend, place.node)
+        slot.state = "ready"
+        slot.pid, slot.node = place.pid, place.node
+        slot.ready_since = self._clock()
 
-    def lose(self, slot: Slot, error: BaseException) -> None:
-        """An actor is gone: its rows go back, and it is replaced."""
-        lost = slot.retire()
+    def unbuildable(self, slot: Slot, reason: str) -> None:
+        """A slot's backend cannot be built, and another try would not change that."""
+        self._retire(slot)
+        self._set_aside(slot, reason, REST_OF_UNBUILDABLE_SECONDS)
+
+    def missing(self, slot: Slot) -> None:
+        """A slot's process is not to be found; its owner may be replacing it."""
+        slot.starts_at = self._clock() + LOOK_AGAIN_SECONDS
+
+    def lose(self, slot: Slot, reason: str, *, hangs: bool = False) -> None:
+        """A process is gone, or does not answer: its rows go back, and it is replaced."""
+        lost = self._retire(slot, hangs=hangs)
         slot.replaced += 1
         slot.losses += 1
-        slot.last_error = readable(error)
+        slot.last_error = reason
         hopeless = slot.losses >= MAX_LOSSES
         logger.warning(
             "actor %d (%r) was lost with %d chunk(s) in flight%s: %s",
             slot.index,
             slot.backend,
-            len(lost),
+            sum(len(parcel.chunks) for parcel in lost),
             "" if hopeless else " and is replaced",
-            last_line(error),
+            _last_line(reason),
         )
         self._give_back(slot, lost)
         if hopeless:
-            self._set_aside(slot, slot.last_error, REST_SECONDS)
+            self._set_aside(slot, reason, REST_SECONDS)
         elif slot.losses == 1:
             self.start(slot)
         else:
-            self._start_later(slot, PAUSE_SECONDS * 2 ** (slot.losses - 2))
+            slot.starts_at = self._clock() + PAUSE_SECONDS * 2 ** (slot.losses - 2)
 
-    def check_patience(self, *, waiting: bool) -> None:
-        """Give up on work that has waited too long for a first actor."""
+    def fault(self, slot: Slot, reason: str) -> None:
+        """A slot failed for a transient reason: it pauses, or is set aside."""
+        if slot.state != "ready":
+            return
+        slot.faults += 1
+        slot.last_error = reason
+        if slot.faults < MAX_FAULTS:
+            pause = min(_LONGEST_BACK_OFF, BACK_OFF_SECONDS * 2 ** (slot.faults - 1))
+            slot.resting_until = self._clock() + pause
+            return
+        self._give_back(slot, self._retire(slot))
+        self._set_aside(slot, reason, REST_SECONDS)
+
+    def tick(self, *, waiting: bool) -> None:
+        """Start what is due; give up on work that has waited too long for a first process."""
+        now = self._clock()
+        for slot in self.slots:
+            if slot.state == "starting":
+                if slot.starts_at is not None and slot.starts_at <= now:
+                    self.start(slot)
+            elif slot.state == "aside" and waiting and slot.resting_until <= now:
+                self._revive(slot)
+        self._warn_of_slow_starts(now)
         if not waiting or any(slot.state == "ready" for slot in self.slots):
-            self._nobody_since = time.monotonic()
-        elif time.monotonic() - self._nobody_since > START_SECONDS:
+            self._nobody_since = now
+        elif now - self._nobody_since > self._start_timeout:
+            self._nobody_since = now
             self._give_up(self.starting_error())
 
-    def starting_error(self) -> PoolError:
-        """Why there is no actor yet, in words."""
-        first = self.slots[0]
+    def next_start(self) -> float | None:
+        """When `tick` or work is next due for a slot that pauses; None if none does."""
+        now = self._clock()
+        times = [slot.starts_at for slot in self.slots if slot.starts_at is not None]
+        times += [slot.resting_until for slot in self.slots if slot.resting_until > now]
+        return min(times, default=None)
+
+    def work_came(self) -> None:
+        """Give slots that were set aside another chance, if none other is left."""
+        if not self.sharing:
+            self._nobody_since = self._clock()
+            for slot in self.slots:
+                self._revive(slot)
+
+    def starting_error(self, count: int = 1, timeout: float | None = None) -> PoolError:
+        """Why there are not enough processes yet, in words.
+
+        Args:
+            count: how many were wanted.
+            timeout: how long was waited for them, in seconds.
+        """
+        ready = sum(slot.state == "ready" for slot in self.slots)
+        slot = next((slot for slot in self.slots if slot.state != "ready"), self.slots[0])
+        waited = self._start_timeout if timeout is None else timeout
+        wanted = "none" if count == 1 else f"{ready}, not {count},"
+        trouble = f" Last trouble: {slot.last_error}" if slot.last_error else ""
         return PoolError(
-            f"none of {len(self.slots)} actors could start within {START_SECONDS:.0f} s; each "
-            f"needs {first.needs_in_words()}, and the cluster has: "
-            f"{available_resources() if self._connected() else 'shut down'}. Close what holds "
-            "them, or ask for less: actor_options={'num_cpus': 0.5}"
+            f"{wanted} of {len(self.slots)} actors could start within {waited:g} s; "
+            f"{slot.backend!r} needs {slot.needs}, and the cluster has: "
+            f"{self._workers.free_resources()}. Close what holds them, or ask for less: "
+            "actor_options={'num_cpus': 0.5}; where machines take longer to come up, raise "
+            f"start_timeout.{trouble}"
         )
 
-    def end(self, *, kill: bool) -> None:
-        """Let go of all actors; close their backends and kill them, if they are ours."""
-        if kill:
-            ready = [slot for slot in self.slots if slot.state == "ready"]
-            # Nothing in an actor runs when it is killed: a session would stay open.
-            closing = [slot.actor.close.remote() for slot in ready]
-            if closing:
-                ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
+    def end(self) -> None:
+        """Let go of all processes, after their backends were closed."""
+        ready = [slot for slot in self.slots if slot.state == "ready"]
+        self._workers.end(ready)
         for slot in self.slots:
-            slot.retire(kill=kill)
+            self._retire(slot)
 
-    def _opened(self, slot: Slot, generation: int, done: Future[Any]) -> None:
-        if slot.generation != generation:
-            return
-        error = done.exception()
-        if error is None:
-            slot.state = "ready"
-        elif isinstance(error, LOSSES) and "creation task" not in str(error):
-            self.lose(slot, error)
-        else:  # it cannot be built there, and another try would not change that
-            slot.retire()
-            self._set_aside(slot, readable(error), REST_OF_UNBUILDABLE_SECONDS)
+    def _retire(self, slot: Slot, *, hangs: bool = False) -> list[Parcel]:
+        if slot.state == "ready":
+            slot.ready_seconds += self._clock() - slot.ready_since
+        self._workers.stop(slot, hangs=hangs)
+        return slot.retire()
 
-    def _start_later(self, slot: Slot, seconds: float) -> None:
-        generation = slot.generation
-
-        def start() -> None:
-            if slot.generation == generation:
-                self.start(slot)
-
-        timer = threading.Timer(seconds, lambda: self._post(start))
-        timer.daemon = True
-        timer.start()
+    def _revive(self, slot: Slot) -> None:
+        slot.losses = slot.faults = 0
+        slot.resting_until = 0.0
+        self.start(slot)
 
     def _set_aside(self, slot: Slot, reason: str, rest_seconds: float) -> None:
         slot.state = "aside"
         slot.last_error = reason
-        slot.rest_until = time.monotonic() + rest_seconds
+        slot.resting_until = self._clock() + rest_seconds
         logger.warning(
-            "actor %d (%r) is set aside: %s", slot.index, slot.backend, reason.splitlines()[-1]
+            "actor %d (%r) is set aside: %s", slot.index, slot.backend, _last_line(reason)
         )
         if self.sharing:
             return
-        worked = any(other.chunks or other.losses for other in self.slots)
+        worked = any(other.chunks or other.losses or other.faults for other in self.slots)
         kind = PoolExhaustedError if worked else BackendBuildError
         self._give_up(
             kind(
@@ -185,3 +232,33 @@ class Fleet:
                 f"{slot.backend!r}: {reason}"
             )
         )
+
+    def _warn_of_slow_starts(self, now: float) -> None:
+        """One line for all that have been starting for long, once for each process."""
+        slow = [
+            slot
+            for slot in self.slots
+            if slot.state == "starting" and slot.starts_at is None and not slot.warned
+            and now - slot.starting_since > SLOW_START_SECONDS
+        ]  # fmt: skip
+        if not slow:
+            return
+        for slot in slow:
+            slot.warned = True
+        logger.warning(
+            "%d of %d actors have been starting for %.0f s, actor %d (%r) for one: it needs %s, and "
+            "the cluster has: %s",
+            len(slow),
+            len(self.slots),
+            SLOW_START_SECONDS,
+            slow[0].index,
+            slow[0].backend,
+            slow[0].needs,
+            self._workers.free_resources(),
+        )
+
+
+def _last_line(reason: str) -> str:
+    """The line that says what happened, cut to what fits one."""
+    line = reason.strip().splitlines()[-1].strip() if reason.strip() else "no reason given"
+    return line if len(line) <= _LOG_CHARACTERS else line[:_LOG_CHARACTERS] + " ..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from qailab.backends.future import RowFuture
 from qailab.distributed.chunks import ChunkRows, ChunkSizer, estimated_row_seconds
-from qailab.distributed.slots import Chunk, Slot
+from qailab.distributed.slots import Chunk, Slot, average_speed
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray
@@ -19,15 +20,16 @@ from qailab.gradients.rows import FloatArray
 class Job:
     """All rows of one evaluation: who has them, and the answers so far.
 
-    Every row is with exactly one of: not handed out yet, returned (its actor was lost), in flight,
-    answered.
+    Every row is with exactly one of: not handed out yet, returned (its process was lost), in
+    flight (perhaps in two copies), answered.
 
     Args:
-        number: the job's number in its dispatcher.
+        number: the job's number in its scheduler.
         circuit: the circuit.
         batch: the rows.
         future: where the answers go.
         chunk_rows: a fixed chunk size, or ``"auto"``.
+        began: when it was submitted.
     """
 
     def __init__(
@@ -37,15 +39,17 @@ class Job:
         batch: RowBatch,
         future: RowFuture,
         chunk_rows: ChunkRows,
+        began: float = 0.0,
     ) -> None:
         self.number = number
         self.circuit = circuit
         self.batch = batch
         self.future = future
+        self.began = began
         self.answered = 0
-        width = batch.answer_width(circuit.num_outcomes)
-        self._answers = np.empty((batch.num_rows, width))
-        self._sizer = ChunkSizer(batch, 8 * width, chunk_rows)
+        self.answer_bytes = 8 * batch.answer_width(circuit.num_outcomes)
+        self._answers = np.empty((batch.num_rows, self.answer_bytes // 8))
+        self._sizer = ChunkSizer(batch, self.answer_bytes, chunk_rows)
         self._next_row = batch.rows.start
         self._returned: deque[Chunk] = deque()
         self._guess = estimated_row_seconds(circuit)
@@ -55,7 +59,13 @@ class Job:
         """Whether all rows are answered."""
         return self.answered == self.batch.num_rows
 
-    def take(self, slot: Slot, sharing: list[Slot]) -> Chunk | None:
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that nobody has."""
+        returned = sum(chunk.num_rows for chunk in self._returned)
+        return self.batch.rows.stop - self._next_row + returned
+
+    def take(self, slot: Slot, sharing: Sequence[Slot]) -> Chunk | None:
         """The next chunk for a slot, or None if all rows are handed out.
 
         Args:
@@ -66,21 +76,20 @@ class Job:
             return self._returned.popleft()
         if self._next_row >= self.batch.rows.stop:
             return None
-        key = self.circuit.key
-        speeds = [other.speeds[key] for other in sharing if key in other.speeds]
-        average = sum(speeds) / len(speeds) if speeds else 1.0 / self._guess
+        average = average_speed(self.circuit.key, sharing) or 1.0 / self._guess
         end = self._sizer.end_of_chunk(
             self._next_row,
             actors=len(sharing),
             seconds_per_row=1.0 / average,
-            relative_speed=slot.speeds.get(key, average) / average,
+            relative_speed=slot.speeds.get(self.circuit.key, average) / average,
+            call_seconds=sum(other.backend.call_seconds for other in sharing) / len(sharing),
         )
         chunk = Chunk(self.number, self._next_row, end)
         self._next_row = end
         return chunk
 
     def give_back(self, chunk: Chunk) -> None:
-        """Take back a chunk whose actor was lost."""
+        """Take back a chunk that nobody has any more."""
         self._returned.append(chunk)
 
     def accept(self, chunk: Chunk, answers: FloatArray) -> None:
@@ -89,12 +98,15 @@ class Job:
         Raises:
             ValueError: if they have another shape.
         """
-        expected = (chunk.stop - chunk.start, self._answers.shape[1])
+        expected = (chunk.num_rows, self._answers.shape[1])
         if answers.shape != expected:
             raise ValueError(f"shape {answers.shape} instead of {expected}")
+        assert not chunk.done, "the answers of a chunk are accepted once"
         first = chunk.start - self.batch.rows.start
         self._answers[first : first + len(answers)] = answers
         self.answered += len(answers)
+        chunk.done = True
+        chunk.suspicion.kills = 0
 
     def finish(self) -> None:
         """Deliver the answers."""

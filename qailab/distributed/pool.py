@@ -6,22 +6,30 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from qailab.arguments import checked_integer
 from qailab.backends.base import Backend
 from qailab.backends.future import RowFuture
 from qailab.distributed.chunks import ChunkRows
 from qailab.distributed.connection import connect, disconnect
+from qailab.distributed.options import (
+    ActorOptions,
+    checked_actor_options,
+    checked_backends,
+    checked_settings,
+    needs_in_words,
+)
+from qailab.distributed.slots import Slot
 from qailab.errors import InputError, InputTypeError, PoolClosedError, PoolError
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray
 
 if TYPE_CHECKING:  # Ray reads settings when it is first imported, which `connect` must come before
+    from qailab.distributed.books import PoolStats
     from qailab.distributed.dispatcher import Dispatcher
-    from qailab.distributed.traffic import PoolStats
 
 _CLOSE_SECONDS = 10.0
 
@@ -44,10 +52,17 @@ class LauncherPool:
     Args:
         backends: one backend for each actor.
         address: a Ray cluster's address, or ``"local"`` for a new local one.
-        max_in_flight: chunks an actor may have at once; two hide the way there and back.
-        chunk_rows: rows sent at once; ``"auto"`` goes by the observed speed of each actor.
-        actor_options: Ray options for all actors (``num_cpus``, ``resources``, ...); by default
-            what each backend needs.
+        max_in_flight: chunks an actor may have at once; ``"auto"``: one parcel that runs and one
+            that waits, each a chunk, or several where chunks are short.
+        chunk_rows: rows answered at once; ``"auto"`` goes by the observed speed of each actor.
+        actor_options: Ray options (``num_cpus``, ``num_gpus``, ``resources``,
+            ``scheduling_strategy``, ...) for all actors, or a list with those of each; what is not
+            given is what the backend needs.
+        chunk_timeout: seconds after which a chunk is held to hang, and its actor replaced;
+            ``"auto"``: 20 times what it should take by observed speed, at least 30 s, and 15
+            minutes while there is none. Backends with deadlines of their own are left alone.
+        start_timeout: seconds that work waits for a first actor.
+        progress: whether evaluations of more than 2 s show a bar (in a terminal or notebook).
 
     Raises:
         InputError: if an option is not valid.
@@ -64,32 +79,37 @@ class LauncherPool:
         backends: Sequence[Backend],
         *,
         address: str | None = None,
-        max_in_flight: int = 2,
+        max_in_flight: int | Literal["auto"] = "auto",
         chunk_rows: ChunkRows = "auto",
-        actor_options: Mapping[str, Any] | None = None,
+        actor_options: ActorOptions = None,
+        chunk_timeout: float | Literal["auto"] = "auto",
+        start_timeout: float = 60.0,
+        progress: bool = True,
     ) -> None:
-        self._backends = _checked_backends(backends)
-        self._options = _checked_options(actor_options)
-        self._max_in_flight = checked_integer("max_in_flight", max_in_flight)
-        self._chunk_rows: ChunkRows = (
-            "auto"
-            if chunk_rows == "auto"
-            else checked_integer("chunk_rows", chunk_rows, hint=" or 'auto'")
+        self._backends = checked_backends(backends)
+        self._options = checked_actor_options(actor_options, self._backends)
+        self._settings = checked_settings(
+            chunk_rows=chunk_rows,
+            max_in_flight=max_in_flight,
+            chunk_timeout=chunk_timeout,
+            start_timeout=start_timeout,
         )
+        if not isinstance(progress, bool):
+            raise InputTypeError(f"progress must be True or False, got {progress!r}")
+        self._progress = progress
         self._name = f"qailab-{uuid.uuid4().hex[:12]}"
         self._lock = threading.Lock()
         self._dispatcher: Dispatcher | None = None
         self._closed = False
         self._owner = True
         self._generations = [0] * len(self._backends)
-        needed = sum(self._options.get("num_cpus", b.resources.num_cpus) for b in self._backends)
-        self._session = connect(address, needed)
+        self._session = connect(address, sum(options["num_cpus"] for options in self._options))
         self._end: weakref.finalize[..., LauncherPool] = weakref.finalize(
             self, disconnect, self._session
         )
         try:
             self._recipes = _pickled(self._backends)
-            self._running().wait_for_first_actor()
+            self._running().wait_for_actors(1, start_timeout)
         except BaseException:
             self.close()
             raise
@@ -140,12 +160,33 @@ class LauncherPool:
             future.cancel()
             raise
 
+    def wait(self, actors: int | None = None, *, timeout: float = 300.0) -> None:
+        """Wait until actors are ready; work does not need it, measurements do.
+
+        Args:
+            actors: how many; None for all.
+            timeout: seconds to wait at most.
+
+        Raises:
+            PoolError: if they are not ready in time.
+        """
+        most = len(self._backends)
+        count = most if actors is None else checked_integer("actors", actors, most=most)
+        self._running().wait_for_actors(count, timeout)
+
     def stats(self) -> PoolStats:
         """Rows, chunks, retries, bytes and seconds so far, in all and for each actor."""
-        from qailab.distributed.traffic import pool_stats
-
         dispatcher = self._running()
-        return pool_stats(dispatcher.slots, dispatcher.traffic)
+        return dispatcher.books.stats(dispatcher.slots)
+
+    def trace(self, path: str | os.PathLike[str]) -> None:
+        """Write what each actor did when, for https://ui.perfetto.dev or chrome://tracing.
+
+        Args:
+            path: the JSON file to write.
+        """
+        dispatcher = self._running()
+        dispatcher.books.trace.write(path, dispatcher.slots)
 
     def close(self) -> None:
         """End all actors, and the Ray that was started here. Safe to call twice."""
@@ -217,50 +258,29 @@ class LauncherPool:
                 "this is the handle of a pool of another process, and this process is not "
                 "connected to its Ray; connect, or assign a new LauncherPool to layer.backend"
             )
-        from qailab.distributed.actor import LauncherActor
         from qailab.distributed.dispatcher import Dispatcher
-        from qailab.distributed.slots import Slot, actor_options
 
-        for backend in self._backends:
-            _check_options(ray.remote(LauncherActor), actor_options(backend, self._options))
-        places = zip(self._backends, self._recipes, self._generations, strict=True)
+        places = zip(self._backends, self._options, self._generations, strict=True)
         slots = [
-            Slot(self._name, index, backend, recipe, self._owner, self._options, generation)
-            for index, (backend, recipe, generation) in enumerate(places)
+            Slot(index, backend, needs_in_words(options), generation)
+            for index, (backend, options, generation) in enumerate(places)
         ]
-        self._dispatcher = Dispatcher(
-            slots, max_in_flight=self._max_in_flight, chunk_rows=self._chunk_rows
-        )
+        try:
+            self._dispatcher = Dispatcher(
+                self._name,
+                slots,
+                self._recipes,
+                self._options,
+                owned=self._owner,
+                settings=self._settings,
+                progress=self._progress,
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(f"actor_options are not valid for a Ray actor: {error}") from error
         self._pid = os.getpid()
         # Also when the pool is dropped without close(), and at exit, before Ray's own handler.
         self._end.detach()
-        self._end = weakref.finalize(
-            self, _end, self._dispatcher, self._pid, kill=self._owner, session=self._session
-        )
-
-
-def _checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    if options is not None and not isinstance(options, Mapping):
-        raise InputTypeError(f"actor_options must be a mapping of Ray options, got {options!r}")
-    checked = dict(options or {})
-    cpus = checked.get("num_cpus", 0)
-    if isinstance(cpus, bool) or not isinstance(cpus, int | float) or cpus < 0:
-        raise InputTypeError(f"actor_options['num_cpus'] must be a number of CPUs, got {cpus!r}")
-    return checked
-
-
-def _checked_backends(backends: Sequence[Backend]) -> tuple[Backend, ...]:
-    if not isinstance(backends, Sequence):
-        raise InputTypeError(f"backends must be a list of backends, got {backends!r}")
-    checked = tuple(backends)
-    if not checked:
-        raise InputError("a pool needs at least one backend, got none")
-    for position, backend in enumerate(checked):
-        if not isinstance(backend, Backend):
-            raise InputError(
-                f"backends[{position}] must be a qailab backend, got {type(backend).__name__}"
-            )
-    return checked
+        self._end = weakref.finalize(self, _end, self._dispatcher, self._pid, self._session)
 
 
 def _pickled(backends: Sequence[Backend]) -> tuple[bytes, ...]:
@@ -277,18 +297,11 @@ def _pickled(backends: Sequence[Backend]) -> tuple[bytes, ...]:
     return tuple(recipes[id(backend)] for backend in backends)
 
 
-def _check_options(actor_class: Any, options: Mapping[str, Any]) -> None:
-    try:
-        actor_class.options(**options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"actor_options are not valid for a Ray actor: {error}") from error
-
-
-def _end(dispatcher: Dispatcher, pid: int, *, kill: bool, session: str | None) -> None:
+def _end(dispatcher: Dispatcher, pid: int, session: str | None) -> None:
     """Stop a pool's dispatcher and leave its Ray, in the process that they belong to."""
     if pid != os.getpid():
         return
     try:
-        dispatcher.stop(_CLOSE_SECONDS, kill=kill)
+        dispatcher.stop(_CLOSE_SECONDS)
     finally:
         disconnect(session)

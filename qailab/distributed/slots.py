@@ -1,143 +1,222 @@
-"""Slots: the places of a pool, each held by one Ray actor after another."""
+"""Slots: the places of a pool, each held by one process after another; and what they are given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import ray
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from qailab.backends.base import Backend
-from qailab.distributed.actor import LauncherActor
-from qailab.distributed.connection import NAMESPACE
 
 State = Literal["starting", "ready", "aside"]
 
+KNOWN_CIRCUITS = 128
+"""Circuits that a slot is held to know; its process keeps twice as many."""
 _SPEED_MEMORY = 0.5  # weight of the newest chunk in the speed estimate: adapts within a few chunks
-_GENERATIONS_AHEAD = 32  # a look-up takes about 1 ms
-_CALL_SECONDS = 0.003  # what a chunk costs its actor whatever its rows (Aer's set-up of a run)
+
+
+@dataclass
+class Suspicion:
+    """Whether some rows are what kills processes; shared by the parts of what was one chunk.
+
+    Args:
+        kills: processes that were lost over them since any of them was answered.
+    """
+
+    kills: int = 0
 
 
 @dataclass(eq=False)
 class Chunk:
-    """Rows of one job that travel together.
+    """Rows of one job that are answered together.
 
     Args:
         job: the job's number.
         start: the number of the first row.
         stop: one past the number of the last row.
-        attempts: how often an actor was lost while it had this chunk.
+        suspicion: whether its rows may be what kills processes.
+        faults: how often it failed for transient reasons.
+        copies: how many processes have it now.
+        sent: how often it was sent.
+        done: whether its answers have come.
     """
 
     job: int
     start: int
     stop: int
-    attempts: int = 0
+    suspicion: Suspicion = field(default_factory=Suspicion)
+    faults: int = 0
+    copies: int = 0
+    sent: int = 0
+    done: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows it has."""
+        return self.stop - self.start
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it is to be sent alone, to see whether it is what kills processes."""
+        return self.suspicion.kills > 1
+
+    def halves(self, group: int) -> list[Chunk]:
+        """Two chunks in place of this one, if it has more than one group of rows.
+
+        Args:
+            group: rows that belong together.
+        """
+        middle = self.start + self.num_rows // group // 2 * group
+        if not self.start < middle < self.stop:
+            return [self]
+        first = Chunk(self.job, self.start, middle, self.suspicion, self.faults, sent=self.sent)
+        return [first, replace(first, start=middle, stop=self.stop)]
+
+
+@dataclass(eq=False)
+class Parcel:
+    """Chunks of one job that travel together; a call for each would cost more than short chunks.
+
+    Args:
+        number: the ticket of its first chunk; the others' follow.
+        key: the circuit's content key.
+        chunks: the chunks, in the order they run.
+    """
+
+    number: int
+    key: str
+    chunks: list[Chunk]
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows it has in all."""
+        return sum(chunk.num_rows for chunk in self.chunks)
+
+    def ticket(self, chunk: Chunk) -> int:
+        """What the chunk is called in `Workers.cancel`."""
+        return self.number + self.chunks.index(chunk)
 
 
 @dataclass(eq=False)
 class Slot:
-    """One actor, its work, and what is known about it.
+    """One process at a time, its work, and what is known about it.
 
     Args:
-        name: the name of the slot's actors, without their generation.
         index: the number of the slot in its pool.
         backend: the backend, as a description.
-        recipe: the pickled backend, for the actor.
-        owned: whether this process made the pool; others look its actors up.
-        options: Ray options of the actor that override the backend's own needs.
+        needs: what its processes take from their machines, in words.
+        generation: how many processes the slot had before this one.
+        state: *starting*, *ready*, or set *aside*.
+        pid: the process's number on its machine.
+        node: the machine's address.
+        in_flight: parcels by number, in the order they run.
+        head_since: when the first of them began to run, as far as is known.
+        patient_until: when to ask the process what it is doing; None if that is not known yet.
+        inquired: when it was asked; None if no answer is outstanding.
+        circuits: keys of circuits it knows, the last used last.
+        compiled: keys of circuits it has answered rows of.
+        speeds: rows a second beside the fixed time of a call, by circuit key.
+        losses: processes lost since the last answer.
+        faults: transient faults since the last answer.
+        resting_until: no work before this time.
+        starts_at: when to start the next process, if that waits.
+        starting_since: when the process was started.
+        warned: whether it was said that this takes long.
+        ready_since: when its backend was built.
+        last_error: the latest trouble.
     """
 
-    name: str
     index: int
     backend: Backend
-    recipe: bytes
-    owned: bool
-    options: Mapping[str, Any]
+    needs: str = ""
     generation: int = 0
     state: State = "starting"
-    actor: Any = None
-    in_flight: dict[Any, Chunk] = field(default_factory=dict)
-    circuits: set[str] = field(default_factory=set)
+    pid: int = 0
+    node: str = ""
+    in_flight: dict[int, Parcel] = field(default_factory=dict)
+    head_since: float = 0.0
+    patient_until: float | None = None
+    inquired: float | None = None
+    circuits: OrderedDict[str, None] = field(default_factory=OrderedDict)
     compiled: set[str] = field(default_factory=set)
     speeds: dict[str, float] = field(default_factory=dict)
-    losses: int = 0  # actors lost since the last answer
-    rest_until: float = 0.0
+    losses: int = 0
+    faults: int = 0
+    resting_until: float = 0.0
+    starts_at: float | None = None
+    starting_since: float = 0.0
+    warned: bool = False
+    ready_since: float = 0.0
     last_error: str = ""
+    # Totals, for `pool.stats()`.
     rows: int = 0
     chunks: int = 0
     seconds: float = 0.0
+    ready_seconds: float = 0.0
     replaced: int = 0
 
-    def start(self) -> Any:
-        """Create the actor (or find the one another process has made); a ref of its opening."""
-        self.state = "starting"
-        self.circuits = set()
-        self.compiled = set()
-        if not self.owned and self._find():
-            return self.actor.open.remote()
-        named = {"name": self._actor_name(), "namespace": NAMESPACE, "get_if_exists": True}
-        options = actor_options(self.backend, self.options) | named
-        self.actor = ray.remote(LauncherActor).options(**options).remote(self.recipe)
-        return self.actor.open.remote()
-
-    def _actor_name(self) -> str:
-        return f"{self.name}-{self.index}-{self.generation}"
-
-    def _find(self) -> bool:
-        """Find the slot's actor, which its owner may have replaced more often than we know."""
-        known = self.generation
-        for self.generation in range(known, known + _GENERATIONS_AHEAD):
-            with suppress(ValueError):  # Ray's word for "no such actor"
-                self.actor = ray.get_actor(self._actor_name(), NAMESPACE)
-                return True
-        self.generation = known
-        return False
-
-    def needs_in_words(self) -> str:
-        """What the actor takes from its node, for messages."""
-        options = actor_options(self.backend, self.options)
-        custom = [f"{amount:g} {name}" for name, amount in (options["resources"] or {}).items()]
-        return ", ".join([f"{options['num_cpus']:g} CPU", f"{options['num_gpus']:g} GPU", *custom])
-
-    def retire(self, *, kill: bool = True) -> list[Chunk]:
-        """Drop the actor; the chunks it had in flight."""
+    def retire(self) -> list[Parcel]:
+        """Forget the process; the parcels it had in flight, the one that ran first."""
         lost = list(self.in_flight.values())
         self.in_flight = {}
-        if kill and self.actor is not None:
-            with suppress(Exception):  # it, or Ray, may be gone already
-                ray.kill(self.actor)  # half-dead actors would answer later
-        self.actor = None
+        self.circuits.clear()
+        self.compiled.clear()
+        self.patient_until = self.inquired = None
+        self.starts_at = None
+        self.pid, self.node = 0, ""
         self.state = "starting"
         self.generation += 1
         return lost
 
+    @property
+    def chunks_in_flight(self) -> int:
+        """How many chunks its process has."""
+        return sum(len(parcel.chunks) for parcel in self.in_flight.values())
+
+    def put_in_flight(self, parcel: Parcel, now: float) -> None:
+        """Note that a parcel was sent."""
+        if not self.in_flight:
+            self._new_head(now)
+        self.in_flight[parcel.number] = parcel
+
+    def take_down(self, parcel: Parcel, now: float) -> None:
+        """Note that a parcel is back."""
+        del self.in_flight[parcel.number]
+        self._new_head(now)
+
+    def _new_head(self, now: float) -> None:
+        self.head_since = now
+        self.patient_until = self.inquired = None
+
+    def knows(self, key: str) -> bool:
+        """Whether its process has the circuit; counts as a use of it."""
+        if key not in self.circuits:
+            return False
+        self.circuits.move_to_end(key)
+        return True
+
+    def note_circuit(self, key: str) -> None:
+        """Note that its process has the circuit."""
+        self.circuits[key] = None
+        if len(self.circuits) > KNOWN_CIRCUITS:
+            self.circuits.popitem(last=False)
+
     def learn(self, key: str, rows: int, seconds: float) -> None:
         """Note that rows of the circuit ``key`` were answered in some seconds."""
-        self.rows += rows
-        self.chunks += 1
-        self.seconds += seconds
-        self.losses = 0
+        self.losses = self.faults = 0
         if key not in self.compiled:  # its first chunk was compiled for, and says little
             self.compiled.add(key)
             return
-        newest = rows / max(seconds - _CALL_SECONDS, seconds / 10, 1e-6)
-        known = self.speeds.get(key, newest)
+        # Beside the fixed time; at least a tenth, as the fixed time is only roughly known.
+        newest = rows / max(seconds - self.backend.call_seconds, seconds / 10, 1e-6)
+        known = self.speeds.pop(key, newest)
         self.speeds[key] = (1 - _SPEED_MEMORY) * known + _SPEED_MEMORY * newest
+        if len(self.speeds) > KNOWN_CIRCUITS:
+            self.speeds.pop(next(iter(self.speeds)))
 
 
-def actor_options(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Ray's options for an actor with a backend: its needs, and the user's overrides."""
-    needs = backend.resources
-    return {
-        "num_cpus": needs.num_cpus,
-        "num_gpus": needs.num_gpus,
-        "resources": dict(needs.custom),
-        # A lost actor is replaced by the pool, which knows what it was doing; Ray's own restarts
-        # and retries would run rows again behind its back.
-        "max_restarts": 0,
-        "max_task_retries": 0,
-        **overrides,
-    }
+def average_speed(key: str, slots: Sequence[Slot]) -> float | None:
+    """Rows a second of the slots that have answered rows of the circuit; None if none has."""
+    speeds = [slot.speeds[key] for slot in slots if key in slot.speeds]
+    return sum(speeds) / len(speeds) if speeds else None

@@ -58,6 +58,10 @@ class Rows(ABC):
     def angles(self) -> FloatArray:
         """The angles of these rows in radians, shape ``(num_rows, A)``."""
 
+    def name_of(self, row: int) -> str:
+        """A row in words, for messages: its number and where it comes from."""
+        return f"row {row} (sample {row // self.rows_per_sample})"
+
     @property
     def num_rows(self) -> int:
         """How many rows these are."""
@@ -135,6 +139,14 @@ class ShiftedRows(Rows):
         """The angle that each row shifts and the term of the rule, each ``(num_rows,)``."""
         within = np.arange(self.start, self.stop, dtype=np.int64) % self.rows_per_sample
         return self.columns[within // self.rule.num_terms], within % self.rule.num_terms
+
+    def name_of(self, row: int) -> str:
+        sample, within = divmod(row, self.rows_per_sample)
+        column, term = divmod(within, self.rule.num_terms)
+        return (
+            f"row {row} (sample {sample}, angle {self.columns[column]} shifted by "
+            f"{self.rule.shifts[term]:+.4g})"
+        )
 
     def angles(self) -> FloatArray:
         shifted, term = self.terms()

@@ -1,0 +1,131 @@
+"""The options of a pool: what is valid, and what it means to Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qailab.arguments import checked_integer
+from qailab.backends.base import Backend
+from qailab.distributed.chunks import ChunkRows
+from qailab.errors import InputError, InputTypeError
+
+ActorOptions = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a pool schedules.
+
+    Args:
+        chunk_rows: a fixed chunk size, or ``"auto"``.
+        max_in_flight: chunks that an actor may have at once; None for two parcels.
+        chunk_timeout: seconds after which a chunk is held to hang; None to go by observed speed.
+        start_timeout: seconds that work waits for a first actor.
+    """
+
+    chunk_rows: ChunkRows = "auto"
+    max_in_flight: int | None = None
+    chunk_timeout: float | None = None
+    start_timeout: float = 60.0
+
+
+def checked_settings(
+    *, chunk_rows: object, max_in_flight: object, chunk_timeout: object, start_timeout: object
+) -> Settings:
+    """The settings, if they are valid.
+
+    Raises:
+        InputError: if one is not.
+    """
+    return Settings(
+        chunk_rows="auto"
+        if chunk_rows == "auto"
+        else checked_integer("chunk_rows", chunk_rows, hint=" or 'auto'"),
+        max_in_flight=None
+        if max_in_flight == "auto"
+        else checked_integer("max_in_flight", max_in_flight, hint=" or 'auto'"),
+        chunk_timeout=None
+        if chunk_timeout == "auto"
+        else _checked_seconds("chunk_timeout", chunk_timeout, hint=" or 'auto'"),
+        start_timeout=_checked_seconds("start_timeout", start_timeout),
+    )
+
+
+def checked_backends(backends: Sequence[Backend]) -> tuple[Backend, ...]:
+    """The backends, if they are some.
+
+    Raises:
+        InputError: if they are not.
+    """
+    if not isinstance(backends, Sequence):
+        raise InputTypeError(f"backends must be a list of backends, got {backends!r}")
+    checked = tuple(backends)
+    if not checked:
+        raise InputError("a pool needs at least one backend, got none")
+    for position, backend in enumerate(checked):
+        if not isinstance(backend, Backend):
+            raise InputError(
+                f"backends[{position}] must be a qailab backend, got {type(backend).__name__}"
+            )
+    return checked
+
+
+def checked_actor_options(
+    options: ActorOptions, backends: Sequence[Backend]
+) -> tuple[dict[str, Any], ...]:
+    """Ray's options for each backend's actor: its needs, and the user's overrides.
+
+    Raises:
+        InputError: if there are not as many as backends, or if one is not valid.
+    """
+    if options is None or isinstance(options, Mapping):
+        each = [options or {}] * len(backends)
+    elif isinstance(options, Sequence) and not isinstance(options, str):
+        each = list(options)
+    else:
+        raise InputTypeError(
+            "actor_options must be a mapping of Ray options for all actors, or a list of such "
+            f"mappings, one for each; got {options!r}"
+        )
+    if len(each) != len(backends):
+        raise InputError(
+            f"actor_options must be one mapping, or one for each of {len(backends)} backends; got "
+            f"{len(each)}"
+        )
+    return tuple(map(_for_actor, backends, each))
+
+
+def needs_in_words(options: Mapping[str, Any]) -> str:
+    """What an actor takes from its node, for messages."""
+    custom = [f"{amount:g} {name}" for name, amount in (options["resources"] or {}).items()]
+    return ", ".join([f"{options['num_cpus']:g} CPU", f"{options['num_gpus']:g} GPU", *custom])
+
+
+def _for_actor(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(overrides, Mapping):
+        raise InputTypeError(f"actor_options must hold mappings of Ray options, got {overrides!r}")
+    cpus = overrides.get("num_cpus", 0)
+    if isinstance(cpus, bool) or not isinstance(cpus, int | float) or cpus < 0:
+        raise InputTypeError(f"actor_options['num_cpus'] must be a number of CPUs, got {cpus!r}")
+    needs = backend.resources
+    return {
+        "num_cpus": needs.num_cpus,
+        "num_gpus": needs.num_gpus,
+        "resources": dict(needs.custom),
+        # A lost actor is replaced by the pool, which knows what it was doing; Ray's own restarts
+        # and retries would run rows again behind its back.
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        **overrides,
+    }
+
+
+def _checked_seconds(name: str, value: object, hint: str = "") -> float:
+    wrong = f"{name} must be a positive number of seconds{hint}, got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputTypeError(wrong)
+    if not 0 < value < float("inf"):
+        raise InputError(wrong)
+    return float(value)

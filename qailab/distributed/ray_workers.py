@@ -1,0 +1,196 @@
+"""`Workers` as Ray actors: one owner starts and replaces them, handles look them up.
+
+The process that made the pool owns its actors. It watches them all, the idle ones too, and replaces
+those that die. A handle in another process finds them by name; when one is gone it waits for its
+owner to replace it, and looks for the next generation's name.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import ray
+
+from qailab.distributed.actor import CONCURRENCY_GROUPS, LauncherActor
+from qailab.distributed.connection import NAMESPACE, available_resources, current_session
+from qailab.distributed.faults import FULL, LOSSES, call_error, ray_is_gone, readable
+from qailab.distributed.slots import Parcel, Slot
+from qailab.distributed.workers import Events
+from qailab.errors import TransientBackendError
+
+Post = Callable[[Callable[[], None]], None]
+
+_GENERATIONS_AHEAD = 32  # a look-up takes about 1 ms
+_CLOSE_SECONDS = 5.0
+
+
+class RayWorkers:
+    """Ray actors behind slots.
+
+    Args:
+        pool: the pool's name, which its actors' names begin with.
+        recipes: each slot's pickled backend.
+        options: Ray options of each slot's actor.
+        owned: whether this process made the pool.
+        post: hands a function to the scheduler's thread; for Ray's callbacks.
+    """
+
+    def __init__(
+        self,
+        pool: str,
+        recipes: Sequence[bytes],
+        options: Sequence[Mapping[str, Any]],
+        *,
+        owned: bool,
+        post: Post,
+    ) -> None:
+        self._pool = pool
+        self._recipes = tuple(recipes)
+        self._owned = owned
+        self._post = post
+        self._client = uuid.uuid4().hex
+        self._session = current_session()
+        self._events: Events
+        self._actors: dict[int, Any] = {}
+        self._opening: dict[int, Any] = {}
+        self._class = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(LauncherActor)
+        self._options = tuple(options)
+        for each in options:
+            self._class.options(**each)  # what Ray does not know is found before anything starts
+
+    def listen(self, events: Events) -> None:
+        """Say who is told what happens; before anything else."""
+        self._events = events
+
+    @property
+    def connected(self) -> bool:
+        """Whether Ray is still the one of this pool; a call would start another one unasked."""
+        return current_session() == self._session
+
+    def start(self, slot: Slot) -> None:
+        if not self.connected:
+            raise ray_is_gone()
+        if self._owned:
+            options = {**self._options[slot.index], **self._named(slot)}
+            actor = self._class.options(**options).remote(self._recipes[slot.index])
+            self._when_done(actor.watch.remote(), partial(self._unwatched, slot, slot.generation))
+        else:
+            actor = self._find(slot)
+            if actor is None:
+                self._post(partial(self._events.missing, slot))
+                return
+        self._actors[slot.index] = actor
+        opened = actor.open.remote()
+        self._opening[slot.index] = opened
+        self._when_done(opened, partial(self._opened, slot, slot.generation))
+
+    def send(
+        self,
+        slot: Slot,
+        parcel: Parcel,
+        circuits: Mapping[str, bytes],
+        messages: Sequence[bytes],
+    ) -> None:
+        if not self.connected:
+            raise ray_is_gone()
+        chunks = list(enumerate(messages, start=parcel.number))
+        try:
+            ref = self._actors[slot.index].run.remote(self._client, parcel.key, circuits, chunks)
+        except FULL as error:
+            raise TransientBackendError(f"Ray has no room: {readable(error)}") from error
+        self._when_done(ref, partial(self._answered, slot, slot.generation, parcel))
+
+    def cancel(self, slot: Slot, tickets: Sequence[int]) -> None:
+        if self.connected:
+            _forget(self._actors[slot.index].cancel.remote(self._client, list(tickets)))
+
+    def inquire(self, slot: Slot) -> None:
+        if self.connected:
+            asked = self._actors[slot.index].running_seconds.remote()
+            self._when_done(asked, partial(self._busy, slot, slot.generation))
+
+    def stop(self, slot: Slot, *, hangs: bool = False) -> None:
+        actor = self._actors.pop(slot.index, None)
+        self._opening.pop(slot.index, None)
+        if actor is not None and (self._owned or hangs) and self.connected:
+            with suppress(Exception):  # it, or Ray, may be gone already
+                ray.kill(actor)  # half-dead actors would answer later
+
+    def end(self, slots: Sequence[Slot]) -> None:
+        if not self._owned or not self.connected:
+            return
+        # Nothing in an actor runs when it is killed: a session would stay open.
+        closing = [self._actors[slot.index].close.remote() for slot in slots]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
+            for ref in closing:
+                _forget(ref)
+
+    def free_resources(self) -> str:
+        return available_resources() if self.connected else "shut down"
+
+    def wait_for_one(self, timeout: float) -> None:
+        """Wait until an actor may have opened, in a way that Ray knows of.
+
+        A Ray task that waits like this lends its CPU to others: to the actor it waits for, too.
+        """
+        opening = list(self._opening.values())
+        if opening and self.connected:
+            with suppress(Exception):
+                ray.wait(opening, timeout=timeout)
+
+    def _named(self, slot: Slot, generation: int | None = None) -> dict[str, str]:
+        number = slot.generation if generation is None else generation
+        return {"name": f"{self._pool}-{slot.index}-{number}", "namespace": NAMESPACE}
+
+    def _find(self, slot: Slot) -> Any:
+        """The slot's actor, which its owner may have replaced more often than we know."""
+        known = slot.generation
+        for generation in range(known, known + _GENERATIONS_AHEAD):
+            with suppress(ValueError):  # Ray's word for "no such actor"
+                actor = ray.get_actor(**self._named(slot, generation))
+                slot.generation = generation
+                return actor
+        return None
+
+    def _when_done(self, ref: Any, then: Callable[[Future[Any]], None]) -> None:
+        ref.future().add_done_callback(lambda done: self._post(partial(then, done)))
+
+    # In the scheduler's thread, with what has come of a call.
+
+    def _opened(self, slot: Slot, generation: int, done: Future[Any]) -> None:
+        error = done.exception()
+        if error is None:
+            self._events.opened(slot, generation, done.result())
+        elif isinstance(error, LOSSES) and "creation task" not in str(error):
+            self._events.lost(slot, generation, readable(error))
+        else:  # it cannot be built there, and another try would not change that
+            self._events.unbuildable(slot, generation, readable(error))
+
+    def _unwatched(self, slot: Slot, generation: int, done: Future[Any]) -> None:
+        error = done.exception()
+        if isinstance(error, LOSSES) and "creation task" not in str(error):
+            self._events.lost(slot, generation, readable(error))
+
+    def _answered(self, slot: Slot, generation: int, parcel: Parcel, done: Future[Any]) -> None:
+        error = done.exception()
+        if error is None:
+            self._events.answered(slot, generation, parcel, done.result())
+        elif isinstance(error, LOSSES):
+            self._events.lost(slot, generation, readable(error))
+        else:
+            self._events.refused(slot, generation, parcel, call_error(error))
+
+    def _busy(self, slot: Slot, generation: int, done: Future[Any]) -> None:
+        if done.exception() is None:  # a lost actor is heard of in other ways
+            self._events.busy(slot, generation, done.result())
+
+
+def _forget(ref: Any) -> None:
+    """Take whatever comes of a call, or Ray would print its error."""
+    ref.future().add_done_callback(lambda done: done.exception())

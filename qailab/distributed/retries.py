@@ -1,0 +1,101 @@
+"""What becomes of chunks that came back without answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from qailab.backends.base import MAX_TRANSIENT_FAULTS
+from qailab.distributed.books import Books
+from qailab.distributed.fleet import Fleet
+from qailab.distributed.jobs import Job
+from qailab.distributed.slots import Chunk, Parcel, Slot
+from qailab.distributed.workers import Cancelled, UnknownCircuit
+from qailab.errors import EvaluationError, QailabError, TransientBackendError
+
+logger = logging.getLogger("qailab.distributed")
+
+MAX_KILLS = 4
+"""Processes that may be lost over the same rows before the rows are held to be the cause; fewer
+than a slot may lose, so that they do not take the pool down. Each time they are halved: whoever
+kills processes without regard to their rows hits small chunks less often."""
+
+
+class Retries:
+    """Tells rows that are at fault from places that are, and gives the rows of these to others.
+
+    Args:
+        jobs: the unfinished jobs by number.
+        fleet: who is told of a slot's faults.
+        books: where retries are noted.
+        fail: takes a job and the error that ends it.
+    """
+
+    def __init__(
+        self,
+        jobs: Mapping[int, Job],
+        fleet: Fleet,
+        books: Books,
+        fail: Callable[[Job, QailabError], None],
+    ) -> None:
+        self._jobs = jobs
+        self._fleet = fleet
+        self._books = books
+        self._fail = fail
+
+    def settle(self, slot: Slot, chunk: Chunk, error: QailabError, trace: str = "") -> None:
+        job = self._jobs.get(chunk.job)
+        if job is None or chunk.done or chunk.copies:
+            return  # nobody waits for it, or another process still has it
+        if isinstance(error, Cancelled):
+            job.give_back(chunk)
+        elif isinstance(error, UnknownCircuit):
+            slot.circuits.pop(job.circuit.key, None)
+            job.give_back(chunk)
+        elif isinstance(error, TransientBackendError):
+            self._transient(slot, job, chunk, error)
+        else:
+            where = (
+                f"(on {slot.backend!r}, actor {slot.index}, rows {chunk.start} to "
+                f"{chunk.stop - 1} of {job.batch.num_rows})"
+            )
+            self._fail(job, type(error)(f"{error}\n{where}\n{trace}".rstrip()))
+
+    def _transient(self, slot: Slot, job: Job, chunk: Chunk, error: QailabError) -> None:
+        chunk.faults += 1
+        where = f"rows {chunk.start} to {chunk.stop - 1}"
+        if chunk.faults >= MAX_TRANSIENT_FAULTS:
+            text = f"{where} failed {chunk.faults} times, last on {slot.backend!r}: {error}"
+            self._fail(job, EvaluationError(text))
+            return
+        logger.info("%s of actor %d (%r) are run again: %s", where, slot.index, slot.backend, error)
+        self._books.retried(slot, "transient")
+        job.give_back(chunk)
+        self._fleet.fault(slot, str(error))
+
+    def give_back(self, slot: Slot, lost: list[Parcel]) -> None:
+        """Chunks of a lost process go to others, unless they seem to be what kills processes."""
+        for place, parcel in enumerate(lost):
+            for chunk in parcel.chunks:
+                chunk.copies -= 1
+                if place == 0:  # it may have been running; others only waited
+                    chunk.suspicion.kills += 1
+                job = self._jobs.get(chunk.job)
+                if job is None or chunk.done or chunk.copies:
+                    continue
+                self._books.retried(slot, "lost")
+                if chunk.suspicion.kills >= MAX_KILLS:
+                    self._fail(job, _poisonous(slot, chunk))
+                elif place == 0 and len(parcel.chunks) == 1:
+                    for half in chunk.halves(job.batch.rows.group):
+                        job.give_back(half)
+                else:
+                    job.give_back(chunk)
+
+
+def _poisonous(slot: Slot, chunk: Chunk) -> EvaluationError:
+    return EvaluationError(
+        f"rows {chunk.start} to {chunk.stop - 1} lost their actor {chunk.suspicion.kills} times, last on "
+        f"{slot.backend!r}: {slot.last_error}; if actors run out of memory, use a smaller circuit "
+        "or chunk_rows"
+    )

@@ -1,0 +1,163 @@
+"""What holds a job up: chunks that idle slots could answer sooner, and processes that hang.
+
+Everything here is a function of the slots and the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from qailab.distributed.slots import Chunk, Parcel, Slot
+from qailab.distributed.workers import Workers
+
+RACE_FACTOR = 2.0
+"""A second copy is worth it if the first would still take this many times as long."""
+RACE_SECONDS = 0.05
+"""And this much on top: a call takes milliseconds, and estimates are rough."""
+HANG_FACTOR = 20.0
+"""A chunk that takes this many times as long as expected is held to hang, ..."""
+HANG_SECONDS = 30.0
+"""... but never before this: machines stall, and a false alarm costs a process."""
+UNKNOWN_SECONDS = 900.0
+"""The same while nobody has answered such rows yet: large circuits take minutes to compile."""
+INQUIRY_SECONDS = 10.0
+"""A process that does not say what it is doing for this long hangs as a whole."""
+
+
+Expected = Callable[[Slot, str, int, int], float | None]
+"""Seconds that some rows should take on a slot, from (slot, circuit key, chunks, rows); None if
+nobody has answered rows of that circuit yet."""
+
+
+def remaining_seconds(slot: Slot, now: float, expected: Expected) -> Iterator[tuple[Parcel, float]]:
+    """When a slot will have answered each parcel it has, as far as one can tell.
+
+    A parcel that is overdue is expected to take as long again as it has taken already.
+
+    Args:
+        slot: the slot.
+        now: the time.
+        expected: how long rows should take.
+
+    Yields:
+        Parcel and seconds from now, in the order they run.
+    """
+    running = max(0.0, now - slot.head_since)
+    ahead = 0.0
+    for place, parcel in enumerate(slot.in_flight.values()):
+        seconds = expected(slot, parcel.key, len(parcel.chunks), parcel.num_rows)
+        if seconds is None:
+            return
+        if place > 0:
+            ahead += seconds
+        else:
+            ahead = seconds - running if running < seconds else running
+        yield parcel, ahead
+
+
+def chunk_to_race(
+    idle: Slot, ready: Sequence[Slot], now: float, expected: Expected
+) -> Chunk | None:
+    """The chunk that an idle slot would answer much sooner than the slot that has it.
+
+    Args:
+        idle: a slot without work.
+        ready: all slots.
+        now: the time.
+        expected: how long rows should take.
+
+    Returns:
+        The chunk that everybody would wait for longest, or None.
+    """
+    if not idle.backend.repeatable:
+        return None
+    best: Chunk | None = None
+    longest = 0.0
+    for other in ready:
+        if other is idle or not other.backend.repeatable:
+            continue
+        for parcel, left in remaining_seconds(other, now, expected):
+            if left <= longest:
+                continue
+            chunk = next((c for c in reversed(parcel.chunks) if not c.done and c.copies == 1), None)
+            own = None if chunk is None else expected(idle, parcel.key, 1, chunk.num_rows)
+            if chunk is None or own is None or left <= RACE_FACTOR * own + RACE_SECONDS:
+                continue
+            longest, best = left, chunk
+    return best
+
+
+def longest_chunk(slot: Slot, chunk_timeout: float | None, expected: Expected) -> float:
+    """How long one chunk of a slot's first parcel may take before the slot is held to hang.
+
+    Args:
+        slot: a slot with something in flight.
+        chunk_timeout: seconds that the user allows for a chunk; None to go by what was observed.
+        expected: how long rows should take.
+    """
+    if chunk_timeout is not None:
+        return chunk_timeout
+    head = next(iter(slot.in_flight.values()))
+    seconds = expected(slot, head.key, 1, max(chunk.num_rows for chunk in head.chunks))
+    return UNKNOWN_SECONDS if seconds is None else max(HANG_SECONDS, HANG_FACTOR * seconds)
+
+
+class HangWatch:
+    """Finds processes that hang: those that take too long are asked, and given up.
+
+    They are asked first because chunks of other programs that share the actors may be ahead.
+
+    Args:
+        slots: the slots.
+        workers: the processes behind them.
+        clock: the time in seconds.
+        chunk_timeout: seconds that the user allows for a chunk; None to go by what was observed.
+        expected: how long rows should take.
+        give_up: takes a slot whose process hangs, and for how many seconds it has.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        workers: Workers,
+        clock: Callable[[], float],
+        chunk_timeout: float | None,
+        expected: Expected,
+        give_up: Callable[[Slot, float], None],
+    ) -> None:
+        self._slots = tuple(slots)
+        self._workers = workers
+        self._clock = clock
+        self._chunk_timeout = chunk_timeout
+        self._expected = expected
+        self._give_up = give_up
+
+    def look(self) -> None:
+        """Ask who has taken too long; give up who does not answer."""
+        now = self._clock()
+        for slot in self._slots:
+            if slot.state != "ready" or not slot.in_flight or not slot.backend.watched:
+                continue
+            if slot.inquired is not None:
+                if now - slot.inquired > INQUIRY_SECONDS:
+                    self._give_up(slot, now - slot.head_since)
+                continue
+            if slot.patient_until is None:
+                slot.patient_until = slot.head_since + self._limit(slot)
+            if now > slot.patient_until:
+                slot.inquired = now
+                self._workers.inquire(slot)
+
+    def busy(self, slot: Slot, seconds: float) -> None:
+        """A slot says that its chunk has been running for so long."""
+        if slot.inquired is None or not slot.in_flight:
+            return  # it has answered meanwhile
+        slot.inquired = None
+        limit = self._limit(slot)
+        if seconds > limit:
+            self._give_up(slot, seconds)
+        else:
+            slot.patient_until = self._clock() + limit - seconds
+
+    def _limit(self, slot: Slot) -> float:
+        return longest_chunk(slot, self._chunk_timeout, self._expected)
