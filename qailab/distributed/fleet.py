@@ -246,8 +246,8 @@ class Fleet:
         for slot in slow:
             slot.warned = True
         logger.warning(
-            "%d of %d actors have been starting for %.0f s, actor %d (%r) for one: it needs %s, and "
-            "the cluster has: %s",
+            "%d of %d actors have been starting for %.0f s, such as actor %d (%r); it needs %s, "
+            "and the cluster has: %s",
             len(slow),
             len(self.slots),
             SLOW_START_SECONDS,

@@ -44,6 +44,14 @@ class Retries:
         self._fail = fail
 
     def settle(self, slot: Slot, chunk: Chunk, error: QailabError, trace: str = "") -> None:
+        """Decide what an error means for a chunk: again, elsewhere, or never.
+
+        Args:
+            slot: where it happened.
+            chunk: the chunk.
+            error: what happened.
+            trace: where, as text.
+        """
         job = self._jobs.get(chunk.job)
         if job is None or chunk.done or chunk.copies:
             return  # nobody waits for it, or another process still has it
@@ -94,8 +102,8 @@ class Retries:
 
 
 def _poisonous(slot: Slot, chunk: Chunk) -> EvaluationError:
+    rows, kills = f"rows {chunk.start} to {chunk.stop - 1}", chunk.suspicion.kills
     return EvaluationError(
-        f"rows {chunk.start} to {chunk.stop - 1} lost their actor {chunk.suspicion.kills} times, last on "
-        f"{slot.backend!r}: {slot.last_error}; if actors run out of memory, use a smaller circuit "
-        "or chunk_rows"
+        f"{rows} lost their actor {kills} times, last on {slot.backend!r}: {slot.last_error}; if "
+        "actors run out of memory, use a smaller circuit or chunk_rows"
     )

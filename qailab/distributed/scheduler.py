@@ -25,13 +25,12 @@ from qailab.distributed.retries import Retries
 from qailab.distributed.slots import Chunk, Parcel, Slot, average_speed
 from qailab.distributed.tail import HangWatch
 from qailab.distributed.wire import decode_answers
-from qailab.distributed.workers import Cancelled, Place, Reply, UnknownCircuit, Workers
+from qailab.distributed.workers import Place, Reply, Workers
 from qailab.errors import (
     EvaluationError,
     PoolClosedError,
     PoolError,
     QailabError,
-    TransientBackendError,
 )
 
 _TICK_SECONDS = 1.0  # how often waiting work is looked at when nothing happens
