@@ -28,6 +28,8 @@ seconds where a device has a queue."""
 PARCEL_SECONDS = 0.25
 """Chunks that are fixed to be shorter travel together up to this: a call costs 0.7 to 1 ms of the
 driver, so one core of it feeds about 250 actors at this length."""
+PROBE_SECONDS = 0.25
+"""What an actor is given, by guess or by others' speed, before its own speed is known."""
 MAX_CHUNK_SECONDS = 2.0  # what a dead actor may cost, and how long a cancel may take
 MAX_INLINE_BYTES = 64 << 10
 """Answers of at most 100 kB travel inside Ray's reply; larger ones stay in the object store of the
@@ -68,7 +70,7 @@ class ChunkSizer:
         *,
         actors: int,
         seconds_per_row: float,
-        relative_speed: float = 1.0,
+        relative_speed: float | None = 1.0,
         call_seconds: float = 0.0,
     ) -> int:
         """Where the chunk that begins at ``next_row`` ends.
@@ -77,7 +79,7 @@ class ChunkSizer:
             next_row: the first row that nobody has yet.
             actors: how many actors share the rows.
             seconds_per_row: time of a row on an actor of average speed.
-            relative_speed: speed of the actor that asks, over the average.
+            relative_speed: speed of the actor that asks, over the average; None if not known.
             call_seconds: what a chunk takes whatever its rows.
 
         Returns:
@@ -94,8 +96,9 @@ class ChunkSizer:
                 least = max(least, MIN_CALL_SHARE * call_seconds)
                 self._begin_round(remaining, actors, least / seconds_per_row)
             self._left -= 1
-            longest = max(MAX_CHUNK_SECONDS, 2 * MIN_CALL_SHARE * call_seconds) / seconds_per_row
-            size = min(min(self._size, longest) * relative_speed, self._most_rows)
+            longest = MAX_CHUNK_SECONDS if relative_speed is not None else PROBE_SECONDS
+            longest = max(longest, 2 * MIN_CALL_SHARE * call_seconds) / seconds_per_row
+            size = min(min(self._size, longest) * (relative_speed or 1.0), self._most_rows)
             if samples >= 2 * actors:  # enough to go round: no sample's vector is sent twice
                 group = rows.rows_per_sample
         groups = max(1, int(size / group + 0.5))

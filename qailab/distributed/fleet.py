@@ -34,6 +34,8 @@ REST_OF_UNBUILDABLE_SECONDS = 600.0
 """The same where the backend cannot be built, which only a change of the machine mends."""
 LOOK_AGAIN_SECONDS = 0.5
 """How often a handle looks for a process that its owner replaces."""
+MISSING_SECONDS = 15.0
+"""How long it does so while it finds none at all."""
 _LOG_CHARACTERS = 120
 SLOW_START_SECONDS = 20.0
 """After this time a log line says what a process is waiting for; imports take 2 to 10 s."""
@@ -99,6 +101,7 @@ class Fleet:
         if slot.replaced:
             logger.info("actor %d (%r) is replaced, on %s", slot.index, slot.backend, place.node)
         slot.state = "ready"
+        slot.missing = False
         slot.pid, slot.node = place.pid, place.node
         slot.ready_since = self._clock()
 
@@ -109,6 +112,7 @@ class Fleet:
 
     def missing(self, slot: Slot) -> None:
         """A slot's process is not to be found; its owner may be replacing it."""
+        slot.missing = True
         slot.starts_at = self._clock() + LOOK_AGAIN_SECONDS
 
     def lose(self, slot: Slot, reason: str, *, hangs: bool = False) -> None:
@@ -159,7 +163,7 @@ class Fleet:
         self._warn_of_slow_starts(now)
         if not waiting or any(slot.state == "ready" for slot in self.slots):
             self._nobody_since = now
-        elif now - self._nobody_since > self._start_timeout:
+        elif now - self._nobody_since > self._patience:
             self._nobody_since = now
             self._give_up(self.starting_error())
 
@@ -169,6 +173,11 @@ class Fleet:
         times = [slot.starts_at for slot in self.slots if slot.starts_at is not None]
         times += [slot.resting_until for slot in self.slots if slot.resting_until > now]
         return min(times, default=None)
+
+    @property
+    def _patience(self) -> float:
+        missing = all(slot.missing for slot in self.slots)
+        return min(self._start_timeout, MISSING_SECONDS) if missing else self._start_timeout
 
     def work_came(self) -> None:
         """Give slots that were set aside another chance, if none other is left."""
@@ -184,6 +193,11 @@ class Fleet:
             count: how many were wanted.
             timeout: how long was waited for them, in seconds.
         """
+        if all(slot.missing for slot in self.slots):
+            return PoolError(
+                "none of its actors is to be found: the process that made this pool has closed it, "
+                "or has ended; make a new LauncherPool and assign it to layer.backend"
+            )
         ready = sum(slot.state == "ready" for slot in self.slots)
         slot = next((slot for slot in self.slots if slot.state != "ready"), self.slots[0])
         waited = self._start_timeout if timeout is None else timeout

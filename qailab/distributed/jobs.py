@@ -77,11 +77,12 @@ class Job:
         if self._next_row >= self.batch.rows.stop:
             return None
         average = average_speed(self.circuit.key, sharing) or 1.0 / self._guess
+        own = slot.speeds.get(self.circuit.key)
         end = self._sizer.end_of_chunk(
             self._next_row,
             actors=len(sharing),
             seconds_per_row=1.0 / average,
-            relative_speed=slot.speeds.get(self.circuit.key, average) / average,
+            relative_speed=None if own is None else own / average,
             call_seconds=sum(other.backend.call_seconds for other in sharing) / len(sharing),
         )
         chunk = Chunk(self.number, self._next_row, end)

@@ -117,11 +117,13 @@ class Slot:
         circuits: keys of circuits it knows, the last used last.
         compiled: keys of circuits it has answered rows of.
         speeds: rows a second beside the fixed time of a call, by circuit key.
+        guessed: keys of speeds that are of a first chunk.
         losses: processes lost since the last answer.
         faults: transient faults since the last answer.
         resting_until: no work before this time.
         starts_at: when to start the next process, if that waits.
         starting_since: when the process was started.
+        missing: whether it was looked for and not found, where another process starts it.
         warned: whether it was said that this takes long.
         ready_since: when its backend was built.
         last_error: the latest trouble.
@@ -141,11 +143,13 @@ class Slot:
     circuits: OrderedDict[str, None] = field(default_factory=OrderedDict)
     compiled: set[str] = field(default_factory=set)
     speeds: dict[str, float] = field(default_factory=dict)
+    guessed: set[str] = field(default_factory=set)
     losses: int = 0
     faults: int = 0
     resting_until: float = 0.0
     starts_at: float | None = None
     starting_since: float = 0.0
+    missing: bool = False
     warned: bool = False
     ready_since: float = 0.0
     last_error: str = ""
@@ -168,6 +172,11 @@ class Slot:
         self.state = "starting"
         self.generation += 1
         return lost
+
+    @property
+    def head(self) -> Parcel:
+        """The parcel that runs; there must be one in flight."""
+        return next(iter(self.in_flight.values()))
 
     @property
     def chunks_in_flight(self) -> int:
@@ -207,10 +216,16 @@ class Slot:
         self.losses = self.faults = 0
         if key not in self.compiled:  # its first chunk was compiled for, and says little
             self.compiled.add(key)
+            if key not in self.speeds:
+                self.speeds[key] = rows / max(seconds, 1e-6)
+                self.guessed.add(key)
             return
         # Beside the fixed time; at least a tenth, as the fixed time is only roughly known.
         newest = rows / max(seconds - self.backend.call_seconds, seconds / 10, 1e-6)
         known = self.speeds.pop(key, newest)
+        if key in self.guessed:
+            self.guessed.discard(key)
+            known = newest
         self.speeds[key] = (1 - _SPEED_MEMORY) * known + _SPEED_MEMORY * newest
         if len(self.speeds) > KNOWN_CIRCUITS:
             self.speeds.pop(next(iter(self.speeds)))

@@ -14,6 +14,10 @@ RACE_FACTOR = 2.0
 """A second copy is worth it if the first would still take this many times as long."""
 RACE_SECONDS = 0.05
 """And this much on top: a call takes milliseconds, and estimates are rough."""
+QUEUED_SECONDS = 0.5
+"""Where nobody knows how long rows take: when to answer those that only wait behind others, ..."""
+RUNNING_SECONDS = 5.0
+"""... and those that run."""
 HANG_FACTOR = 20.0
 """A chunk that takes this many times as long as expected is held to hang, ..."""
 HANG_SECONDS = 30.0
@@ -32,7 +36,8 @@ nobody has answered rows of that circuit yet."""
 def remaining_seconds(slot: Slot, now: float, expected: Expected) -> Iterator[tuple[Parcel, float]]:
     """When a slot will have answered each parcel it has, as far as one can tell.
 
-    A parcel that is overdue is expected to take as long again as it has taken already.
+    A parcel that is overdue, or of which nothing is known, is expected to take as long again as it
+    has taken already.
 
     Args:
         slot: the slot.
@@ -46,12 +51,12 @@ def remaining_seconds(slot: Slot, now: float, expected: Expected) -> Iterator[tu
     ahead = 0.0
     for place, parcel in enumerate(slot.in_flight.values()):
         seconds = expected(slot, parcel.key, len(parcel.chunks), parcel.num_rows)
-        if seconds is None:
-            return
         if place > 0:
-            ahead += seconds
+            ahead += seconds or 0.0
+        elif seconds is not None and running < seconds:
+            ahead = seconds - running
         else:
-            ahead = seconds - running if running < seconds else running
+            ahead = running
         yield parcel, ahead
 
 
@@ -77,13 +82,18 @@ def chunk_to_race(
         if other is idle or not other.backend.repeatable:
             continue
         for parcel, left in remaining_seconds(other, now, expected):
-            if left <= longest:
+            if left < longest:
                 continue
             chunk = next((c for c in reversed(parcel.chunks) if not c.done and c.copies == 1), None)
-            own = None if chunk is None else expected(idle, parcel.key, 1, chunk.num_rows)
-            if chunk is None or own is None or left <= RACE_FACTOR * own + RACE_SECONDS:
+            if chunk is None:
                 continue
-            longest, best = left, chunk
+            own = expected(idle, parcel.key, 1, chunk.num_rows)
+            if own is not None:
+                least = RACE_FACTOR * own + RACE_SECONDS
+            else:
+                least = RUNNING_SECONDS if parcel is other.head else QUEUED_SECONDS
+            if left >= least:
+                longest, best = left, chunk
     return best
 
 
@@ -97,7 +107,7 @@ def longest_chunk(slot: Slot, chunk_timeout: float | None, expected: Expected) -
     """
     if chunk_timeout is not None:
         return chunk_timeout
-    head = next(iter(slot.in_flight.values()))
+    head = slot.head
     seconds = expected(slot, head.key, 1, max(chunk.num_rows for chunk in head.chunks))
     return UNKNOWN_SECONDS if seconds is None else max(HANG_SECONDS, HANG_FACTOR * seconds)
 

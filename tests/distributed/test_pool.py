@@ -33,11 +33,9 @@ from qailab.errors import (
 )
 from qailab.torch import QLayer
 from tests.backends.contract import backward_batch, forward_batch, model
+from tests.distributed.conftest import DEADLINE, SMALL, actor_handles, actor_pids, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-
-DEADLINE = 60
-SMALL = {"num_cpus": 0.5}  # eight actors fit the test cluster
 
 
 @pytest.fixture(scope="module")
@@ -151,21 +149,6 @@ class SlowOnce(AerBackend):
             self.__dict__["_live_seen"] = True
             time.sleep(0.5)
         return super().outcomes(circuit, batch)
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def actor_pids(pool):
-    return [actor["pid"] for actor in pool.stats()["actors"]]
-
-
-def actor_handles(pool):
-    return [pool._dispatcher._workers._actors[slot.index] for slot in pool._dispatcher.slots]
 
 
 @pytest.mark.parametrize("how", ["sigkill", "ray.kill"])
