@@ -80,6 +80,7 @@ class Books:
         self._metrics = metrics
         self._retries = self._races = self._rows_again = 0
         self._bytes_sent = self._bytes_received = 0
+        self._losses = 0
         self._jobs = 0
         self._qpu_seconds = 0.0
 
@@ -128,6 +129,7 @@ class Books:
 
     def lost(self, slot: Slot, reason: str) -> None:
         """A slot's process is given up."""
+        self._losses += 1
         self.trace.instant(slot.index, "lost", self._clock(), {"reason": reason})
         if self._metrics is not None:
             self._metrics.replaced(_kind(slot))
@@ -136,6 +138,11 @@ class Books:
     def retries(self) -> int:
         """Chunks that had to run again."""
         return self._retries
+
+    @property
+    def losses(self) -> int:
+        """Processes that were given up."""
+        return self._losses
 
     def stats(self, slots: Sequence[Slot]) -> PoolStats:
         """A snapshot."""

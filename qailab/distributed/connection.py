@@ -19,7 +19,14 @@ from pathlib import Path
 from qailab.errors import InputError, PoolError
 
 NAMESPACE = "qailab"
+_QUIET = {
+    # What a pool says in one line of its own, or means to do. Read when ray is first imported.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": (
+        "worker processes have been started on node|A worker died or was killed while executing"
+    ),
+}
 _LOCAL_ENVIRONMENT = {
+    **_QUIET,
     # Despite its name: with 0, Ray binds all its servers to 127.0.0.1.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Workers run at nice 15 by default, and lose to any other process on the machine.
@@ -110,7 +117,8 @@ def _check_same_cluster(address: str) -> None:
 
 
 def _join(where: str) -> None:
-    import ray
+    with _environment(_QUIET):
+        import ray
 
     try:
         _check_reachable(where)

@@ -52,6 +52,7 @@ class Dispatcher:
         recipes: each slot's pickled backend.
         options: Ray options of each slot's actor.
         owned: whether this process made the pool.
+        numbers: how many actors each slot is known to have had.
         settings: how to schedule.
         progress: whether to show progress.
     """
@@ -64,6 +65,7 @@ class Dispatcher:
         options: Sequence[Mapping[str, Any]],
         *,
         owned: bool,
+        numbers: Sequence[int],
         settings: Settings,
         progress: bool,
     ) -> None:
@@ -73,7 +75,9 @@ class Dispatcher:
         self._metrics = PoolMetrics(pool)
         self._progress = Progress(wanted=progress)
         self.books = Books(time.monotonic, self._metrics)
-        self._workers = RayWorkers(pool, recipes, options, owned=owned, post=self._events.put)
+        self._workers = RayWorkers(
+            pool, recipes, options, owned=owned, numbers=numbers, post=self._events.put
+        )
         self._scheduler = Scheduler(slots, self._workers, settings, self.books, time.monotonic)
         self._workers.listen(self._scheduler)
         self._accepting = threading.Lock()
@@ -85,6 +89,11 @@ class Dispatcher:
         self._thread.start()
 
     # Called from any thread.
+
+    @property
+    def numbers(self) -> list[int]:
+        """How many actors each slot has had, for handles to find the latest."""
+        return list(self._workers.numbers)
 
     def submit(self, circuit: CanonicalCircuit, batch: RowBatch) -> RowFuture:
         """Start a job; its answers arrive in the future.

@@ -49,6 +49,7 @@ class Job:
         self.answered = 0
         self.answer_bytes = 8 * batch.answer_width(circuit.num_outcomes)
         self._answers = np.empty((batch.num_rows, self.answer_bytes // 8))
+        self._chunk_rows = chunk_rows
         self._sizer = ChunkSizer(batch, self.answer_bytes, chunk_rows)
         self._next_row = batch.rows.start
         self._returned: deque[Chunk] = deque()
@@ -76,6 +77,10 @@ class Job:
             return self._returned.popleft()
         if self._next_row >= self.batch.rows.stop:
             return None
+        if self._chunk_rows != "auto":  # no need to look at all the others' speeds
+            return self._cut(
+                self._sizer.end_of_chunk(self._next_row, actors=1, seconds_per_row=1.0)
+            )
         average = average_speed(self.circuit.key, sharing) or 1.0 / self._guess
         own = slot.speeds.get(self.circuit.key)
         end = self._sizer.end_of_chunk(
@@ -85,6 +90,9 @@ class Job:
             relative_speed=None if own is None else own / average,
             call_seconds=sum(other.backend.call_seconds for other in sharing) / len(sharing),
         )
+        return self._cut(end)
+
+    def _cut(self, end: int) -> Chunk:
         chunk = Chunk(self.number, self._next_row, end)
         self._next_row = end
         return chunk

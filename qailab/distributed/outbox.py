@@ -14,7 +14,7 @@ from qailab.distributed.fleet import Fleet
 from qailab.distributed.jobs import Job
 from qailab.distributed.options import Settings
 from qailab.distributed.slots import KNOWN_CIRCUITS, Chunk, Parcel, Slot
-from qailab.distributed.tail import Expected, chunk_to_race
+from qailab.distributed.tail import Expected, chunks_to_race
 from qailab.distributed.wire import encode_batch
 from qailab.distributed.workers import Workers
 from qailab.errors import EvaluationError, PoolError, QailabError, TransientBackendError
@@ -22,6 +22,7 @@ from qailab.gradients.canonical import CanonicalCircuit
 
 logger = logging.getLogger("qailab.distributed")
 
+_RACE_INTERVAL = 0.01  # seconds; looking at all that is in flight for every answer would cost more
 _PARCELS = 2  # a slot runs one, and has the next at hand: that hides the way there and back
 
 
@@ -72,6 +73,7 @@ class Outbox:
         self._expected = expected
         self._outcome = outcome
         self._next_ticket = 0
+        self._next_race = 0.0
         self._circuits: OrderedDict[str, bytes] = OrderedDict()
 
     def assign(self) -> None:
@@ -121,12 +123,13 @@ class Outbox:
     def _race(self, ready: list[Slot]) -> None:
         """Everything is handed out: let idle slots answer what others would take longer for."""
         now = self._clock()
-        for slot in ready:
-            if slot.in_flight or not self._fleet.can_work(slot):
-                continue
-            chunk = chunk_to_race(slot, ready, now, self._expected)
-            job = None if chunk is None else self._jobs.get(chunk.job)
-            if chunk is not None and job is not None:
+        idle = [slot for slot in ready if not slot.in_flight and self._fleet.can_work(slot)]
+        if not idle or now < self._next_race:
+            return
+        self._next_race = now + _RACE_INTERVAL
+        for slot, chunk in list(chunks_to_race(idle, ready, now, self._expected)):
+            job = self._jobs.get(chunk.job)
+            if job is not None:
                 self._send(slot, job, [chunk])
 
     def _send(self, slot: Slot, job: Job, chunks: list[Chunk]) -> None:

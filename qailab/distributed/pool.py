@@ -102,7 +102,7 @@ class LauncherPool:
         self._dispatcher: Dispatcher | None = None
         self._closed = False
         self._owner = True
-        self._generations = [0] * len(self._backends)
+        self._numbers = [0] * len(self._backends)  # of actors, for each backend
         self._session = connect(address, sum(options["num_cpus"] for options in self._options))
         self._end: weakref.finalize[..., LauncherPool] = weakref.finalize(
             self, disconnect, self._session
@@ -216,7 +216,6 @@ class LauncherPool:
     def __getstate__(self) -> dict[str, Any]:
         """A handle: the recipes, and the names of the actors that hold them."""
         dispatcher = self._dispatcher
-        generations = [slot.generation for slot in dispatcher.slots] if dispatcher else None
         return {
             **self.__dict__,
             "_lock": None,
@@ -224,7 +223,7 @@ class LauncherPool:
             "_owner": False,
             "_session": None,
             "_end": None,
-            "_generations": generations or self._generations,
+            "_numbers": self._numbers if dispatcher is None else dispatcher.numbers,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -260,10 +259,10 @@ class LauncherPool:
             )
         from qailab.distributed.dispatcher import Dispatcher
 
-        places = zip(self._backends, self._options, self._generations, strict=True)
+        places = zip(self._backends, self._options, strict=True)
         slots = [
-            Slot(index, backend, needs_in_words(options), generation)
-            for index, (backend, options, generation) in enumerate(places)
+            Slot(index, backend, needs_in_words(options))
+            for index, (backend, options) in enumerate(places)
         ]
         try:
             self._dispatcher = Dispatcher(
@@ -272,6 +271,7 @@ class LauncherPool:
                 self._recipes,
                 self._options,
                 owned=self._owner,
+                numbers=self._numbers,
                 settings=self._settings,
                 progress=self._progress,
             )

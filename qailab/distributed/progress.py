@@ -52,7 +52,7 @@ class Progress:
         if self._bar is None:
             if now - min(job.began for job in jobs) < SHOW_AFTER_SECONDS:
                 return
-            self._bar = _new_bar()
+            self._bar = _new_bar(sum(job.answered for job in jobs))
             if self._bar is None:
                 self._wanted = False  # nobody is looking
                 return
@@ -85,8 +85,12 @@ class Progress:
         self._bar.update(done - self._bar.n)
 
 
-def _new_bar() -> Any:
-    """A bar where somebody can see it, else None."""
+def _new_bar(done: int) -> Any:
+    """A bar where somebody can see it, else None.
+
+    Args:
+        done: rows that are done already, which say nothing about the speed from now on.
+    """
     import ray
 
     if ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
@@ -97,4 +101,4 @@ def _new_bar() -> Any:
         return None
     from tqdm.auto import tqdm
 
-    return tqdm(desc="qailab", total=0, unit=" rows", unit_scale=True, leave=False, smoothing=0.1)
+    return tqdm(desc="qailab", initial=done, unit=" rows", unit_scale=True, leave=False)

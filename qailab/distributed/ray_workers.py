@@ -1,8 +1,8 @@
 """`Workers` as Ray actors: one owner starts and replaces them, handles look them up.
 
 The process that made the pool owns its actors. It watches them all, the idle ones too, and replaces
-those that die. A handle in another process finds them by name; when one is gone it waits for its
-owner to replace it, and looks for the next generation's name.
+those that die. A handle in another process finds them by name, which ends with a number that each
+replacement counts up; when one is gone it waits for the owner to replace it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from qailab.errors import TransientBackendError
 
 Post = Callable[[Callable[[], None]], None]
 
-_GENERATIONS_AHEAD = 32  # a look-up takes about 1 ms
+_LOOK_AHEAD = 32  # replacements that a handle may have missed; a look-up takes about 1 ms
 _CLOSE_SECONDS = 5.0
 
 
@@ -37,6 +37,7 @@ class RayWorkers:
         recipes: each slot's pickled backend.
         options: Ray options of each slot's actor.
         owned: whether this process made the pool.
+        numbers: how many actors each slot is known to have had.
         post: hands a function to the scheduler's thread; for Ray's callbacks.
     """
 
@@ -47,8 +48,10 @@ class RayWorkers:
         options: Sequence[Mapping[str, Any]],
         *,
         owned: bool,
+        numbers: Sequence[int],
         post: Post,
     ) -> None:
+        self.numbers = list(numbers)
         self._pool = pool
         self._recipes = tuple(recipes)
         self._owned = owned
@@ -76,7 +79,8 @@ class RayWorkers:
         if not self.connected:
             raise ray_is_gone()
         if self._owned:
-            options = {**self._options[slot.index], **self._named(slot)}
+            self.numbers[slot.index] += 1
+            options = {**self._options[slot.index], **self._name(slot, self.numbers[slot.index])}
             actor = self._class.options(**options).remote(self._recipes[slot.index])
             self._when_done(actor.watch.remote(), partial(self._unwatched, slot, slot.generation))
         else:
@@ -144,17 +148,18 @@ class RayWorkers:
             with suppress(Exception):
                 ray.wait(opening, timeout=timeout)
 
-    def _named(self, slot: Slot, generation: int | None = None) -> dict[str, str]:
-        number = slot.generation if generation is None else generation
+    def _name(self, slot: Slot, number: int) -> dict[str, str]:
         return {"name": f"{self._pool}-{slot.index}-{number}", "namespace": NAMESPACE}
 
     def _find(self, slot: Slot) -> Any:
         """The slot's actor, which its owner may have replaced more often than we know."""
-        known = slot.generation
-        for generation in range(known, known + _GENERATIONS_AHEAD):
+        known = self.numbers[slot.index]
+        later = range(known + 1, known + 1 + _LOOK_AHEAD)
+        # One that was lost may still have its name, or may only have been out of reach.
+        for number in [*later, known] if slot.replaced else [known, *later]:
             with suppress(ValueError):  # Ray's word for "no such actor"
-                actor = ray.get_actor(**self._named(slot, generation))
-                slot.generation = generation
+                actor = ray.get_actor(**self._name(slot, number))
+                self.numbers[slot.index] = number
                 return actor
         return None
 

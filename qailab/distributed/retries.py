@@ -17,8 +17,8 @@ logger = logging.getLogger("qailab.distributed")
 
 MAX_KILLS = 4
 """Processes that may be lost over the same rows before the rows are held to be the cause; fewer
-than a slot may lose, so that they do not take the pool down. Each time they are halved: whoever
-kills processes without regard to their rows hits small chunks less often."""
+than a slot may lose, so that they do not take the pool down. Where processes die of other causes,
+chunks that were hit are halved, as small ones are hit less often, and nothing is blamed on them."""
 
 
 class Retries:
@@ -86,19 +86,35 @@ class Retries:
         for place, parcel in enumerate(lost):
             for chunk in parcel.chunks:
                 chunk.copies -= 1
-                if place == 0:  # it may have been running; others only waited
-                    chunk.suspicion.kills += 1
                 job = self._jobs.get(chunk.job)
-                if job is None or chunk.done or chunk.copies:
+                if job is None or chunk.done:
+                    continue
+                if place == 0:  # it may have been running; others only waited
+                    self._suspect(job, chunk)
+                if chunk.copies:
                     continue
                 self._books.retried(slot, "lost")
-                if chunk.suspicion.kills >= MAX_KILLS:
+                if self._is_to_blame(job, chunk):
                     self._fail(job, _poisonous(slot, chunk))
                 elif place == 0 and len(parcel.chunks) == 1:
                     for half in chunk.halves(job.batch.rows.group):
                         job.give_back(half)
                 else:
                     job.give_back(chunk)
+
+    def _suspect(self, job: Job, chunk: Chunk) -> None:
+        suspicion = chunk.suspicion
+        if suspicion.kills == 0:
+            suspicion.losses_before = self._books.losses - 1
+            suspicion.answered_before = job.answered
+        suspicion.kills += 1
+
+    def _is_to_blame(self, job: Job, chunk: Chunk) -> bool:
+        """Whether processes die of these rows: of no others at the same time, or of all."""
+        suspicion = chunk.suspicion
+        losses = self._books.losses - suspicion.losses_before
+        alone = 2 * suspicion.kills >= losses
+        return suspicion.kills >= MAX_KILLS and (alone or job.answered == suspicion.answered_before)
 
 
 def _poisonous(slot: Slot, chunk: Chunk) -> EvaluationError:

@@ -22,9 +22,13 @@ class Suspicion:
 
     Args:
         kills: processes that were lost over them since any of them was answered.
+        losses_before: processes that the pool had lost before the first of these.
+        answered_before: rows of their job that had been answered before it.
     """
 
     kills: int = 0
+    losses_before: int = 0
+    answered_before: int = 0
 
 
 @dataclass(eq=False)

@@ -60,41 +60,46 @@ def remaining_seconds(slot: Slot, now: float, expected: Expected) -> Iterator[tu
         yield parcel, ahead
 
 
-def chunk_to_race(
-    idle: Slot, ready: Sequence[Slot], now: float, expected: Expected
-) -> Chunk | None:
-    """The chunk that an idle slot would answer much sooner than the slot that has it.
+def chunks_to_race(
+    idle: Sequence[Slot], ready: Sequence[Slot], now: float, expected: Expected
+) -> Iterator[tuple[Slot, Chunk]]:
+    """Chunks that idle slots would answer much sooner than the slots that have them.
 
     Args:
-        idle: a slot without work.
+        idle: slots without work.
         ready: all slots.
         now: the time.
         expected: how long rows should take.
 
-    Returns:
-        The chunk that everybody would wait for longest, or None.
+    Yields:
+        A chunk for each idle slot that can help: first those that are waited for longest.
     """
-    if not idle.backend.repeatable:
-        return None
-    best: Chunk | None = None
-    longest = 0.0
-    for other in ready:
-        if other is idle or not other.backend.repeatable:
-            continue
-        for parcel, left in remaining_seconds(other, now, expected):
-            if left < longest:
-                continue
-            chunk = next((c for c in reversed(parcel.chunks) if not c.done and c.copies == 1), None)
-            if chunk is None:
-                continue
-            own = expected(idle, parcel.key, 1, chunk.num_rows)
-            if own is not None:
-                least = RACE_FACTOR * own + RACE_SECONDS
-            else:
-                least = RUNNING_SECONDS if parcel is other.head else QUEUED_SECONDS
-            if left >= least:
-                longest, best = left, chunk
-    return best
+    helpers = [slot for slot in idle if slot.backend.repeatable]
+    if not helpers:
+        return
+    held = [
+        (left, other, parcel, chunk)
+        for other in ready
+        if other.in_flight and other.backend.repeatable
+        for parcel, left in remaining_seconds(other, now, expected)
+        if (chunk := _unfinished(parcel)) is not None
+    ]
+    held.sort(key=lambda one: (one[0], one[2] is not one[1].head), reverse=True)
+    for left, other, parcel, chunk in held:
+        own = expected(helpers[-1], parcel.key, 1, chunk.num_rows)
+        if own is not None:
+            least = RACE_FACTOR * own + RACE_SECONDS
+        else:
+            least = RUNNING_SECONDS if parcel is other.head else QUEUED_SECONDS
+        if left >= least:
+            yield helpers.pop(), chunk
+            if not helpers:
+                return
+
+
+def _unfinished(parcel: Parcel) -> Chunk | None:
+    """A chunk of a parcel that nobody else has; the last, which is furthest from its turn."""
+    return next((c for c in reversed(parcel.chunks) if not c.done and c.copies == 1), None)
 
 
 def longest_chunk(slot: Slot, chunk_timeout: float | None, expected: Expected) -> float:

@@ -261,6 +261,14 @@ def test_rows_that_kill_processes_are_found_and_named():
     evaluate(pool, batch_of(5))
 
 
+def test_rows_are_not_blamed_where_processes_die_all_the_time():
+    rng = np.random.default_rng(1)
+    faults = [Fault(at, int(rng.integers(4)), "kill") for at in np.arange(1.0, 200.0, 0.7)]
+    pool = pool_of([300.0] * 4, faults, settings={"chunk_rows": 60})
+    evaluate(pool, batch_of(3000))
+    assert pool.books.losses > 50
+
+
 def test_a_row_with_an_error_ends_its_job_at_once_and_is_named():
     class Breaking(FastBackend):
         def outcomes(self, circuit, batch):
