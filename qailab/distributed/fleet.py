@@ -21,6 +21,9 @@ logger = logging.getLogger("qailab.distributed")
 
 MAX_LOSSES = 5
 """Processes a slot may lose, without one answer in between, before it is set aside."""
+MAX_LOST_STARTS = 8
+"""The same for processes that were lost before they were ready: until Ray notices, after up to 12 s,
+that a node is gone, it starts them there."""
 PAUSE_SECONDS = 0.5
 """The pause before a slot's second replacement in a row; it doubles with each further one."""
 MAX_FAULTS = 8
@@ -117,11 +120,12 @@ class Fleet:
 
     def lose(self, slot: Slot, reason: str, *, hangs: bool = False) -> None:
         """A process is gone, or does not answer: its rows go back, and it is replaced."""
+        most = MAX_LOSSES if slot.state == "ready" else MAX_LOST_STARTS
         lost = self._retire(slot, hangs=hangs)
         slot.replaced += 1
         slot.losses += 1
         slot.last_error = reason
-        hopeless = slot.losses >= MAX_LOSSES
+        hopeless = slot.losses >= most
         logger.warning(
             "actor %d (%r) was lost with %d chunk(s) in flight%s: %s",
             slot.index,

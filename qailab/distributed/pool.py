@@ -60,7 +60,8 @@ class LauncherPool:
             given is what the backend needs.
         chunk_timeout: seconds after which a chunk is held to hang, and its actor replaced;
             ``"auto"``: 20 times what it should take by observed speed, at least 30 s, and 15
-            minutes while there is none. Backends with deadlines of their own are left alone.
+            minutes while there is none. Backends with deadlines of their own are left alone. The
+            first chunk of a circuit is compiled as well: allow for that.
         start_timeout: seconds that work waits for a first actor.
         progress: whether evaluations of more than 2 s show a bar (in a terminal or notebook).
 

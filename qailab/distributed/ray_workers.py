@@ -7,6 +7,7 @@ replacement counts up; when one is gone it waits for the owner to replace it.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -22,6 +23,8 @@ from qailab.distributed.faults import FULL, LOSSES, call_error, ray_is_gone, rea
 from qailab.distributed.slots import Parcel, Slot
 from qailab.distributed.workers import Events
 from qailab.errors import TransientBackendError
+
+logger = logging.getLogger("qailab.distributed")
 
 Post = Callable[[Callable[[], None]], None]
 
@@ -122,8 +125,10 @@ class RayWorkers:
         actor = self._actors.pop(slot.index, None)
         self._opening.pop(slot.index, None)
         if actor is not None and (self._owned or hangs) and self.connected:
-            with suppress(Exception):  # it, or Ray, may be gone already
+            try:
                 ray.kill(actor)  # half-dead actors would answer later
+            except Exception:  # it, or Ray, may be gone already
+                logger.debug("actor %d could not be killed", slot.index, exc_info=True)
 
     def end(self, slots: Sequence[Slot]) -> None:
         if not self._owned or not self.connected:

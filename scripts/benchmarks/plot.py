@@ -19,10 +19,10 @@ from benchmarks.timing import Figure
 
 _BOUND = "raw Aer (the bound)"
 # Okabe and Ito's colours, which stay apart for colour-blind readers and in grey.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 _PEER_COLOURS = ("#D55E00", "#E69F00", "#CC79A7")
-_MARKERS = ("o", "s", "D", "^", "v")
-_STYLE = {
+MARKERS = ("o", "s", "D", "^", "v")
+STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -43,7 +43,7 @@ def plot(path: Path, figures: Sequence[Figure], peers: Sequence[Figure]) -> None
     """
     batches = sorted({figure.case.batch for figure in figures})
     width = max(7.0, 3.6 * len(batches) + 0.8)
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         sheet = plt.figure(figsize=(width, 4.6 + 3.4 * bool(peers)), layout="constrained")
         if peers:
             top, bottom = sheet.subfigures(2, 1, height_ratios=(4.6, 3.4), hspace=0.06)
@@ -62,7 +62,7 @@ def _draw_times(sheet: SubFigure, figures: Sequence[Figure], batches: Sequence[i
         here = [figure for figure in figures if figure.case.batch == batch]
         bound = {f.case.qubits: f.bound_seconds for f in here if f.mode == IN_PROCESS}
         _line(ax, bound, _BOUND, color="0.25", linestyle="--", marker="x", zorder=3)
-        for mode, colour, marker in zip(modes, _COLOURS, _MARKERS, strict=False):
+        for mode, colour, marker in zip(modes, COLOURS, MARKERS, strict=False):
             times = {f.case.qubits: f.seconds for f in here if f.mode == mode}
             label = f"qailab, {mode}"
             _line(ax, times, label, color=colour, marker=marker, markeredgecolor="white")
@@ -101,7 +101,7 @@ def _draw_peers(sheet: SubFigure, peers: Sequence[Figure]) -> None:
         names = [mode for mode in here if mode != base]
         ratios = [here[name] / here[base] for name in names]
         others = iter(_PEER_COLOURS)
-        colours = [_COLOURS[0] if name in ours else next(others) for name in names]
+        colours = [COLOURS[0] if name in ours else next(others) for name in names]
         labels = [f"qailab, {name}" if name in ours else name for name in names]
         bars = ax.barh(labels, ratios, color=colours, height=0.62)
         texts = [f"{ratio:.{1 if ratio < 10 else 0}f}x" for ratio in ratios]
