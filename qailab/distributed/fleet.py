@@ -22,8 +22,8 @@ logger = logging.getLogger("qailab.distributed")
 MAX_LOSSES = 5
 """Processes a slot may lose, without one answer in between, before it is set aside."""
 MAX_LOST_STARTS = 8
-"""The same for processes that were lost before they were ready: until Ray notices, after up to 12 s,
-that a node is gone, it starts them there."""
+"""The same for processes that were lost before they were ready: until Ray notices that a node is
+gone, which takes up to 12 s, it starts them there."""
 PAUSE_SECONDS = 0.5
 """The pause before a slot's second replacement in a row; it doubles with each further one."""
 MAX_FAULTS = 8

@@ -121,6 +121,6 @@ def _poisonous(slot: Slot, chunk: Chunk) -> EvaluationError:
     rows, kills = f"rows {chunk.start} to {chunk.stop - 1}", chunk.suspicion.kills
     return EvaluationError(
         f"{rows} lost their actor {kills} times, last on {slot.backend!r}: {slot.last_error}; if "
-        "actors run out of memory, use a smaller circuit or chunk_rows; if they only need longer, a "
-        "larger chunk_timeout"
+        "actors run out of memory, use a smaller circuit or chunk_rows; if they only need longer, "
+        "a larger chunk_timeout"
     )
