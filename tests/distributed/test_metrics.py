@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from qailab.distributed import metrics
+from qailab.backends import RehearsalBackend
+from qailab.distributed import LauncherPool, metrics
 from qailab.distributed.metrics import CHUNK_SECONDS, METRICS, SAMPLE, PoolMetrics
+from tests.backends.contract import backward_batch, model
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "qailab.json"
 SUFFIXES = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
@@ -287,6 +289,36 @@ def test_ray_exports_all_metrics_of_several_pools():
     for name, metric in METRICS.items():
         exported = f"ray_{name}" + ("_total" if metric.kind == "counter" else "")
         assert types[exported] == metric.kind
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_a_pool_does_is_exported():
+    _, canonical, angle_map, values = model()
+    batch = backward_batch(canonical, angle_map, values, shots=50)
+    device = RehearsalBackend(latency=0.002, failure_rate=0.2, seed=1)
+    with LauncherPool([device] * 2, chunk_rows=2, actor_options={"num_cpus": 0}) as pool:
+        pool.run(canonical, batch)
+        stats, labels = pool.stats(), (("backend", "RehearsalBackend"), ("pool", pool._name))
+        wanted = {
+            "ray_qailab_rows_total": stats["rows"],
+            "ray_qailab_chunks_total": stats["chunks"],
+            "ray_qailab_jobs_total": stats["jobs"],
+            "ray_qailab_qpu_seconds_total": pytest.approx(stats["qpu_seconds"]),
+            "ray_qailab_chunk_seconds_count": stats["chunks"],
+        }
+        retries = ("ray_qailab_retries_total", (*labels, ("reason", "transient")))
+        idle = ("ray_qailab_queue_rows", (("pool", pool._name),))
+        deadline = time.monotonic() + DEADLINE
+        while time.monotonic() < deadline:
+            found, _ = scraped([pool._name])
+            if idle in found and found.get(("ray_qailab_rows_total", labels)) == stats["rows"]:
+                break
+            time.sleep(1)
+        assert {name: found[name, labels] for name in wanted} == wanted
+        assert found[retries] == stats["retries"]
+        assert found[idle] == 0
 
 
 # The dashboard.

@@ -320,3 +320,45 @@ def test_progress_is_shown_in_a_terminal():
     os.close(terminal)
     assert b"rows/s, actors 2/2" in seen
     assert b"k/1.08k [" in seen
+
+
+def available_gibibytes():
+    with open("/proc/meminfo") as info:
+        (line,) = (line for line in info if line.startswith("MemAvailable"))
+    return int(line.split()[1]) / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(available_gibibytes() < 12, reason="needs 12 GiB that nobody uses")
+def test_an_actor_that_takes_too_much_memory_is_killed_and_replaced(tmp_path):
+    """By Ray's memory monitor, whose error is none of an actor's death."""
+    _, err = run(
+        f"""
+        import ray
+
+        fed = {str(tmp_path / "fed")!r}
+
+        with open("/proc/meminfo") as info:
+            sizes = {{line.split(":")[0]: int(line.split()[1]) << 10 for line in info}}
+        limit = sizes["MemTotal"] - sizes["MemAvailable"] + (3 << 30)
+        ray.init(address="local", num_cpus=1, object_store_memory=80 << 20,
+                 include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+                 _system_config={{"memory_usage_threshold": limit / sizes["MemTotal"],
+                                 "memory_monitor_refresh_ms": 100}})
+
+        class Hungry(AerBackend):
+            def outcomes(self, circuit, batch):
+                if not os.path.exists(fed):
+                    open(fed, "w").close()
+                    everything = np.ones((6 << 30) // 8)
+                    time.sleep(60)
+                return super().outcomes(circuit, batch)
+
+        with LauncherPool([Hungry()]) as pool:
+            check(pool.submit(CANONICAL, BATCH))
+            assert pool.stats()["actors"][0]["replaced"] >= 1
+        """,
+        **LOOPBACK,
+    )
+    assert "was lost" in err
+    assert "memory" in err
