@@ -70,3 +70,16 @@ class PoolExhaustedError(PoolError):
 
 class CheckpointError(QailabError, RuntimeError):
     """A run cannot be resumed from a checkpoint."""
+
+
+def plain(error: QailabError, text: str | None = None) -> QailabError:
+    """An error as the nearest class of this module: it survives pickling, and keeps its kind.
+
+    Args:
+        error: an error, perhaps of a class of somebody's own with other arguments.
+        text: what it is to say; by default what it says.
+    """
+    kind = next(kind for kind in type(error).__mro__ if kind.__module__ == __name__)
+    name = "" if kind is type(error) else f"{type(error).__name__}: "
+    made: QailabError = kind(name + (str(error) if text is None else text))
+    return made

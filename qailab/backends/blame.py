@@ -11,6 +11,7 @@ from qailab.errors import (
     MemoryLimitError,
     QailabError,
     TransientBackendError,
+    plain,
 )
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.rows import FloatArray
@@ -86,5 +87,5 @@ def _described(error: BaseException, batch: RowBatch) -> QailabError:
     if batch.num_rows > 1:
         where = f"rows {rows.start} to {rows.stop - 1}, the first being {where}"
     if isinstance(error, QailabError):
-        return type(error)(f"{error} [{where}]")
+        return plain(error, f"{error} [{where}]")
     return EvaluationError(f"{type(error).__name__}: {error} [{where}]")

@@ -60,6 +60,7 @@ class RehearsalBackend(Backend):
         self.seed = checked_integer("seed", seed, least=0)
         self.supports_exact = self.inner.supports_exact
         self.repeatable = self.inner.repeatable
+        self.watched = self.inner.watched
         self.call_seconds = max(self.latency, self.inner.call_seconds)
 
     @property

@@ -17,11 +17,11 @@ from typing import TypeVar
 
 import ray
 
-from qailab.backends.base import Backend
+from qailab.backends.base import NOTHING_USED, Backend
 from qailab.distributed.slots import KNOWN_CIRCUITS
 from qailab.distributed.wire import decode_batch, encode_answers
 from qailab.distributed.workers import Cancelled, Place, Reply, UnknownCircuit
-from qailab.errors import EvaluationError, QailabError
+from qailab.errors import EvaluationError, QailabError, plain
 from qailab.gradients.canonical import CanonicalCircuit
 
 Ticket = tuple[str, int]
@@ -56,13 +56,17 @@ class LauncherActor:
         self._running: Ticket | None = None
         self._began = 0.0
         self._stop = threading.Event()
+        self._closing = False
         self._cancelled: OrderedDict[Ticket, None] = OrderedDict()
 
     def open(self) -> Place:
         """Build the backend, once. Its errors reach the caller as they are."""
         if self._backend is None:
             backend: Backend = pickle.loads(self._recipe)
-            backend.open()
+            try:
+                backend.open()
+            except QailabError as error:
+                raise plain(error) from error
             self._backend = backend
         return Place(os.getpid(), ray.util.get_node_ip_address())
 
@@ -103,15 +107,24 @@ class LauncherActor:
                 self._cancelled.popitem(last=False)
 
     @_apart("control")
-    def running_seconds(self) -> float:
-        """How long the chunk that runs has been running; 0 if none is."""
+    def running_seconds(self, client: str) -> tuple[float, float]:
+        """How long the chunk that runs has been running: if it is this client's, and if not.
+
+        Args:
+            client: who asks.
+        """
         with self._lock:
-            return 0.0 if self._running is None else time.perf_counter() - self._began
+            if self._running is None:
+                return 0.0, 0.0
+            seconds = time.perf_counter() - self._began
+            return (seconds, 0.0) if self._running[0] == client else (0.0, seconds)
 
     @_apart("control")
     def close(self) -> None:
         """Stop what runs, if it can be stopped soon, and close the backend."""
-        self._stop.set()
+        with self._lock:
+            self._closing = True
+            self._stop.set()
         deadline = time.monotonic() + _STOP_SECONDS
         while self._running is not None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -126,36 +139,29 @@ class LauncherActor:
     def _evaluate(self, key: str, ticket: Ticket, message: bytes) -> Reply:
         assert self._backend is not None, "open() comes first"
         with self._lock:
-            if ticket in self._cancelled:
+            if ticket in self._cancelled or self._closing:
                 return Reply(error=Cancelled("cancelled before it began"))
             self._running, self._began = ticket, time.perf_counter()
             self._stop = threading.Event()
-        before = self._backend.usage
         answer: bytes | None = None
         error: QailabError | None = None
-        trace = ""
+        trace, usage = "", NOTHING_USED
         try:
-            answers = self._backend.answer(self._circuits[key], decode_batch(message), self._stop)
+            before = self._backend.usage
+            try:
+                rows = decode_batch(message)
+                answers = self._backend.answer(self._circuits[key], rows, self._stop)
+            finally:
+                usage = self._backend.usage.since(before)
             answer = encode_answers(answers)
         except CancelledError:
             error = Cancelled("cancelled while it ran")
         except QailabError as known:
-            error, trace = known, traceback.format_exc()
+            error, trace = plain(known), traceback.format_exc()
         except Exception as unexpected:  # our own: a message that cannot be decoded, say
             trace = traceback.format_exc()
             error = EvaluationError(f"{type(unexpected).__name__}: {unexpected}")
-        with self._lock:
-            self._running = None
-            seconds = time.perf_counter() - self._began
-        usage = self._backend.usage.since(before)
-        return Reply(answer, _plain(error), trace, seconds, usage)
-
-
-def _plain(error: QailabError | None) -> QailabError | None:
-    """An error without its cause, which may not survive pickling."""
-    if error is None:
-        return None
-    try:
-        return type(error)(str(error))
-    except Exception:  # a class of somebody's own with other arguments
-        return EvaluationError(f"{type(error).__name__}: {error}")
+        finally:
+            with self._lock:
+                self._running = None
+        return Reply(answer, error, trace, time.perf_counter() - self._began, usage)

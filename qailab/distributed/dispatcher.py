@@ -130,7 +130,7 @@ class Dispatcher:
         deadline = time.monotonic() + timeout
         first = self._scheduler.first_ready
         while sum(slot.state == "ready" for slot in self.slots) < count:
-            if first.done():
+            if first.done() and all(slot.state == "aside" for slot in self.slots):
                 first.result()
             if time.monotonic() > deadline:
                 raise self._scheduler.starting_error(count, timeout)
@@ -153,7 +153,8 @@ class Dispatcher:
                     self._report()
             except Exception as error:  # whatever it is, nobody must wait for ever
                 logger.exception("the dispatcher failed")
-                self._scheduler.fail_all(PoolError(f"the dispatcher failed: {error!r}"))
+                with suppress(Exception):
+                    self._scheduler.fail_all(PoolError(f"the dispatcher failed: {error!r}"))
         self._progress.close()
 
     def _handle_events(self) -> bool:
@@ -203,7 +204,11 @@ class Dispatcher:
         """Show progress, and tell metrics: often enough to watch, too seldom to cost."""
         now = time.monotonic()
         jobs = self._scheduler.jobs
-        self._progress.show(jobs.values(), self.slots, self.books.retries, now)
+        try:
+            self._progress.show(jobs.values(), self.slots, self.books.retries, now)
+        except Exception:  # watching must not cost rows
+            logger.debug("progress cannot be shown", exc_info=True)
+            self._progress = Progress(wanted=False)
         if now - self._reported < _REPORT_SECONDS or not self._workers.connected:
             return
         self._reported = now

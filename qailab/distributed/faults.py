@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ray.exceptions import (
+    NodeDiedError,
     ObjectLostError,
     ObjectStoreFullError,
     OutOfDiskError,
@@ -14,9 +15,10 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from qailab.errors import EvaluationError, PoolError, QailabError, TransientBackendError
+from qailab.distributed.workers import NoRoom
+from qailab.errors import EvaluationError, PoolError, QailabError, plain
 
-LOSSES = (RayActorError, OutOfMemoryError, WorkerCrashedError, ObjectLostError)
+LOSSES = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError, ObjectLostError)
 """Ray's errors that say something about the machine, not about the rows: the same rows run again
 elsewhere. A node's death first shows as `ActorUnavailableError`, a memory kill as
 `OutOfMemoryError`, which is no `RayActorError`."""
@@ -41,6 +43,7 @@ def call_error(error: BaseException) -> QailabError:
     """The error of a call that reached its actor, or could not be made, as one of ours."""
     cause = getattr(error, "cause", error)
     if isinstance(error, FULL) or isinstance(cause, FULL):
-        return TransientBackendError(f"Ray has no room: {readable(error)}")
-    kind = type(cause) if isinstance(cause, QailabError) else EvaluationError
-    return kind(readable(error))
+        return NoRoom(f"Ray has no room: {readable(error)}")
+    if isinstance(cause, QailabError):
+        return plain(cause, readable(error))
+    return EvaluationError(readable(error))

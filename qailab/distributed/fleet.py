@@ -52,7 +52,7 @@ class Fleet:
         workers: who carries it out.
         clock: the time in seconds.
         start_timeout: seconds that work waits for a first process.
-        give_back: takes the parcels that a lost process had in flight.
+        give_back: takes the parcels that a process had in flight, and whether it died of them.
         give_up: takes the error when no process is left, or none could start in time.
     """
 
@@ -63,7 +63,7 @@ class Fleet:
         *,
         clock: Callable[[], float],
         start_timeout: float,
-        give_back: Callable[[Slot, list[Parcel]], None],
+        give_back: Callable[[Slot, list[Parcel], bool], None],
         give_up: Callable[[QailabError], None],
     ) -> None:
         self.slots = tuple(slots)
@@ -134,7 +134,7 @@ class Fleet:
             "" if hopeless else " and is replaced",
             _last_line(reason),
         )
-        self._give_back(slot, lost)
+        self._give_back(slot, lost, True)
         if hopeless:
             self._set_aside(slot, reason, REST_SECONDS)
         elif slot.losses == 1:
@@ -142,17 +142,23 @@ class Fleet:
         else:
             slot.starts_at = self._clock() + PAUSE_SECONDS * 2 ** (slot.losses - 2)
 
-    def fault(self, slot: Slot, reason: str) -> None:
-        """A slot failed for a transient reason: it pauses, or is set aside."""
+    def fault(self, slot: Slot, reason: str, *, full: bool = False) -> None:
+        """A slot failed for a transient reason: it pauses, or is set aside.
+
+        Args:
+            slot: the slot.
+            reason: what happened.
+            full: a machine had no room, which is not the slot's fault: it only pauses.
+        """
         if slot.state != "ready":
             return
         slot.faults += 1
         slot.last_error = reason
-        if slot.faults < MAX_FAULTS:
+        if slot.faults < MAX_FAULTS or full:
             pause = min(_LONGEST_BACK_OFF, BACK_OFF_SECONDS * 2 ** (slot.faults - 1))
             slot.resting_until = self._clock() + pause
             return
-        self._give_back(slot, self._retire(slot))
+        self._give_back(slot, self._retire(slot), False)
         self._set_aside(slot, reason, REST_SECONDS)
 
     def tick(self, *, waiting: bool) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from qailab.backends.future import RowFuture
 from qailab.distributed.chunks import ChunkRows, ChunkSizer, estimated_row_seconds
-from qailab.distributed.slots import Chunk, Slot, average_speed
+from qailab.distributed.slots import Chunk, Pace, Slot, average_speed
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray
@@ -47,6 +47,7 @@ class Job:
         self.future = future
         self.began = began
         self.answered = 0
+        self.pace: Pace = (circuit.key, batch.shots, batch.vectors is None)
         self.answer_bytes = 8 * batch.answer_width(circuit.num_outcomes)
         self._answers = np.empty((batch.num_rows, self.answer_bytes // 8))
         self._chunk_rows = chunk_rows
@@ -81,8 +82,8 @@ class Job:
             return self._cut(
                 self._sizer.end_of_chunk(self._next_row, actors=1, seconds_per_row=1.0)
             )
-        average = average_speed(self.circuit.key, sharing) or 1.0 / self._guess
-        own = slot.speeds.get(self.circuit.key)
+        average = average_speed(self.pace, sharing) or 1.0 / self._guess
+        own = slot.speeds.get(self.pace)
         end = self._sizer.end_of_chunk(
             self._next_row,
             actors=len(sharing),

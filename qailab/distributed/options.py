@@ -11,6 +11,17 @@ from qailab.backends.base import Backend
 from qailab.distributed.chunks import ChunkRows
 from qailab.errors import InputError, InputTypeError
 
+_OURS = {
+    "concurrency_groups",
+    "get_if_exists",
+    "lifetime",
+    "max_concurrency",
+    "max_pending_calls",
+    "max_restarts",
+    "max_task_retries",
+    "name",
+    "namespace",
+}
 ActorOptions = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
 
@@ -106,6 +117,12 @@ def needs_in_words(options: Mapping[str, Any]) -> str:
 def _for_actor(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(overrides, Mapping):
         raise InputTypeError(f"actor_options must hold mappings of Ray options, got {overrides!r}")
+    taken = sorted(_OURS & set(overrides))
+    if taken:
+        raise InputError(
+            f"actor_options must not set {', '.join(taken)}: the pool names, restarts and ends its "
+            "actors itself"
+        )
     cpus = overrides.get("num_cpus", 0)
     if isinstance(cpus, bool) or not isinstance(cpus, int | float) or cpus < 0:
         raise InputTypeError(f"actor_options['num_cpus'] must be a number of CPUs, got {cpus!r}")

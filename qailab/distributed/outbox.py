@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qailab.distributed.books import Books
@@ -32,11 +32,11 @@ class Outcome:
 
     Args:
         fail: takes a job and the error that ends it.
-        returned: takes chunks that could not be sent now, and why.
+        returned: takes the chunks that could not be sent now, and why.
     """
 
     fail: Callable[[Job, QailabError], None]
-    returned: Callable[[Slot, Chunk, QailabError], None]
+    returned: Callable[[Slot, Sequence[Chunk], QailabError], None]
 
 
 class Outbox:
@@ -103,7 +103,7 @@ class Outbox:
         """Chunks that travel with the first: none unless chunks are short and many."""
         if self._settings.max_in_flight is not None or first.is_suspect:
             return []  # sent alone, so that it is clear what a lost process was doing
-        seconds = self._expected(slot, job.circuit.key, 1, first.num_rows)
+        seconds = self._expected(slot, job.pace, 1, first.num_rows)
         if seconds is None:
             return []
         by_time = PARCEL_SECONDS / seconds
@@ -130,11 +130,12 @@ class Outbox:
         for slot, chunk in list(chunks_to_race(idle, ready, now, self._expected)):
             job = self._jobs.get(chunk.job)
             if job is not None:
+                chunk.races += 1
                 self._send(slot, job, [chunk])
 
     def _send(self, slot: Slot, job: Job, chunks: list[Chunk]) -> None:
         key = job.circuit.key
-        parcel = Parcel(self._next_ticket, key, chunks)
+        parcel = Parcel(self._next_ticket, key, job.pace, chunks)
         self._next_ticket += len(chunks)
         try:
             messages = [encode_batch(job.batch.part(c.start, c.stop)) for c in chunks]
@@ -143,8 +144,7 @@ class Outbox:
         except PoolError as error:
             self._outcome.fail(job, error)
         except TransientBackendError as error:
-            for chunk in chunks:
-                self._outcome.returned(slot, chunk, error)
+            self._outcome.returned(slot, chunks, error)
         except Exception as error:  # rows without a form on the wire, say
             logger.exception("rows %d to %d could not be sent", chunks[0].start, chunks[-1].stop)
             text = f"rows could not be sent to an actor: {error!r}"

@@ -8,10 +8,12 @@ replacement counts up; when one is gone it waits for the owner to replace it.
 from __future__ import annotations
 
 import logging
+import math
+import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -21,14 +23,14 @@ from qailab.distributed.actor import CONCURRENCY_GROUPS, LauncherActor
 from qailab.distributed.connection import NAMESPACE, available_resources, current_session
 from qailab.distributed.faults import FULL, LOSSES, call_error, ray_is_gone, readable
 from qailab.distributed.slots import Parcel, Slot
-from qailab.distributed.workers import Events
+from qailab.distributed.workers import Events, NoRoom
 from qailab.errors import TransientBackendError
 
 logger = logging.getLogger("qailab.distributed")
 
 Post = Callable[[Callable[[], None]], None]
 
-_LOOK_AHEAD = 32  # replacements that a handle may have missed; a look-up takes about 1 ms
+_LOOK_SECONDS = 0.2  # how long a list of Ray's actors is good for
 _CLOSE_SECONDS = 5.0
 
 
@@ -63,6 +65,8 @@ class RayWorkers:
         self._session = current_session()
         self._events: Events
         self._actors: dict[int, Any] = {}
+        self._named: list[dict[str, str]] = []
+        self._looked = -math.inf
         self._opening: dict[int, Any] = {}
         self._class = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(LauncherActor)
         self._options = tuple(options)
@@ -109,32 +113,35 @@ class RayWorkers:
         try:
             ref = self._actors[slot.index].run.remote(self._client, parcel.key, circuits, chunks)
         except FULL as error:
-            raise TransientBackendError(f"Ray has no room: {readable(error)}") from error
+            raise NoRoom(f"Ray has no room: {readable(error)}") from error
         self._when_done(ref, partial(self._answered, slot, slot.generation, parcel))
 
     def cancel(self, slot: Slot, tickets: Sequence[int]) -> None:
-        if self.connected:
-            _forget(self._actors[slot.index].cancel.remote(self._client, list(tickets)))
+        with _unless_it_fails("cancel", slot):
+            if self.connected:
+                _forget(self._actors[slot.index].cancel.remote(self._client, list(tickets)))
 
     def inquire(self, slot: Slot) -> None:
-        if self.connected:
-            asked = self._actors[slot.index].running_seconds.remote()
-            self._when_done(asked, partial(self._busy, slot, slot.generation))
+        with _unless_it_fails("ask", slot):
+            if self.connected:
+                asked = self._actors[slot.index].running_seconds.remote(self._client)
+                self._when_done(asked, partial(self._busy, slot, slot.generation))
 
     def stop(self, slot: Slot, *, hangs: bool = False) -> None:
         actor = self._actors.pop(slot.index, None)
         self._opening.pop(slot.index, None)
         if actor is not None and (self._owned or hangs) and self.connected:
-            try:
+            with _unless_it_fails("end", slot):
                 ray.kill(actor)  # half-dead actors would answer later
-            except Exception:  # it, or Ray, may be gone already
-                logger.debug("actor %d could not be killed", slot.index, exc_info=True)
 
     def end(self, slots: Sequence[Slot]) -> None:
         if not self._owned or not self.connected:
             return
         # Nothing in an actor runs when it is killed: a session would stay open.
-        closing = [self._actors[slot.index].close.remote() for slot in slots]
+        closing = []
+        for slot in slots:
+            with _unless_it_fails("close", slot):
+                closing.append(self._actors[slot.index].close.remote())
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
             for ref in closing:
@@ -157,12 +164,15 @@ class RayWorkers:
         return {"name": f"{self._pool}-{slot.index}-{number}", "namespace": NAMESPACE}
 
     def _find(self, slot: Slot) -> Any:
-        """The slot's actor, which its owner may have replaced more often than we know."""
-        known = self.numbers[slot.index]
-        later = range(known + 1, known + 1 + _LOOK_AHEAD)
-        # One that was lost may still have its name, or may only have been out of reach.
-        for number in [*later, known] if slot.replaced else [known, *later]:
-            with suppress(ValueError):  # Ray's word for "no such actor"
+        """The slot's latest actor: its owner may have replaced it more often than we know."""
+        if time.monotonic() - self._looked > _LOOK_SECONDS:  # once for all slots
+            self._named = ray.util.list_named_actors(all_namespaces=True)
+            self._looked = time.monotonic()
+        start = f"{self._pool}-{slot.index}-"
+        names = [actor["name"] for actor in self._named if actor["name"].startswith(start)]
+        if names:
+            number = max(int(name.removeprefix(start)) for name in names)
+            with suppress(ValueError):  # Ray's word for "no such actor": it is gone meanwhile
                 actor = ray.get_actor(**self._name(slot, number))
                 self.numbers[slot.index] = number
                 return actor
@@ -177,7 +187,9 @@ class RayWorkers:
         error = done.exception()
         if error is None:
             self._events.opened(slot, generation, done.result())
-        elif isinstance(error, LOSSES) and "creation task" not in str(error):
+        elif isinstance(getattr(error, "cause", None), TransientBackendError) or (
+            isinstance(error, LOSSES) and "creation task" not in str(error)
+        ):
             self._events.lost(slot, generation, readable(error))
         else:  # it cannot be built there, and another try would not change that
             self._events.unbuildable(slot, generation, readable(error))
@@ -198,7 +210,16 @@ class RayWorkers:
 
     def _busy(self, slot: Slot, generation: int, done: Future[Any]) -> None:
         if done.exception() is None:  # a lost actor is heard of in other ways
-            self._events.busy(slot, generation, done.result())
+            self._events.busy(slot, generation, *done.result())
+
+
+@contextmanager
+def _unless_it_fails(what: str, slot: Slot) -> Iterator[None]:
+    """For calls that help, and that nothing depends on: the actor, or Ray, may be gone already."""
+    try:
+        yield
+    except Exception:
+        logger.debug("could not %s actor %d", what, slot.index, exc_info=True)
 
 
 def _forget(ref: Any) -> None:

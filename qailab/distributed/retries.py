@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 
 from qailab.backends.base import MAX_TRANSIENT_FAULTS
 from qailab.distributed.books import Books
-from qailab.distributed.fleet import Fleet
 from qailab.distributed.jobs import Job
 from qailab.distributed.slots import Chunk, Parcel, Slot
 from qailab.distributed.workers import Cancelled, UnknownCircuit
-from qailab.errors import EvaluationError, QailabError, TransientBackendError
+from qailab.errors import EvaluationError, QailabError, TransientBackendError, plain
 
 logger = logging.getLogger("qailab.distributed")
 
@@ -26,7 +25,6 @@ class Retries:
 
     Args:
         jobs: the unfinished jobs by number.
-        fleet: who is told of a slot's faults.
         books: where retries are noted.
         fail: takes a job and the error that ends it.
     """
@@ -34,16 +32,14 @@ class Retries:
     def __init__(
         self,
         jobs: Mapping[int, Job],
-        fleet: Fleet,
         books: Books,
         fail: Callable[[Job, QailabError], None],
     ) -> None:
         self._jobs = jobs
-        self._fleet = fleet
         self._books = books
         self._fail = fail
 
-    def settle(self, slot: Slot, chunk: Chunk, error: QailabError, trace: str = "") -> None:
+    def settle(self, slot: Slot, chunk: Chunk, error: QailabError, trace: str = "") -> bool:
         """Decide what an error means for a chunk: again, elsewhere, or never.
 
         Args:
@@ -51,23 +47,28 @@ class Retries:
             chunk: the chunk.
             error: what happened.
             trace: where, as text.
+
+        Returns:
+            Whether it is a transient fault of the slot.
         """
         job = self._jobs.get(chunk.job)
-        if job is None or chunk.done or chunk.copies:
-            return  # nobody waits for it, or another process still has it
-        if isinstance(error, Cancelled):
-            job.give_back(chunk)
-        elif isinstance(error, UnknownCircuit):
-            slot.circuits.pop(job.circuit.key, None)
-            job.give_back(chunk)
-        elif isinstance(error, TransientBackendError):
+        if job is None or chunk.done:
+            return False  # nobody waits for it
+        if isinstance(error, TransientBackendError):
             self._transient(slot, job, chunk, error)
+            return True
+        if isinstance(error, Cancelled | UnknownCircuit):
+            if isinstance(error, UnknownCircuit):
+                slot.circuits.pop(job.circuit.key, None)
+            if not chunk.copies:  # else another process still has it
+                job.give_back(chunk)
         else:
             where = (
                 f"(on {slot.backend!r}, actor {slot.index}, rows {chunk.start} to "
                 f"{chunk.stop - 1} of {job.batch.num_rows})"
             )
-            self._fail(job, type(error)(f"{error}\n{where}\n{trace}".rstrip()))
+            self._fail(job, plain(error, f"{error}\n{where}\n{trace}".rstrip()))
+        return False
 
     def _transient(self, slot: Slot, job: Job, chunk: Chunk, error: QailabError) -> None:
         chunk.faults += 1
@@ -78,25 +79,31 @@ class Retries:
             return
         logger.info("%s of actor %d (%r) are run again: %s", where, slot.index, slot.backend, error)
         self._books.retried(slot, "transient")
-        job.give_back(chunk)
-        self._fleet.fault(slot, str(error))
+        if not chunk.copies:
+            job.give_back(chunk)
 
-    def give_back(self, slot: Slot, lost: list[Parcel]) -> None:
-        """Chunks of a lost process go to others, unless they seem to be what kills processes."""
+    def give_back(self, slot: Slot, lost: list[Parcel], guilty: bool) -> None:
+        """Chunks of a lost process go to others, unless they seem to be what kills processes.
+
+        Args:
+            slot: whose process.
+            lost: the parcels it had in flight.
+            guilty: whether what it was doing may be the cause.
+        """
         for place, parcel in enumerate(lost):
             for chunk in parcel.chunks:
                 chunk.copies -= 1
                 job = self._jobs.get(chunk.job)
                 if job is None or chunk.done:
                     continue
-                if place == 0:  # it may have been running; others only waited
+                if guilty and place == 0:  # it may have been running; others only waited
                     self._suspect(job, chunk)
                 if chunk.copies:
                     continue
                 self._books.retried(slot, "lost")
                 if self._is_to_blame(job, chunk):
                     self._fail(job, _poisonous(slot, chunk))
-                elif place == 0 and len(parcel.chunks) == 1:
+                elif guilty and place == 0 and len(parcel.chunks) == 1:
                     for half in chunk.halves(job.batch.rows.group):
                         job.give_back(half)
                 else:

@@ -22,10 +22,10 @@ from qailab.distributed.jobs import Job
 from qailab.distributed.options import Settings
 from qailab.distributed.outbox import Outbox, Outcome
 from qailab.distributed.retries import Retries
-from qailab.distributed.slots import Chunk, Parcel, Slot, average_speed
+from qailab.distributed.slots import Chunk, Pace, Parcel, Slot, average_speed
 from qailab.distributed.tail import HangWatch
 from qailab.distributed.wire import decode_answers
-from qailab.distributed.workers import Place, Reply, Workers
+from qailab.distributed.workers import NoRoom, Place, Reply, Workers
 from qailab.errors import (
     EvaluationError,
     PoolClosedError,
@@ -68,10 +68,10 @@ class Scheduler:
             workers,
             clock=clock,
             start_timeout=settings.start_timeout,
-            give_back=lambda slot, lost: self._retries.give_back(slot, lost),
+            give_back=lambda slot, lost, guilty: self._retries.give_back(slot, lost, guilty),
             give_up=self._give_up,
         )
-        self._retries = Retries(self.jobs, self._fleet, books, self._fail)
+        self._retries = Retries(self.jobs, books, self._fail)
         self._hangs = HangWatch(
             slots, workers, clock, settings.chunk_timeout, self._expected, self._give_up_hanging
         )
@@ -83,7 +83,7 @@ class Scheduler:
             books,
             clock,
             self._expected,
-            Outcome(self._fail, self._retries.settle),
+            Outcome(self._fail, self._returned),
         )
         self._next_job = 0
 
@@ -112,10 +112,12 @@ class Scheduler:
 
     def fail_all(self, error: QailabError) -> None:
         """Deliver an error to everybody who waits."""
-        for job in list(self.jobs.values()):
-            self._fail(job, error)
+        for job in self.jobs.values():
+            job.fail(error)
         if not self.first_ready.done():
             self.first_ready.set_exception(error)
+        for job in list(self.jobs.values()):
+            self._drop(job)
 
     def end(self) -> None:
         """Fail what is unfinished and let go of all processes."""
@@ -171,21 +173,27 @@ class Scheduler:
         if not self._take_down(slot, generation, parcel):
             return
         self._books.back(slot, parcel, replies)
+        faults: list[QailabError] = []
         for chunk, reply in zip(parcel.chunks, replies, strict=True):
             if reply.answer is not None:
-                slot.learn(parcel.key, chunk.num_rows, reply.seconds)
+                slot.learn(parcel.pace, chunk.num_rows, reply.seconds)
+                faults = []
             job = self.jobs.get(chunk.job)
-            if job is not None and not chunk.done:
-                self._settle(slot, job, chunk, reply)
+            if job is None or chunk.done:
+                continue
+            if reply.error is None:
+                self._accept(slot, job, chunk, reply)
+            elif self._retries.settle(slot, chunk, reply.error, reply.traceback):
+                faults.append(reply.error)
+        self._note_fault(slot, faults)
 
     def refused(self, slot: Slot, generation: int, parcel: Parcel, error: QailabError) -> None:
         if self._take_down(slot, generation, parcel):
-            for chunk in parcel.chunks:
-                self._retries.settle(slot, chunk, error)
+            self._returned(slot, parcel.chunks, error)
 
-    def busy(self, slot: Slot, generation: int, seconds: float) -> None:
+    def busy(self, slot: Slot, generation: int, seconds: float, others: float) -> None:
         if slot.generation == generation:
-            self._hangs.busy(slot, seconds)
+            self._hangs.busy(slot, seconds, others)
 
     # Taking in.
 
@@ -198,11 +206,18 @@ class Scheduler:
             chunk.copies -= 1
         return True
 
-    def _settle(self, slot: Slot, job: Job, chunk: Chunk, reply: Reply) -> None:
-        if reply.answer is None:
-            assert reply.error is not None
-            self._retries.settle(slot, chunk, reply.error, reply.traceback)
-            return
+    def _returned(self, slot: Slot, chunks: Sequence[Chunk], error: QailabError) -> None:
+        """Chunks could not be dealt with as a whole, for one reason."""
+        transient = [self._retries.settle(slot, chunk, error) for chunk in chunks]
+        self._note_fault(slot, [error] if any(transient) else [])
+
+    def _note_fault(self, slot: Slot, faults: Sequence[QailabError]) -> None:
+        """However many chunks of a parcel failed at its end, that is one fault of the slot."""
+        if faults:
+            self._fleet.fault(slot, str(faults[-1]), full=isinstance(faults[-1], NoRoom))
+
+    def _accept(self, slot: Slot, job: Job, chunk: Chunk, reply: Reply) -> None:
+        assert reply.answer is not None
         try:
             job.accept(chunk, decode_answers(reply.answer, chunk.num_rows))
         except ValueError as error:
@@ -220,8 +235,8 @@ class Scheduler:
         self._books.lost(slot, reason)
         self._fleet.lose(slot, reason, hangs=True)
 
-    def _expected(self, slot: Slot, key: str, chunks: int, rows: int) -> float | None:
-        speed = slot.speeds.get(key) or average_speed(key, self.slots)
+    def _expected(self, slot: Slot, pace: Pace, chunks: int, rows: int) -> float | None:
+        speed = slot.speeds.get(pace) or average_speed(pace, self.slots)
         return None if speed is None else chunks * slot.backend.call_seconds + rows / speed
 
     # Ending.

@@ -9,6 +9,9 @@ from typing import Literal
 
 from qailab.backends.base import Backend
 
+Pace = tuple[str, int | None, bool]
+"""What rows have in common that take the same time: circuit key, shots, and whether probabilities
+are wanted."""
 State = Literal["starting", "ready", "aside"]
 
 KNOWN_CIRCUITS = 128
@@ -42,6 +45,7 @@ class Chunk:
         suspicion: whether its rows may be what kills processes.
         faults: how often it failed for transient reasons.
         copies: how many processes have it now.
+        races: how often a second copy was sent.
         sent: how often it was sent.
         done: whether its answers have come.
     """
@@ -52,6 +56,7 @@ class Chunk:
     suspicion: Suspicion = field(default_factory=Suspicion)
     faults: int = 0
     copies: int = 0
+    races: int = 0
     sent: int = 0
     done: bool = False
 
@@ -85,11 +90,13 @@ class Parcel:
     Args:
         number: the ticket of its first chunk; the others' follow.
         key: the circuit's content key.
+        pace: what its speed is known by.
         chunks: the chunks, in the order they run.
     """
 
     number: int
     key: str
+    pace: Pace
     chunks: list[Chunk]
 
     @property
@@ -119,9 +126,10 @@ class Slot:
         patient_until: when to ask the process what it is doing; None if that is not known yet.
         inquired: when it was asked; None if no answer is outstanding.
         circuits: keys of circuits it knows, the last used last.
-        compiled: keys of circuits it has answered rows of.
-        speeds: rows a second beside the fixed time of a call, by circuit key.
-        guessed: keys of speeds that are of a first chunk.
+        compiled: what its process has answered rows of.
+        speeds: rows a second beside the fixed time of a call.
+        guessed: which speeds are of a first chunk.
+        firsts: seconds that the first chunk took, in any process of the slot.
         losses: processes lost since the last answer.
         faults: transient faults since the last answer.
         resting_until: no work before this time.
@@ -145,9 +153,10 @@ class Slot:
     patient_until: float | None = None
     inquired: float | None = None
     circuits: OrderedDict[str, None] = field(default_factory=OrderedDict)
-    compiled: set[str] = field(default_factory=set)
-    speeds: dict[str, float] = field(default_factory=dict)
-    guessed: set[str] = field(default_factory=set)
+    compiled: set[Pace] = field(default_factory=set)
+    speeds: dict[Pace, float] = field(default_factory=dict)
+    guessed: set[Pace] = field(default_factory=set)
+    firsts: dict[Pace, float] = field(default_factory=dict)
     losses: int = 0
     faults: int = 0
     resting_until: float = 0.0
@@ -215,27 +224,35 @@ class Slot:
         if len(self.circuits) > KNOWN_CIRCUITS:
             self.circuits.popitem(last=False)
 
-    def learn(self, key: str, rows: int, seconds: float) -> None:
-        """Note that rows of the circuit ``key`` were answered in some seconds."""
+    def learn(self, pace: Pace, rows: int, seconds: float) -> None:
+        """Note that rows were answered in some seconds."""
         self.losses = self.faults = 0
-        if key not in self.compiled:  # its first chunk was compiled for, and says little
-            self.compiled.add(key)
-            if key not in self.speeds:
-                self.speeds[key] = rows / max(seconds, 1e-6)
-                self.guessed.add(key)
+        if pace not in self.compiled:  # its first chunk was compiled for, and says little
+            self.compiled.add(pace)
+            self.firsts[pace] = seconds
+            if pace not in self.speeds:
+                self.speeds[pace] = rows / max(seconds, 1e-6)
+                self.guessed.add(pace)
+            self._forget_old_paces()
             return
         # Beside the fixed time; at least a tenth, as the fixed time is only roughly known.
         newest = rows / max(seconds - self.backend.call_seconds, seconds / 10, 1e-6)
-        known = self.speeds.pop(key, newest)
-        if key in self.guessed:
-            self.guessed.discard(key)
+        known = self.speeds.pop(pace, newest)
+        if pace in self.guessed:
+            self.guessed.discard(pace)
             known = newest
-        self.speeds[key] = (1 - _SPEED_MEMORY) * known + _SPEED_MEMORY * newest
-        if len(self.speeds) > KNOWN_CIRCUITS:
-            self.speeds.pop(next(iter(self.speeds)))
+        self.speeds[pace] = (1 - _SPEED_MEMORY) * known + _SPEED_MEMORY * newest
+
+    def _forget_old_paces(self) -> None:
+        while len(self.speeds) > KNOWN_CIRCUITS:
+            oldest = next(iter(self.speeds))
+            del self.speeds[oldest]
+            self.firsts.pop(oldest, None)
+            self.guessed.discard(oldest)
+            self.compiled.discard(oldest)
 
 
-def average_speed(key: str, slots: Sequence[Slot]) -> float | None:
-    """Rows a second of the slots that have answered rows of the circuit; None if none has."""
-    speeds = [slot.speeds[key] for slot in slots if key in slot.speeds]
+def average_speed(pace: Pace, slots: Sequence[Slot]) -> float | None:
+    """Rows a second of the slots that have answered such rows; None if none has."""
+    speeds = [slot.speeds[pace] for slot in slots if pace in slot.speeds]
     return sum(speeds) / len(speeds) if speeds else None

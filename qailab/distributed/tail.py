@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from qailab.distributed.slots import Chunk, Parcel, Slot
+from qailab.distributed.slots import Chunk, Pace, Parcel, Slot
 from qailab.distributed.workers import Workers
 
 RACE_FACTOR = 2.0
 """A second copy is worth it if the first would still take this many times as long."""
 RACE_SECONDS = 0.05
 """And this much on top: a call takes milliseconds, and estimates are rough."""
+MAX_RACES = 3
+"""Second copies of one chunk: where these fail as well, it is left to the first."""
 QUEUED_SECONDS = 0.5
 """Where nobody knows how long rows take: when to answer those that only wait behind others, ..."""
 RUNNING_SECONDS = 5.0
@@ -28,9 +30,9 @@ INQUIRY_SECONDS = 10.0
 """A process that does not say what it is doing for this long hangs as a whole."""
 
 
-Expected = Callable[[Slot, str, int, int], float | None]
-"""Seconds that some rows should take on a slot, from (slot, circuit key, chunks, rows); None if
-nobody has answered rows of that circuit yet."""
+Expected = Callable[[Slot, Pace, int, int], float | None]
+"""Seconds that some rows should take on a slot, from (slot, pace, chunks, rows); None if nobody
+has answered such rows yet."""
 
 
 def remaining_seconds(slot: Slot, now: float, expected: Expected) -> Iterator[tuple[Parcel, float]]:
@@ -50,7 +52,7 @@ def remaining_seconds(slot: Slot, now: float, expected: Expected) -> Iterator[tu
     running = max(0.0, now - slot.head_since)
     ahead = 0.0
     for place, parcel in enumerate(slot.in_flight.values()):
-        seconds = expected(slot, parcel.key, len(parcel.chunks), parcel.num_rows)
+        seconds = expected(slot, parcel.pace, len(parcel.chunks), parcel.num_rows)
         if place > 0:
             ahead += seconds or 0.0
         elif seconds is not None and running < seconds:
@@ -86,7 +88,7 @@ def chunks_to_race(
     ]
     held.sort(key=lambda one: (one[0], one[2] is not one[1].head), reverse=True)
     for left, other, parcel, chunk in held:
-        own = expected(helpers[-1], parcel.key, 1, chunk.num_rows)
+        own = expected(helpers[-1], parcel.pace, 1, chunk.num_rows)
         if own is not None:
             least = RACE_FACTOR * own + RACE_SECONDS
         else:
@@ -99,22 +101,10 @@ def chunks_to_race(
 
 def _unfinished(parcel: Parcel) -> Chunk | None:
     """A chunk of a parcel that nobody else has; the last, which is furthest from its turn."""
-    return next((c for c in reversed(parcel.chunks) if not c.done and c.copies == 1), None)
-
-
-def longest_chunk(slot: Slot, chunk_timeout: float | None, expected: Expected) -> float:
-    """How long one chunk of a slot's first parcel may take before the slot is held to hang.
-
-    Args:
-        slot: a slot with something in flight.
-        chunk_timeout: seconds that the user allows for a chunk; None to go by what was observed.
-        expected: how long rows should take.
-    """
-    if chunk_timeout is not None:
-        return chunk_timeout
-    head = slot.head
-    seconds = expected(slot, head.key, 1, max(chunk.num_rows for chunk in head.chunks))
-    return UNKNOWN_SECONDS if seconds is None else max(HANG_SECONDS, HANG_FACTOR * seconds)
+    for chunk in reversed(parcel.chunks):
+        if not chunk.done and chunk.copies == 1 and chunk.races < MAX_RACES:
+            return chunk
+    return None
 
 
 class HangWatch:
@@ -154,7 +144,8 @@ class HangWatch:
             if slot.state != "ready" or not slot.in_flight or not slot.backend.watched:
                 continue
             if slot.inquired is not None:
-                if now - slot.inquired > INQUIRY_SECONDS:
+                # As long again: Aer holds Python's lock while it runs, and answers only then.
+                if now - slot.inquired > max(INQUIRY_SECONDS, self._limit(slot)):
                     self._give_up(slot, now - slot.head_since)
                 continue
             if slot.patient_until is None:
@@ -163,16 +154,27 @@ class HangWatch:
                 slot.inquired = now
                 self._workers.inquire(slot)
 
-    def busy(self, slot: Slot, seconds: float) -> None:
-        """A slot says that its chunk has been running for so long."""
+    def busy(self, slot: Slot, seconds: float, others: float) -> None:
+        """A slot says how long its chunk has been running: ours, or another program's."""
         if slot.inquired is None or not slot.in_flight:
             return  # it has answered meanwhile
         slot.inquired = None
         limit = self._limit(slot)
-        if seconds > limit:
-            self._give_up(slot, seconds)
+        if seconds > limit or others > max(UNKNOWN_SECONDS, limit):
+            self._give_up(slot, max(seconds, others))
         else:
             slot.patient_until = self._clock() + limit - seconds
 
     def _limit(self, slot: Slot) -> float:
-        return longest_chunk(slot, self._chunk_timeout, self._expected)
+        """How long one chunk of a slot's first parcel may take before the slot is held to hang."""
+        if self._chunk_timeout is not None:
+            return self._chunk_timeout
+        head = slot.head
+        rows = max(chunk.num_rows for chunk in head.chunks)
+        seconds = self._expected(slot, head.pace, 1, rows)
+        if seconds is not None and head.pace not in slot.compiled:
+            first = max((other.firsts.get(head.pace, 0.0) for other in self._slots), default=0.0)
+            seconds = seconds + first if first else None
+        if seconds is None:
+            return max(UNKNOWN_SECONDS, HANG_FACTOR * slot.backend.call_seconds)
+        return max(HANG_SECONDS, HANG_FACTOR * seconds)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from qailab.backends.base import NOTHING_USED, Usage
 from qailab.distributed.slots import Parcel, Slot
-from qailab.errors import QailabError
+from qailab.errors import QailabError, TransientBackendError
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Cancelled(QailabError):
 
 class UnknownCircuit(QailabError):
     """The process was not sent the circuit, or has forgotten it."""
+
+
+class NoRoom(TransientBackendError):
+    """A machine is full for now; no fault of the backend."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,10 @@ class Workers(Protocol):
         """
 
     def cancel(self, slot: Slot, tickets: Sequence[int]) -> None:
-        """Skip these chunks if they wait, stop them if they run."""
+        """Skip these chunks if they wait, stop them if they run. Cannot fail."""
 
     def inquire(self, slot: Slot) -> None:
-        """Ask how long the chunk that runs has been running; `Events.busy` follows."""
+        """Ask how long the chunk that runs has been running; `Events.busy` follows. Cannot fail."""
 
     def stop(self, slot: Slot, *, hangs: bool = False) -> None:
         """Let go of the slot's process; nothing more is heard of it.
@@ -126,5 +130,5 @@ class Events(Protocol):
     def refused(self, slot: Slot, generation: int, parcel: Parcel, error: QailabError) -> None:
         """A parcel could not be dealt with as a whole."""
 
-    def busy(self, slot: Slot, generation: int, seconds: float) -> None:
-        """The chunk that runs has been running for so long; 0 if none is."""
+    def busy(self, slot: Slot, generation: int, seconds: float, others: float) -> None:
+        """The chunk that runs has been running for so long; ``others`` if it is not one of ours."""

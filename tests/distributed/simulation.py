@@ -56,7 +56,9 @@ class Process:
     hangs: bool = False  # what it runs never ends
     mute: bool = False  # nor does it answer to inquiries
     circuits: dict = field(default_factory=dict)
+    compiled: set = field(default_factory=set)
     cancelled: set = field(default_factory=set)
+    foreign: bool = False  # what runs was sent by another program
     failures: int = 0  # chunks that will fail for transient reasons
 
 
@@ -65,7 +67,7 @@ class Fault:
     """Something that happens to a slot's process at a time.
 
     Kinds: kill, hang, mute (hangs as a whole), fail (the next chunk), forget (its circuits), slow,
-    refuse (the next parcel as a whole).
+    refuse (the next parcel as a whole), foreign (another program's chunk goes before).
     """
 
     at: float
@@ -76,13 +78,23 @@ class Fault:
 class SimulatedWorkers:
     """`Workers` in simulated time."""
 
-    def __init__(self, speeds, faults=(), start_seconds=1.0, unbuildable=(), late=None, delay=0.0):
+    def __init__(
+        self,
+        speeds,
+        faults=(),
+        start_seconds=1.0,
+        unbuildable=(),
+        late=None,
+        delay=0.0,
+        compile_seconds=0.0,
+    ):
         self.now = 0.0
         self.speeds = list(speeds)  # rows a second
         self.start_seconds = start_seconds
         self.unbuildable = set(unbuildable)
         self.late = dict(late or {})  # slots whose first process takes so much longer to start
         self.delay = delay  # of every answer on its way
+        self.compile_seconds = compile_seconds  # of a process's first rows of a circuit
         self.heap = []
         self.order = itertools.count()
         self.processes = {}
@@ -116,9 +128,17 @@ class SimulatedWorkers:
                 self.speeds[fault.slot] /= 10
         elif fault.kind == "refuse":
             self.refusals.add(fault.slot)
+        elif fault.kind == "foreign":  # another program's chunk of 100 s comes first
+            process.foreign = True
+            self.after(100.0, lambda: self.own_turn(process))
         else:
             process.hangs = True
             process.mute = fault.kind == "mute"
+
+    def own_turn(self, process):
+        process.foreign = False
+        if process.alive:
+            self.run_next(process)
 
     def tell_lost(self, process):
         self.scheduler.lost(process.slot, process.generation, "ActorDiedError: struck")
@@ -161,10 +181,13 @@ class SimulatedWorkers:
             for place, chunk in enumerate(parcel.chunks)
             if parcel.number + place not in process.cancelled
         )
+        if parcel.key not in process.compiled:
+            process.compiled.add(parcel.key)
+            seconds += self.compile_seconds
         self.after(seconds, lambda: self.ended(process))
 
     def ended(self, process):
-        if not process.alive or process.hangs:
+        if not process.alive or process.hangs or process.foreign:
             return
         parcel, messages = process.queue.pop(0)
         index = process.slot.index
@@ -209,7 +232,8 @@ class SimulatedWorkers:
         process = self.processes[slot.index]
         if process.alive and not process.mute:
             running = 0.0 if process.running_since is None else self.now - process.running_since
-            self.after(0.001, lambda: self.scheduler.busy(slot, process.generation, running))
+            own, others = (0.0, running) if process.foreign else (running, 0.0)
+            self.after(0.001, lambda: self.scheduler.busy(slot, process.generation, own, others))
 
     def stop(self, slot, *, hangs=False):
         process = self.processes.pop(slot.index, None)

@@ -13,7 +13,13 @@ import ray
 
 from qailab.backends import AerBackend, RehearsalBackend
 from qailab.distributed import LauncherPool, tail
-from qailab.errors import EvaluationError, PoolClosedError, PoolError
+from qailab.errors import (
+    EvaluationError,
+    InputError,
+    PoolClosedError,
+    PoolError,
+    TransientBackendError,
+)
 from tests.backends.contract import backward_batch, model
 from tests.distributed.conftest import DEADLINE, SMALL, actor_handles, actor_pids, wait_until
 
@@ -224,6 +230,68 @@ def test_a_full_store_passes():
         workers._actors[0] = original
         assert len(refusals) == 3
         assert pool.stats()["retries"] == 3
+
+
+class OddError(TransientBackendError):
+    """An error class as others write them: it cannot be made from its text."""
+
+    def __init__(self, code, reason):
+        super().__init__(f"{reason} ({code})")
+
+
+class Odd(AerBackend):
+    """Fails in a way of its own, once: in ``open``, and for its first rows."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def fail_once(self, where):
+        try:
+            os.mkdir(os.path.join(self.folder, where))
+        except FileExistsError:
+            return
+        raise OddError(503, f"no network in {where}")
+
+    def open(self):
+        self.fail_once("open")
+        super().open()
+
+    def outcomes(self, circuit, batch):
+        self.fail_once("outcomes")
+        return super().outcomes(circuit, batch)
+
+
+def test_transient_faults_may_have_classes_of_their_own_and_happen_in_open(tmp_path, caplog):
+    with LauncherPool([Odd(str(tmp_path))], actor_options=SMALL) as pool:
+        assert_runs(pool)
+        assert pool.stats()["retries"] == 1
+        assert pool.stats()["actors"][0]["replaced"] == 1
+    assert "no network in open (503)" in caplog.text
+
+
+def test_an_actor_that_takes_no_calls_does_not_stop_the_dispatcher():
+    with LauncherPool([Slow()], chunk_rows=4, actor_options=SMALL) as pool:
+        workers = pool._dispatcher._workers
+
+        class Deaf:
+            def __getattr__(self, name):
+                raise ray.exceptions.PendingCallsLimitExceeded(name)
+
+        first, second = (pool.submit(CANONICAL, BATCH) for _ in range(2))
+        time.sleep(0.5)
+        actor, workers._actors[0] = workers._actors[0], Deaf()
+        first.cancel()
+        time.sleep(0.5)
+        workers._actors[0] = actor
+        np.testing.assert_array_equal(second.result(DEADLINE), EXPECTED)
+        assert_runs(pool)
+
+
+@pytest.mark.parametrize("name", ["lifetime", "max_concurrency", "name", "max_restarts"])
+def test_options_that_are_the_pools_own(name):
+    with pytest.raises(InputError, match=f"must not set {name}"):
+        LauncherPool([AerBackend()], actor_options={name: 1})
 
 
 def test_per_actor_options():

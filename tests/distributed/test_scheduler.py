@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.distributed import fleet, retries, tail
+from qailab.distributed.workers import NoRoom
 from qailab.errors import (
     BackendBuildError,
     EvaluationError,
@@ -348,6 +349,74 @@ def test_a_handle_waits_for_the_owner_to_replace_a_process():
     assert missing == [0] * 5
     assert pool.slots[0].replaced == 1  # looking for it is no loss
     pool.run_until(lambda: pool.slots[0].state == "ready")
+
+
+def test_a_replaced_process_may_compile_again():
+    pool = pool_of([500.0], [Fault(200.0, 0, "kill")], compile_seconds=150.0)
+    evaluate(pool, batch_of(4000))
+    assert pool.slots[0].replaced == 1
+
+
+def test_rows_that_take_longer_for_more_shots_are_no_hang():
+    pool = pool_of([1e4] * 2)
+    evaluate(pool, batch_of(500))
+    pool.workers.speeds = [50.0] * 2  # 200 times slower
+    batch = dataclasses.replace(batch_of(500), shots=1_000_000)
+    answers = pool.submit(CANONICAL, batch).result(0)
+    np.testing.assert_array_equal(answers, BACKEND.evaluate(CANONICAL, batch))
+    assert [slot.replaced for slot in pool.slots] == [0, 0]
+
+
+def test_chunks_of_another_program_are_not_held_against_a_process():
+    pool = pool_of([500.0], [Fault(3.0, 0, "foreign")])
+    evaluate(pool, batch_of(200))
+    assert pool.workers.now > 100
+    assert pool.slots[0].replaced == 0
+
+
+def test_a_parcel_that_is_refused_is_one_fault_however_many_chunks_it_has():
+    pool = pool_of([1e4] * 2, [Fault(1.5, slot, "refuse") for slot in (0, 1)] * 2,
+                   settings={"chunk_rows": 12})  # fmt: skip
+    evaluate(pool, batch_of(3000))
+    assert pool.books.retries > fleet.MAX_FAULTS
+    assert all(slot.state == "ready" for slot in pool.slots)
+
+
+def test_a_machine_without_room_only_pauses():
+    pool = pool_of([1e4], settings={"chunk_rows": 12, "max_in_flight": 1})
+    original, refusals = pool.workers.send, []
+
+    def send(slot, *what):
+        if len(refusals) < 2 * fleet.MAX_FAULTS:
+            refusals.append(1)
+            raise NoRoom("the object store is full")
+        original(slot, *what)
+
+    pool.workers.send = send
+    evaluate(pool, batch_of(10))
+    assert pool.slots[0].state == "ready"
+
+
+def test_an_error_of_a_row_is_raised_by_whoever_meets_it_first():
+    class Breaking(FastBackend):
+        def outcomes(self, circuit, batch):
+            raise ZeroDivisionError("a bad angle")
+
+    pool = pool_of([1e3] * 2, backends=[FastBackend(), Breaking()], late={1: 5.0},
+                   faults=[Fault(1.01, 0, "hang")])  # fmt: skip
+    with pytest.raises(EvaluationError, match="a bad angle"):
+        pool.submit(CANONICAL, batch_of(30)).result(0)
+    assert pool.workers.now < 20
+
+
+def test_second_copies_that_fail_are_not_sent_for_ever():
+    faults = [Fault(1.01, 0, "hang"), *[Fault(6.0, 1, "fail")] * 1000]
+    pool = pool_of([1e3] * 2, faults, late={1: 4.0})
+    future = pool.begin(CANONICAL, batch_of(3))
+    pool.run_for(600.0)
+    assert pool.books.stats(pool.slots)["races"] <= 2 * tail.MAX_RACES
+    assert not future.done()
+    pool.run_until(future.done)  # the first is held to hang in the end
 
 
 def test_cancelling_stops_what_is_in_flight():

@@ -12,7 +12,8 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.ray
 @pytest.mark.integration
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_code_runs():
+def test_the_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it writes a file
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) >= 5
     namespace = {"__name__": "readme"}
