@@ -10,10 +10,12 @@
     │   ├── BackendBuildError               a simulator or session that cannot be built here
     │   ├── MemoryLimitError                a circuit that does not fit the machine's memory
     │   ├── EvaluationError                 rows that a backend failed to evaluate
+    │   ├── BudgetExceededError             a job that would pass the budget; it is not sent
     │   └── TransientBackendError           a fault of the place: the same rows may run again
     ├── PoolError (RuntimeError)            many backends at once
     │   ├── PoolClosedError                 a pool used after ``close``
     │   └── PoolExhaustedError              no actor is left to run on
+    ├── JournalError (RuntimeError)         a journal that cannot be used: another model's, not one
     └── CheckpointError (RuntimeError)      a run that cannot be resumed
 
 Every class takes one message, so that errors survive pickling between processes.
@@ -52,6 +54,10 @@ class EvaluationError(BackendError):
     """A backend failed on some rows for a reason that another try would not change."""
 
 
+class BudgetExceededError(BackendError):
+    """The next job would pass the budget; it was not sent."""
+
+
 class TransientBackendError(BackendError):
     """A job failed for a reason of its place and time; the same rows may be run again."""
 
@@ -66,6 +72,10 @@ class PoolClosedError(PoolError):
 
 class PoolExhaustedError(PoolError):
     """No actor of a pool is left to run on."""
+
+
+class JournalError(QailabError, RuntimeError):
+    """A journal of hardware jobs cannot be used: it is another model's, or no journal at all."""
 
 
 class CheckpointError(QailabError, RuntimeError):

@@ -16,18 +16,21 @@ MAY_USE = {
     "checks": {"errors"},
     "circuit": {"errors", "arguments"},
     "gradients": {"errors", "arguments", "circuit"},
-    "backends": {"errors", "arguments", "checks", "circuit", "gradients"},
+    "journal": {"errors", "arguments"},
+    "backends": {"errors", "arguments", "checks", "circuit", "gradients", "journal"},
     "launchers": {"errors", "arguments", "circuit", "gradients", "backends"},
     "distributed": {"errors", "arguments", "circuit", "gradients", "backends", "launchers"}
     | {"checks"},
     "torch": {"errors", "arguments", "circuit", "gradients", "backends", "launchers"},
+    # The other side of the network: it must not know what talks to it.
+    "rehearsal": {"errors", "arguments"},
 }
 MAY_USE["doctor"] = set(MAY_USE)  # it looks at everything
 ONLY_IN = {
     "ray": {"distributed"},
     "torch": {"torch"},
-    "qiskit_aer": {"backends"},
-    "qiskit_ibm_runtime": {"backends"},
+    "qiskit_aer": {"backends", "rehearsal"},
+    "qiskit_ibm_runtime": {"backends", "rehearsal"},
 }
 TOP_LEVEL = {"pyproject.toml", "qailab", "cluster", "tests", "scripts", "README.md", "LICENSE"}
 
@@ -89,6 +92,9 @@ def test_top_level_holds_only_what_is_fixed():
         ("qailab", ["ray", "torch", "qiskit"]),
         ("qailab.distributed.actor", ["torch", "qiskit_ibm_runtime"]),
         ("qailab.distributed", ["ray", "torch"]),
+        ("qailab.backends", ["ray", "torch", "qiskit_ibm_runtime"]),
+        ("qailab.rehearsal", ["ray", "torch", "qiskit_aer", "qiskit_ibm_runtime"]),
+        ("qailab.journal", ["ray", "torch", "qiskit"]),
     ],
 )
 def test_imports_stay_light(module, absent):

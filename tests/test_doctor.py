@@ -380,9 +380,9 @@ def test_tokens_are_known_to_be_hidden(home, monkeypatch):
     file.parent.mkdir()
     file.write_text(json.dumps({"a": {"token": TOKEN, "channel": "nowhere"}}))
     monkeypatch.setenv("QISKIT_IBM_TOKEN", "from-the-environment ")
-    assert set(backends._secrets()) == {TOKEN, "from-the-environment ", "from-the-environment"}
+    assert set(backends.known_tokens()) == {TOKEN, "from-the-environment ", "from-the-environment"}
     file.write_text("not json")
-    assert TOKEN not in backends._secrets()
+    assert TOKEN not in backends.known_tokens()
 
     def tells():
         yield Finding("IBM account", f"it is {TOKEN}")

@@ -20,6 +20,7 @@ import numpy as np
 
 from qailab.backends.blame import evaluate_naming_rows
 from qailab.backends.future import RowFuture
+from qailab.backends.shared_log import SharedLog
 from qailab.errors import EvaluationError, TransientBackendError
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
@@ -88,12 +89,25 @@ class Backend(ABC):
         watched: whether a call that takes far longer than others did may be held to hang. Not on
             a device whose queue may last hours: it has deadlines of its own.
         call_seconds: what a call takes whatever its rows; chunks are made large beside it.
+        calls_at_once: how many calls of `evaluate` may run at once, each in a thread of its own.
+        packs_rows: whether it makes jobs of its own of whatever rows it is given, where a job
+            costs money or a place in a queue, and tries again by itself what may be tried again.
+            It is then given all rows there are, in one chunk.
+        close_seconds: how long `close` may take.
     """
 
     supports_exact: bool = False
     repeatable: bool = False
     watched: bool = True
     call_seconds: float = 0.003
+    calls_at_once: int = 1
+    packs_rows: bool = False
+    close_seconds: float = 5.0
+
+    @property
+    def queue_name(self) -> str | None:
+        """What its rows wait for, where several processes share it; None if nothing."""
+        return None
 
     @property
     def usage(self) -> Usage:
@@ -117,6 +131,16 @@ class Backend(ABC):
 
         Raises:
             BackendError: if they cannot.
+        """
+
+    def share(  # noqa: B027 (most have nothing to agree on)
+        self, group: str, log_of: Callable[[str], SharedLog]
+    ) -> None:
+        """Say how the processes that have this recipe agree on things; before `open`.
+
+        Args:
+            group: the name of these processes together; they are closed together.
+            log_of: a log that all processes of the cluster see, by its name.
         """
 
     @abstractmethod
@@ -146,6 +170,17 @@ class Backend(ABC):
     def rows_at_once(self, circuit: CanonicalCircuit) -> int:
         """How many rows `outcomes` may be given at once within bounded memory; at least 1."""
 
+    def outcomes_until(
+        self, stop: threading.Event | None, circuit: CanonicalCircuit, batch: RowBatch
+    ) -> Outcomes:
+        """`outcomes`, given up when ``stop`` is set; for backends where that saves something.
+
+        Raises:
+            CancelledError: if it was set.
+            BackendError: if the rows cannot be run.
+        """
+        return self.outcomes(circuit, batch)
+
     def close(self) -> None:  # noqa: B027 (nor to release)
         """Release what `open` built. Safe to call twice."""
 
@@ -174,7 +209,7 @@ class Backend(ABC):
             if stop is not None and stop.is_set():
                 raise CancelledError("the evaluation was cancelled")
             piece = batch.part(start, min(start + stride, rows.stop))
-            outcomes = self.outcomes(circuit, piece)
+            outcomes = self.outcomes_until(stop, circuit, piece)
             self._check_shape(outcomes, (piece.num_rows, circuit.num_outcomes))
             first = start - rows.start
             # An infinite grad_output (a gradient scaler's overflow) is no reason to warn.
@@ -223,20 +258,20 @@ class Backend(ABC):
 
     def _patiently(self, evaluate: Callable[[], FloatArray]) -> FloatArray:
         """Try again after transient faults, as a pool does with another actor."""
-        for _ in range(MAX_TRANSIENT_FAULTS - 1):
+        for _ in range(0 if self.packs_rows else MAX_TRANSIENT_FAULTS - 1):
             with suppress(TransientBackendError):
                 return evaluate()
         return evaluate()
 
     def _executor(self) -> ThreadPoolExecutor:
-        # One thread: the live simulator is used by one call at a time, from whatever thread asks.
+        # Mostly one thread: a live simulator is used by one call at a time, whatever thread asks.
         with _EXECUTOR_LOCK:
             executors: dict[int, ThreadPoolExecutor]
             executors = self.__dict__.setdefault("_live_executors", {})
             here = os.getpid()  # a forked child has none of its parent's threads
             if here not in executors:
                 name = f"qailab-{type(self).__name__}"
-                executors[here] = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+                executors[here] = ThreadPoolExecutor(self.calls_at_once, thread_name_prefix=name)
             return executors[here]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from concurrent.futures import CancelledError
 
 from qailab.errors import (
     BackendBuildError,
+    BudgetExceededError,
     EvaluationError,
+    JournalError,
     MemoryLimitError,
     QailabError,
     TransientBackendError,
@@ -18,7 +20,14 @@ from qailab.gradients.rows import FloatArray
 
 Evaluate = Callable[[RowBatch], FloatArray]
 
-_NOT_ABOUT_ROWS = (BackendBuildError, MemoryLimitError, TransientBackendError, CancelledError)
+_NOT_ABOUT_ROWS = (
+    BackendBuildError,
+    BudgetExceededError,
+    CancelledError,
+    JournalError,
+    MemoryLimitError,
+    TransientBackendError,
+)
 
 
 def evaluate_naming_rows(evaluate: Evaluate, batch: RowBatch, *, repeatable: bool) -> FloatArray:

@@ -55,7 +55,7 @@ def _aer() -> Iterator[Finding]:
 
 
 def _ibm() -> Iterator[Finding]:
-    secrets = _secrets()
+    secrets = known_tokens()
     try:
         for finding in _account():
             yield finding.without(secrets)
@@ -187,8 +187,8 @@ def _account_file() -> Path:
     return Path.home() / ".qiskit" / "qiskit-ibm.json"
 
 
-def _secrets() -> list[str]:
-    """The tokens that could be used, to keep them out of what is shown."""
+def known_tokens() -> list[str]:
+    """The tokens that this process could use, to keep them out of what is shown."""
     tokens = [os.environ.get(_TOKEN, "")]
     try:
         accounts = json.loads(_account_file().read_text())

@@ -13,11 +13,13 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import ray
 
-from qailab.backends.base import NOTHING_USED, Backend
+from qailab.backends.base import NOTHING_USED, Backend, Usage
+from qailab.distributed.shared_log import RayLog
 from qailab.distributed.slots import KNOWN_CIRCUITS
 from qailab.distributed.wire import decode_batch, encode_answers
 from qailab.distributed.workers import Cancelled, Place, Reply, UnknownCircuit
@@ -30,7 +32,7 @@ Ticket = tuple[str, int]
 CONCURRENCY_GROUPS = {"control": 1, "watch": 1}
 """Threads beside the one that evaluates: what they do need not wait for it."""
 _REMEMBERED_CANCELS = 10_000
-_STOP_SECONDS = 2.0  # how long `close` waits for what runs
+_SHARE_OF_CLOSE = 0.4  # how much of the time that `close` may take it waits for what runs
 
 Method = TypeVar("Method", bound=Callable[..., object])
 
@@ -40,22 +42,36 @@ def _apart(group: str) -> Callable[[Method], Method]:
     return ray.method(concurrency_group=group)  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A chunk that is being evaluated.
+
+    Args:
+        began: when it began.
+        stop: set to end it.
+    """
+
+    began: float = field(default_factory=time.perf_counter)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
 class LauncherActor:
     """One backend behind Ray calls.
 
     Args:
         recipe: the pickled backend; nothing live, and no secret.
+        pool: the pool's name.
     """
 
-    def __init__(self, recipe: bytes) -> None:
+    def __init__(self, recipe: bytes, pool: str) -> None:
         # Nothing here may fail: an error while an actor is created kills it without a trace.
         self._recipe = recipe
+        self._pool = pool
         self._circuits: OrderedDict[str, CanonicalCircuit] = OrderedDict()
         self._backend: Backend | None = None
-        self._lock = threading.Lock()  # between the thread that evaluates and the others
-        self._running: Ticket | None = None
-        self._began = 0.0
-        self._stop = threading.Event()
+        self._lock = threading.Lock()  # between the threads that evaluate and the others
+        self._running: dict[Ticket, _Run] = {}
+        self._reported = NOTHING_USED
         self._closing = False
         self._cancelled: OrderedDict[Ticket, None] = OrderedDict()
 
@@ -64,6 +80,7 @@ class LauncherActor:
         if self._backend is None:
             backend: Backend = pickle.loads(self._recipe)
             try:
+                backend.share(self._pool, RayLog)
                 backend.open()
             except QailabError as error:
                 raise plain(error) from error
@@ -85,15 +102,18 @@ class LauncherActor:
             circuits: pickled circuits to keep, by key.
             chunks: each chunk's number and encoded rows.
         """
-        for name, circuit in circuits.items():
-            self._circuits[name] = pickle.loads(circuit)
-        while len(self._circuits) > 2 * KNOWN_CIRCUITS:
-            self._circuits.popitem(last=False)
-        if key not in self._circuits:
+        with self._lock:
+            for name, known in circuits.items():
+                self._circuits[name] = pickle.loads(known)
+            while len(self._circuits) > 2 * KNOWN_CIRCUITS:
+                self._circuits.popitem(last=False)
+            circuit = self._circuits.get(key)
+            if circuit is not None:
+                self._circuits.move_to_end(key)
+        if circuit is None:
             unknown = Reply(error=UnknownCircuit(f"circuit {key} is not known here"))
             return [unknown] * len(chunks)
-        self._circuits.move_to_end(key)
-        return [self._evaluate(key, (client, number), rows) for number, rows in chunks]
+        return [self._evaluate(circuit, (client, number), rows) for number, rows in chunks]
 
     @_apart("control")
     def cancel(self, client: str, numbers: Sequence[int]) -> None:
@@ -101,58 +121,56 @@ class LauncherActor:
         with self._lock:
             for number in numbers:
                 self._cancelled[client, number] = None
-                if self._running == (client, number):
-                    self._stop.set()
+                if (client, number) in self._running:
+                    self._running[client, number].stop.set()
             while len(self._cancelled) > _REMEMBERED_CANCELS:
                 self._cancelled.popitem(last=False)
 
     @_apart("control")
     def running_seconds(self, client: str) -> tuple[float, float]:
-        """How long the chunk that runs has been running: if it is this client's, and if not.
+        """How long the oldest chunk that runs has: if one is this client's, and if none is.
 
         Args:
             client: who asks.
         """
         with self._lock:
-            if self._running is None:
-                return 0.0, 0.0
-            seconds = time.perf_counter() - self._began
-            return (seconds, 0.0) if self._running[0] == client else (0.0, seconds)
+            now = time.perf_counter()
+            running = {ticket: now - run.began for ticket, run in self._running.items()}
+        mine = [seconds for ticket, seconds in running.items() if ticket[0] == client]
+        others = [seconds for ticket, seconds in running.items() if ticket[0] != client]
+        return (max(mine), 0.0) if mine else (0.0, max(others, default=0.0))
 
     @_apart("control")
     def close(self) -> None:
         """Stop what runs, if it can be stopped soon, and close the backend."""
         with self._lock:
             self._closing = True
-            self._stop.set()
-        deadline = time.monotonic() + _STOP_SECONDS
-        while self._running is not None and time.monotonic() < deadline:
+            for run in self._running.values():
+                run.stop.set()
+        if self._backend is None:
+            return
+        deadline = time.monotonic() + _SHARE_OF_CLOSE * self._backend.close_seconds
+        while self._running and time.monotonic() < deadline:
             time.sleep(0.01)
-        if self._backend is not None:
-            self._backend.close()
+        self._backend.close()
 
     @_apart("watch")
     def watch(self) -> None:
         """Never return: the caller hears of this process's death at once, also when it is idle."""
         threading.Event().wait()
 
-    def _evaluate(self, key: str, ticket: Ticket, message: bytes) -> Reply:
+    def _evaluate(self, circuit: CanonicalCircuit, ticket: Ticket, message: bytes) -> Reply:
         assert self._backend is not None, "open() comes first"
+        run = _Run()
         with self._lock:
             if ticket in self._cancelled or self._closing:
                 return Reply(error=Cancelled("cancelled before it began"))
-            self._running, self._began = ticket, time.perf_counter()
-            self._stop = threading.Event()
+            self._running[ticket] = run
         answer: bytes | None = None
         error: QailabError | None = None
-        trace, usage = "", NOTHING_USED
+        trace = ""
         try:
-            before = self._backend.usage
-            try:
-                rows = decode_batch(message)
-                answers = self._backend.answer(self._circuits[key], rows, self._stop)
-            finally:
-                usage = self._backend.usage.since(before)
+            answers = self._backend.answer(circuit, decode_batch(message), run.stop)
             answer = encode_answers(answers)
         except CancelledError:
             error = Cancelled("cancelled while it ran")
@@ -163,5 +181,13 @@ class LauncherActor:
             error = EvaluationError(f"{type(unexpected).__name__}: {unexpected}")
         finally:
             with self._lock:
-                self._running = None
-        return Reply(answer, error, trace, time.perf_counter() - self._began, usage)
+                del self._running[ticket]
+        return Reply(answer, error, trace, time.perf_counter() - run.began, self._unreported())
+
+    def _unreported(self) -> Usage:
+        """What the device was used for since the last reply; calls may overlap."""
+        assert self._backend is not None
+        with self._lock:
+            now = self._backend.usage
+            used, self._reported = now.since(self._reported), now
+        return used

@@ -35,6 +35,7 @@ MAX_INLINE_BYTES = 64 << 10
 """Answers of at most 100 kB travel inside Ray's reply; larger ones stay in the object store of the
 actor's node, and are lost with it. Backward answers (two floats a row) are kept below."""
 MAX_PROBABILITY_BYTES = 4 << 20  # forward answers (K floats a row) cannot be small
+MAX_SHARE_BYTES = 256 << 20  # answers of a device's whole share: jobs are few, and must stay so
 
 
 def estimated_row_seconds(circuit: CanonicalCircuit) -> float:
@@ -61,6 +62,7 @@ class ChunkSizer:
         self._chunk_rows = chunk_rows
         limit = MAX_PROBABILITY_BYTES if batch.vectors is None else MAX_INLINE_BYTES
         self._most_rows = max(1, limit // answer_bytes)
+        self._most_rows_of_share = max(1, MAX_SHARE_BYTES // answer_bytes)
         self._size = 0.0  # rows of a chunk of this round, for an actor of average speed
         self._left = 0  # chunks of this round still to be handed out
 
@@ -103,6 +105,24 @@ class ChunkSizer:
                 group = rows.rows_per_sample
         groups = max(1, int(size / group + 0.5))
         return min(rows.stop, next_row - next_row % group + groups * group)
+
+    def end_of_share(self, next_row: int, devices: int) -> int:
+        """Where the share of a device ends: all get the same, whatever their speed.
+
+        How long a job takes is mostly how long it waits, which says nothing about the next one's
+        wait; and more jobs than devices cost more, or wait longer.
+
+        Args:
+            next_row: the first row that nobody has yet.
+            devices: how many devices share the rows.
+        """
+        rows = self._rows
+        if self._left <= 0:
+            self._left = devices
+        share = -(-(rows.stop - next_row) // (self._left * rows.group)) * rows.group
+        self._left -= 1
+        most = max(rows.group, self._most_rows_of_share // rows.group * rows.group)
+        return min(rows.stop, next_row - next_row % rows.group + min(share, most))
 
     def _begin_round(self, remaining: int, actors: int, fewest: float) -> None:
         share = remaining / actors

@@ -13,7 +13,7 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from qailab.errors import InputError, PoolError
@@ -42,7 +42,9 @@ _lock = threading.RLock()  # a dropped pool is ended by whoever collects garbage
 _users: dict[str, int] = {}  # pools by the session that was begun for them; Ray has one at a time
 
 
-def connect(address: str | None, num_cpus: float) -> str | None:
+def connect(
+    address: str | None, num_cpus: float, resources: Mapping[str, float] | None = None
+) -> str | None:
     """Make sure that this process is connected to a Ray cluster.
 
     In order: the Ray this process already uses; the one at ``address`` or ``RAY_ADDRESS``; a new
@@ -51,6 +53,7 @@ def connect(address: str | None, num_cpus: float) -> str | None:
     Args:
         address: where a cluster is, ``"local"`` for a new local one, or None.
         num_cpus: CPUs that a new local Ray must have at least.
+        resources: custom resources that a new local Ray has.
 
     Returns:
         The session, for `disconnect`, if it was begun for pools, else None.
@@ -63,7 +66,7 @@ def connect(address: str | None, num_cpus: float) -> str | None:
     with _lock:
         session = current_session()
         if session is None:
-            _start_local(num_cpus) if where == "local" else _join(where)
+            _start_local(num_cpus, resources or {}) if where == "local" else _join(where)
             session = current_session()
             assert session is not None
             _users[session] = 0
@@ -137,7 +140,7 @@ def _check_reachable(where: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _REACHABLE_SECONDS).close()
 
 
-def _start_local(num_cpus: float) -> None:
+def _start_local(num_cpus: float, resources: Mapping[str, float]) -> None:
     with _environment(_LOCAL_ENVIRONMENT):
         from ray._private import ray_constants
 
@@ -146,17 +149,18 @@ def _start_local(num_cpus: float) -> None:
         listen_everywhere = ray_constants.ENABLE_RAY_CLUSTER
         ray_constants.ENABLE_RAY_CLUSTER = False
         try:
-            _init_local(num_cpus)
+            _init_local(num_cpus, resources)
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = listen_everywhere
 
 
-def _init_local(num_cpus: float) -> None:
+def _init_local(num_cpus: float, resources: Mapping[str, float]) -> None:
     import ray
 
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
+        resources=dict(resources),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -175,6 +179,21 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def undeclared(resources: Iterable[str]) -> set[str]:
+    """Which of these resources a Ray that this process started by itself does not have.
+
+    Such a Ray is one machine: where nobody said which nodes have the resource, this one has it. In
+    a cluster that was joined, some node has to declare it.
+    """
+    import ray
+    from ray._private import worker
+
+    node = worker._global_node
+    if node is None or not node.is_head():
+        return set()
+    return set(resources) - set(ray.cluster_resources())
 
 
 def available_resources() -> str:

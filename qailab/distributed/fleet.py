@@ -28,6 +28,8 @@ PAUSE_SECONDS = 0.5
 """The pause before a slot's second replacement in a row; it doubles with each further one."""
 MAX_FAULTS = 8
 """Transient faults of a slot, without one answer in between, before it is set aside."""
+MAX_FAULTS_OF_DEVICES = 2
+"""The same where the backend has already tried again by itself, for as long as it is patient."""
 BACK_OFF_SECONDS = 0.1
 """The pause of a slot after a transient fault; it doubles with each further one."""
 _LONGEST_BACK_OFF = 5.0
@@ -154,7 +156,8 @@ class Fleet:
             return
         slot.faults += 1
         slot.last_error = reason
-        if slot.faults < MAX_FAULTS or full:
+        most = MAX_FAULTS_OF_DEVICES if slot.backend.packs_rows else MAX_FAULTS
+        if slot.faults < most or full:
             pause = min(_LONGEST_BACK_OFF, BACK_OFF_SECONDS * 2 ** (slot.faults - 1))
             slot.resting_until = self._clock() + pause
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import InvalidStateError
@@ -42,6 +43,7 @@ class Job:
         began: float = 0.0,
     ) -> None:
         self.number = number
+        self.name = uuid.uuid4().hex[:16]  # in all places, unlike its number
         self.circuit = circuit
         self.batch = batch
         self.future = future
@@ -82,6 +84,8 @@ class Job:
             return self._cut(
                 self._sizer.end_of_chunk(self._next_row, actors=1, seconds_per_row=1.0)
             )
+        if all(other.backend.packs_rows for other in sharing):
+            return self._cut(self._sizer.end_of_share(self._next_row, _devices(sharing)))
         average = average_speed(self.pace, sharing) or 1.0 / self._guess
         own = slot.speeds.get(self.pace)
         end = self._sizer.end_of_chunk(
@@ -127,3 +131,8 @@ class Job:
         """Deliver an error."""
         with suppress(InvalidStateError):  # cancelled meanwhile
             self.future.set_exception(error)
+
+
+def _devices(slots: Sequence[Slot]) -> int:
+    """How many devices there are: rows of one are not split among the processes that use it."""
+    return len({slot.backend.queue_name or slot.index for slot in slots})

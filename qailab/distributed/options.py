@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,8 @@ def checked_actor_options(
 ) -> tuple[dict[str, Any], ...]:
     """Ray's options for each backend's actor: its needs, and the user's overrides.
 
+    Custom resources that backends ask for come later: `with_custom_needs`.
+
     Raises:
         InputError: if there are not as many as backends, or if one is not valid.
     """
@@ -114,6 +116,29 @@ def needs_in_words(options: Mapping[str, Any]) -> str:
     return ", ".join([f"{options['num_cpus']:g} CPU", f"{options['num_gpus']:g} GPU", *custom])
 
 
+def custom_needs(
+    options: Sequence[Mapping[str, Any]], backends: Sequence[Backend]
+) -> dict[str, float]:
+    """The custom resources that the backends ask for by themselves, of all actors together."""
+    total: dict[str, float] = {}
+    for each, backend in zip(options, backends, strict=True):
+        if "resources" not in each:
+            for name, amount in backend.resources.custom.items():
+                total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+def with_custom_needs(
+    options: Sequence[Mapping[str, Any]], backends: Sequence[Backend], without: Collection[str]
+) -> tuple[dict[str, Any], ...]:
+    """The options with what the backends ask for, where the user did not say."""
+    complete = []
+    for each, backend in zip(options, backends, strict=True):
+        custom = {k: v for k, v in backend.resources.custom.items() if k not in without}
+        complete.append({"resources": custom, **each})
+    return tuple(complete)
+
+
 def _for_actor(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(overrides, Mapping):
         raise InputTypeError(f"actor_options must hold mappings of Ray options, got {overrides!r}")
@@ -130,11 +155,11 @@ def _for_actor(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]
     return {
         "num_cpus": needs.num_cpus,
         "num_gpus": needs.num_gpus,
-        "resources": dict(needs.custom),
         # A lost actor is replaced by the pool, which knows what it was doing; Ray's own restarts
         # and retries would run rows again behind its back.
         "max_restarts": 0,
         "max_task_retries": 0,
+        "max_concurrency": backend.calls_at_once,
         **overrides,
     }
 

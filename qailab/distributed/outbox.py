@@ -6,7 +6,7 @@ import logging
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qailab.distributed.books import Books
 from qailab.distributed.chunks import MAX_INLINE_BYTES, PARCEL_SECONDS
@@ -18,6 +18,7 @@ from qailab.distributed.tail import Expected, chunks_to_race
 from qailab.distributed.wire import encode_batch
 from qailab.distributed.workers import Workers
 from qailab.errors import EvaluationError, PoolError, QailabError, TransientBackendError
+from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
 
 logger = logging.getLogger("qailab.distributed")
@@ -79,15 +80,21 @@ class Outbox:
     def assign(self) -> None:
         """Hand out parcels: one to each slot, then the second to each, and so on."""
         sharing, ready = self._fleet.sharing, self._fleet.ready
-        for depth in range(self._settings.max_in_flight or _PARCELS):
+        most = {slot.index: self._most_parcels(slot) for slot in ready}
+        for depth in range(max(most.values(), default=0)):
             for slot in ready:
-                if len(slot.in_flight) > depth or not self._fleet.can_work(slot):
+                if not len(slot.in_flight) <= depth < most[slot.index]:
+                    continue
+                if not self._fleet.can_work(slot):
                     continue
                 taken = self._next_chunks(slot, sharing)
                 if taken is None:
                     self._race(ready)
                     return
                 self._send(slot, *taken)
+
+    def _most_parcels(self, slot: Slot) -> int:
+        return self._settings.max_in_flight or max(_PARCELS, slot.backend.calls_at_once)
 
     def _next_chunks(self, slot: Slot, sharing: list[Slot]) -> tuple[Job, list[Chunk]] | None:
         """The next chunks for a slot, from each job in turn."""
@@ -138,7 +145,7 @@ class Outbox:
         parcel = Parcel(self._next_ticket, key, job.pace, chunks)
         self._next_ticket += len(chunks)
         try:
-            messages = [encode_batch(job.batch.part(c.start, c.stop)) for c in chunks]
+            messages = [encode_batch(_part(job, chunk)) for chunk in chunks]
             circuits = {} if slot.knows(key) else {key: self._pickled(job.circuit)}
             self._workers.send(slot, parcel, circuits, messages)
         except PoolError as error:
@@ -164,3 +171,9 @@ class Outbox:
             if len(self._circuits) > KNOWN_CIRCUITS:
                 self._circuits.popitem(last=False)
         return self._circuits[key]
+
+
+def _part(job: Job, chunk: Chunk) -> RowBatch:
+    """A chunk's rows, and what tells them from others that are alike."""
+    part = job.batch.part(chunk.start, chunk.stop)
+    return replace(part, resent=chunk.sent > 0, evaluation=job.name)

@@ -13,13 +13,15 @@ from qailab.arguments import checked_integer
 from qailab.backends.base import Backend
 from qailab.backends.future import RowFuture
 from qailab.distributed.chunks import ChunkRows
-from qailab.distributed.connection import connect, disconnect
+from qailab.distributed.connection import connect, disconnect, undeclared
 from qailab.distributed.options import (
     ActorOptions,
     checked_actor_options,
     checked_backends,
     checked_settings,
+    custom_needs,
     needs_in_words,
+    with_custom_needs,
 )
 from qailab.distributed.slots import Slot
 from qailab.errors import InputError, InputTypeError, PoolClosedError, PoolError
@@ -30,8 +32,6 @@ from qailab.gradients.rows import FloatArray
 if TYPE_CHECKING:  # Ray reads settings when it is first imported, which `connect` must come before
     from qailab.distributed.books import PoolStats
     from qailab.distributed.dispatcher import Dispatcher
-
-_CLOSE_SECONDS = 10.0
 
 
 class LauncherPool:
@@ -88,7 +88,7 @@ class LauncherPool:
         progress: bool = True,
     ) -> None:
         self._backends = checked_backends(backends)
-        self._options = checked_actor_options(actor_options, self._backends)
+        options = checked_actor_options(actor_options, self._backends)
         self._settings = checked_settings(
             chunk_rows=chunk_rows,
             max_in_flight=max_in_flight,
@@ -104,7 +104,9 @@ class LauncherPool:
         self._closed = False
         self._owner = True
         self._numbers = [0] * len(self._backends)  # of actors, for each backend
-        self._session = connect(address, sum(options["num_cpus"] for options in self._options))
+        needs = custom_needs(options, self._backends)
+        self._session = connect(address, sum(each["num_cpus"] for each in options), needs)
+        self._options = with_custom_needs(options, self._backends, without=undeclared(needs))
         self._end: weakref.finalize[..., LauncherPool] = weakref.finalize(
             self, disconnect, self._session
         )
@@ -303,6 +305,7 @@ def _end(dispatcher: Dispatcher, pid: int, session: str | None) -> None:
     if pid != os.getpid():
         return
     try:
-        dispatcher.stop(_CLOSE_SECONDS)
+        slowest = max(slot.backend.close_seconds for slot in dispatcher.slots)
+        dispatcher.stop(2 * slowest)
     finally:
         disconnect(session)

@@ -31,7 +31,6 @@ logger = logging.getLogger("qailab.distributed")
 Post = Callable[[Callable[[], None]], None]
 
 _LOOK_SECONDS = 0.2  # how long a list of Ray's actors is good for
-_CLOSE_SECONDS = 5.0
 
 
 class RayWorkers:
@@ -88,7 +87,7 @@ class RayWorkers:
         if self._owned:
             self.numbers[slot.index] += 1
             options = {**self._options[slot.index], **self._name(slot, self.numbers[slot.index])}
-            actor = self._class.options(**options).remote(self._recipes[slot.index])
+            actor = self._class.options(**options).remote(self._recipes[slot.index], self._pool)
             self._when_done(actor.watch.remote(), partial(self._unwatched, slot, slot.generation))
         else:
             actor = self._find(slot)
@@ -143,7 +142,8 @@ class RayWorkers:
             with _unless_it_fails("close", slot):
                 closing.append(self._actors[slot.index].close.remote())
         if closing:
-            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
+            patience = max(slot.backend.close_seconds for slot in slots)
+            ray.wait(closing, num_returns=len(closing), timeout=patience)
             for ref in closing:
                 _forget(ref)
 

@@ -30,6 +30,7 @@ def encode_batch(batch: RowBatch) -> bytes:
             _encode_vectors(batch.vectors),
             batch.shots,
             (noise.seed, noise.step, noise.purpose),
+            (batch.resent, batch.evaluation),
         ),
         protocol=5,
     )
@@ -37,7 +38,8 @@ def encode_batch(batch: RowBatch) -> bytes:
 
 def decode_batch(message: bytes) -> RowBatch:
     """The batch that `encode_batch` wrote."""
-    kind, shape, base, (first_sample, start, stop), vectors, shots, noise = pickle.loads(message)
+    kind, shape, base, place, vectors, shots, noise, which = pickle.loads(message)
+    first_sample, start, stop = place
     where: dict[str, Any] = {
         "base": np.frombuffer(base).reshape(shape),
         "first_sample": first_sample,
@@ -49,6 +51,7 @@ def decode_batch(message: bytes) -> RowBatch:
         shots,
         NoiseStream(*noise),
         _decode_vectors(vectors, shape[0]),
+        *which,
     )
 
 

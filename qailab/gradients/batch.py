@@ -25,12 +25,17 @@ class RowBatch:
         noise: the stream that shot noise is drawn from, by row number.
         vectors: one row of ``grad_output`` for each sample in ``rows.base``, shape ``(S, K)``, or
             None if the probabilities themselves are wanted.
+        resent: whether a process that is gone may have begun with them: where running costs,
+            its jobs are looked for first.
+        evaluation: names the evaluation that the rows are of; the same when they are sent again.
     """
 
     rows: Rows
     shots: int | None
     noise: NoiseStream
     vectors: FloatArray | None = None
+    resent: bool = False
+    evaluation: str = ""
 
     @property
     def num_rows(self) -> int:

@@ -1,0 +1,156 @@
+"""What jobs on hardware cost, and an estimate of it that learns from what they did cost."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from dataclasses import dataclass
+
+from qailab.arguments import checked_integer
+from qailab.errors import InputError
+
+UNITS = {
+    "jobs": "jobs",
+    "rows": "rows",
+    "shots": "executions (rows x shots)",
+    "qpu_seconds": "QPU seconds",
+}
+"""What is counted, in words."""
+
+JOB_SECONDS = 2.0
+"""QPU seconds a job takes whatever is in it. See `UsageEstimate`."""
+
+EXECUTION_SECONDS = 350e-6
+"""QPU seconds of one execution: the devices' default repetition delay of 250 us, and about 100 us
+for the circuit, its readout and the reset. See `UsageEstimate`."""
+
+_REMEMBERED = 32  # jobs: enough for a median, few enough to follow a device that changes
+_ALIKE = 4.0  # jobs of up to so many times the executions tell most about one another
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What jobs cost, or are expected to.
+
+    Args:
+        jobs: how many jobs.
+        rows: rows in all of them.
+        shots: executions: rows times shots.
+        qpu_seconds: seconds a device is busy with them.
+
+    Raises:
+        InputError: if one is negative or not finite, which would spoil every later sum.
+
+    >>> Cost(jobs=1, rows=4, shots=400) + Cost(jobs=1, rows=2, shots=200, qpu_seconds=2.5)
+    Cost(jobs=2, rows=6, shots=600, qpu_seconds=2.5)
+    >>> Cost(jobs=1, rows=4, shots=400) * 10
+    Cost(jobs=10, rows=40, shots=4000, qpu_seconds=0.0)
+    """
+
+    jobs: int = 0
+    rows: int = 0
+    shots: int = 0
+    qpu_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("jobs", "rows", "shots"):  # numpy's integers become Python's
+            number = checked_integer(f"a cost's {name}", getattr(self, name), least=0)
+            object.__setattr__(self, name, number)
+        if not 0 <= self.qpu_seconds < math.inf:
+            raise InputError(f"a cost's qpu_seconds must be at least 0 and finite, got {self!r}")
+        object.__setattr__(self, "qpu_seconds", float(self.qpu_seconds))
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, name) + getattr(other, name) for name in UNITS))
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(*(getattr(self, name) * times for name in UNITS))
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """What a job may spend.
+
+    Args:
+        key: the job's own name.
+        cost: its estimated cost.
+        bound: QPU seconds that it takes at most, to the best of anybody's knowledge.
+        what: the job in words.
+        owner: the process that reserved it.
+        since: when, in seconds of the epoch.
+    """
+
+    key: str
+    cost: Cost
+    bound: float
+    what: str
+    owner: str
+    since: float
+
+
+class UsageEstimate:
+    """How many QPU seconds jobs will take, at first by rule of thumb, then by what others took.
+
+    The rule is ``jobs * job_seconds + executions * execution_seconds``; it is scaled by how much
+    longer than that measured jobs took: the median over the last jobs of about the same size, or
+    of any size if there were none. So one job that was held up does not spoil it, and short jobs,
+    whose usage is rounded to seconds, say nothing about long ones.
+
+    Args:
+        job_seconds: seconds of each job whatever is in it.
+        execution_seconds: seconds of each execution.
+
+    Raises:
+        InputError: if one is negative or not finite, or both are zero.
+
+    References:
+        IBM Quantum documentation, Workload usage: "2 + 0.00035 * <num executions>",
+        https://quantum.cloud.ibm.com/docs/guides/estimate-job-run-time. The repetition delay of
+        250 us is ``default_rep_delay`` of 51 of the 68 configurations that IBM's client packages.
+
+    >>> estimate = UsageEstimate()
+    >>> estimate.seconds(1_000_000)
+    352.0
+    >>> estimate.learn(704.0, 1_000_000)
+    >>> estimate.seconds(500_000)
+    354.0
+    """
+
+    def __init__(
+        self, *, job_seconds: float = JOB_SECONDS, execution_seconds: float = EXECUTION_SECONDS
+    ) -> None:
+        for name, value in (("job_seconds", job_seconds), ("execution_seconds", execution_seconds)):
+            if not 0 <= value < math.inf:
+                raise InputError(f"{name} must be a number of seconds, at least 0; got {value!r}")
+        if job_seconds == execution_seconds == 0:
+            raise InputError("job_seconds and execution_seconds are both 0: nothing would cost")
+        self.job_seconds = float(job_seconds)
+        self.execution_seconds = float(execution_seconds)
+        self._measured: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)
+
+    def seconds(self, executions: int, jobs: int = 1) -> float:
+        """QPU seconds that ``jobs`` with so many executions in all of them will take."""
+        return self._by_rule(executions, jobs) * self._scale(executions / max(jobs, 1))
+
+    def learn(self, seconds: float, executions: int, jobs: int = 1) -> None:
+        """Take in what ended jobs took.
+
+        Args:
+            seconds: QPU seconds of all of them. Zero says that nothing was measured: devices
+                report it until their books are closed.
+            executions: executions of all of them.
+            jobs: how many they were.
+        """
+        by_rule = self._by_rule(executions, jobs)
+        if 0 < seconds < math.inf and by_rule > 0:
+            self._measured.append((executions / max(jobs, 1), seconds / by_rule))
+
+    def _by_rule(self, executions: int, jobs: int) -> float:
+        return jobs * self.job_seconds + executions * self.execution_seconds
+
+    def _scale(self, size: float) -> float:
+        measured = tuple(self._measured)  # other threads may be learning
+        alike = [ratio for other, ratio in measured if size <= _ALIKE * other <= _ALIKE**2 * size]
+        ratios = alike or [ratio for _, ratio in measured]
+        return statistics.median(ratios) if ratios else 1.0

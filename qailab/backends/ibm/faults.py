@@ -1,0 +1,167 @@
+"""What an error of IBM's client means: try again, look first, or give up.
+
+The client wraps errors in one another, and pickling loses what they wrap, so they are classified
+here, where they happen. What they say is matched by HTTP status and IBM's own error codes where
+they have one, and by words where they have none.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qailab.backends.checkup import known_tokens
+
+Kind = Literal["refused", "busy", "lost"]
+
+PENDING_LIMIT_CODE = 3458
+"""The plan's limit of jobs that wait is reached. (qiskit-ibm-runtime's and IBM's error lists,
+https://quantum.cloud.ibm.com/docs/errors)"""
+RAN_TOO_LONG_CODE = 1305
+"""A job passed the time it may take."""
+
+_CODE = re.compile(r'"?code"?\s*[:=]\s*"?(\d{4,5})')
+_NOT_PROCESSED = {408, 425, 429}  # try again, nothing was done
+_NETWORK = {
+    "ConnectionError",
+    "Timeout",
+    "ConnectTimeout",
+    "ReadTimeout",
+    "ProxyError",
+    "ChunkedEncodingError",
+    "TimeoutError",
+    "RetryError",
+    "JSONDecodeError",  # an answer that was cut off, or a proxy's page
+    "RequestsApiError",  # without a status: the connection failed
+    "MaxRetryError",
+    "DeadlinePassed",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What went wrong with a request.
+
+    Args:
+        kind: *refused*: it was answered with no, and will be again; *busy*: it was answered with
+            "not now", and nothing was done; *lost*: nobody knows whether it was carried out.
+        text: what the client said, without tokens.
+        status: the HTTP status; None if there was no answer.
+        code: IBM's error code; None if there is none.
+        retry_after: seconds that the server asks to wait.
+        slow: whether it was no answer in time, and the request may still be on its way.
+    """
+
+    kind: Kind
+    text: str
+    status: int | None = None
+    code: int | None = None
+    retry_after: float | None = None
+    slow: bool = False
+
+    @property
+    def is_pending_limit(self) -> bool:
+        """Whether too many jobs wait already."""
+        words = self.text.lower()
+        return self.code == PENDING_LIMIT_CODE or (
+            self.status in (400, 403, 409, 429) and "pending job" in words
+        )
+
+    @property
+    def is_session_gone(self) -> bool:
+        """Whether it says that the session takes no more jobs (or may do so)."""
+        words = self.text.lower()
+        return "session" in words and self.status in (None, 400, 403, 404, 409)
+
+    @property
+    def is_session_refused(self) -> bool:
+        """Whether the plan has no sessions."""
+        words = self.text.lower()
+        return self.status in (400, 403) and "session" in words and "plan" in words
+
+    @property
+    def is_unauthorized(self) -> bool:
+        """Whether the account, or its API key, is refused."""
+        return self.status in (401, 403) and not self.is_session_refused
+
+
+def classify(error: BaseException) -> Fault:
+    """What an error of IBM's client means.
+
+    Args:
+        error: what it raised.
+    """
+    chain = chain_of(error)
+    kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    statuses = [s for one in chain if isinstance(s := _status(one), int) and s > 0]
+    status = statuses[-1] if statuses else None
+    text = without_tokens(_text(error))
+    code_found = _CODE.search(" ".join(str(one) for one in chain))
+    code = int(code_found[1]) if code_found else None
+    slow = bool({"ReadTimeout", "DeadlinePassed"} & kinds)
+    if "IBMNotAuthorizedError" in kinds:
+        status = 401
+    waits = [seconds for one in chain if (seconds := _retry_after(one)) is not None]
+    retry_after = waits[0] if waits else None
+
+    def fault(kind: Kind) -> Fault:
+        return Fault(kind, text, status, code, retry_after, slow)
+
+    if status is not None and status in _NOT_PROCESSED:
+        return fault("busy")
+    if status is not None and 400 <= status < 500:
+        return fault("refused")
+    if status is not None:  # 5xx: an error may come after the work was done
+        return fault("lost")
+    return fault("lost" if kinds & _NETWORK or _sounds_lost(text) else "refused")
+
+
+def chain_of(error: BaseException) -> list[BaseException]:
+    """An error and what it came from."""
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        # ``raise ... from None`` hides the context, but keeps it.
+        at = at.__cause__ or at.__context__
+    return chain
+
+
+def without_tokens(text: str) -> str:
+    """A text without any API key that this process could use."""
+    for token in known_tokens():
+        if token:
+            text = text.replace(token, "***")
+    return text
+
+
+def _text(error: BaseException) -> str:
+    message = " ".join(str(error).split()).strip("'\" ")
+    return message[:600] or type(error).__name__
+
+
+def _status(error: BaseException) -> int | None:
+    status: Any = getattr(error, "status_code", None)
+    if isinstance(status, int) and status > 0:
+        return status
+    response = getattr(error, "response", None)
+    found = getattr(response, "status_code", None)
+    return found if isinstance(found, int) else None
+
+
+def _retry_after(error: BaseException) -> float | None:
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    try:
+        return float(headers["Retry-After"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _sounds_lost(text: str) -> bool:
+    """For errors that were wrapped without a trace: 'Connection aborted', 'too many 500 ...'."""
+    words = text.lower()
+    return any(
+        sign in words
+        for sign in ("connection", "timed out", "max retries", "too many 5", "remote end closed")
+    )

@@ -1,0 +1,187 @@
+"""What a journal's jobs came to, read from the file without changing it: values, and as tables."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qailab.errors import InputError
+from qailab.journal.database import Database
+
+Record = dict[str, Any]
+
+PRICE_PER_SECOND = 1.6
+"""US dollars for a QPU second: 96 dollars a minute, IBM's pay-as-you-go plan."""
+
+_LONGEST_REASON = 60
+_JOBS = """
+SELECT id, step, purpose AS pass, start, stop, shots, e.backend AS backend, mode,
+       e.session AS session, job_id, tag, attempt, e.state AS state, usage_seconds AS qpu_seconds,
+       reason, circuit, seed, owner, e.created AS created, e.updated AS updated
+FROM entries AS e LEFT JOIN sessions AS s ON e.session = s.session ORDER BY id"""
+_STEPS = """
+SELECT step, count(job_id) AS jobs,
+       sum(CASE WHEN job_id IS NULL THEN 0 ELSE stop - start END) AS rows,
+       sum(CASE WHEN job_id IS NULL THEN 0 ELSE (stop - start) * shots END) AS executions,
+       total(usage_seconds) AS qpu_seconds,
+       count(job_id) - sum(job_id IS NOT NULL AND usage_seconds IS NOT NULL) AS usage_unknown
+FROM entries GROUP BY step ORDER BY step"""
+_CIRCUITS = """
+SELECT circuit, max(qubits) AS qubits, max(angles) AS angles, sum(jobs) AS jobs FROM (
+    SELECT circuit, qubits, angles, 0 AS jobs FROM circuits
+    UNION ALL SELECT circuit, NULL, NULL, count(job_id) FROM entries GROUP BY circuit)
+GROUP BY circuit ORDER BY circuit"""
+_SESSIONS = "SELECT session, backend, mode, state, created, updated FROM sessions ORDER BY created"
+_SUMMED = ("jobs", "rows", "executions", "qpu_seconds", "usage_unknown", "cost")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is in a journal.
+
+    Args:
+        path: the file.
+        price_per_second: US dollars for a QPU second.
+        jobs: one for each entry, in the order they were recorded.
+        steps: what each step's jobs come to.
+        totals: what all come to.
+        circuits: those the jobs are of.
+        sessions: those the jobs ran in.
+    """
+
+    path: str
+    price_per_second: float
+    jobs: list[Record]
+    steps: list[Record]
+    totals: Record
+    circuits: list[Record]
+    sessions: list[Record]
+
+    def as_json(self) -> Record:
+        """For programs: see `qailab.journal.__main__`."""
+        return {"version": 1, **asdict(self)}
+
+
+def read_report(path: str | os.PathLike[str], *, price_per_second: float) -> Report:
+    """Read a journal, also one that is in use.
+
+    Args:
+        path: the file.
+        price_per_second: US dollars for a QPU second.
+
+    Raises:
+        JournalError: if there is no journal.
+        InputError: if the price is negative.
+    """
+    if not 0 <= price_per_second < float("inf"):
+        raise InputError(f"the price must be finite and at least 0, got {price_per_second}")
+    database = Database(path, read_only=True)
+    try:
+        if database.empty:  # made, but killed before anything was recorded
+            jobs, steps, circuits, sessions = [], [], [], []
+        else:
+            with database.reading() as connection:
+                jobs, steps, circuits, sessions = (
+                    _records(connection.execute(query))
+                    for query in (_JOBS, _STEPS, _CIRCUITS, _SESSIONS)
+                )
+    finally:
+        database.close()
+    for step in steps:
+        step["cost"] = step["qpu_seconds"] * price_per_second
+    totals: Record = {name: sum(step[name] for step in steps) for name in _SUMMED}
+    totals["states"] = {}
+    for job in jobs:
+        totals["states"][job["state"]] = totals["states"].get(job["state"], 0) + 1
+    full = os.path.abspath(path)
+    return Report(full, price_per_second, jobs, steps, totals, circuits, sessions)
+
+
+def tables(report: Report, *, last: int | None, jobs: bool) -> str:
+    """The report as text for people.
+
+    Args:
+        report: what was read.
+        last: how many of the jobs to show, the latest; None for all.
+        jobs: whether to show jobs, or only what they come to.
+    """
+    parts = []
+    if jobs and report.jobs:
+        shown = report.jobs if last is None else report.jobs[max(0, len(report.jobs) - last) :]
+        if len(shown) < len(report.jobs):
+            parts.append(f"the last {len(shown)} of {len(report.jobs)} jobs")
+        parts.append(_aligned(_JOB_COLUMNS, map(_job_cells, shown)))
+    if report.steps:
+        parts.append(_aligned(_STEP_COLUMNS, [_step_cells(step) for step in report.steps]))
+    parts.append(_summary(report))
+    return "\n\n".join(parts) + "\n"
+
+
+_JOB_COLUMNS = (
+    "time", "step>", "pass", "rows>", "shots>", "backend", "mode/session", "job id", "state",
+    "QPU s>", "reason",
+)  # fmt: skip
+_STEP_COLUMNS = ("step>", "jobs>", "rows>", "executions>", "QPU s>", "cost ($)>")
+
+
+def _job_cells(job: Record) -> list[str]:
+    session = "job" if job["session"] is None else f"{job['mode'] or 'session'} {job['session']}"
+    # What is not printable (a server's colours) could garble the terminal.
+    reason = "".join(c if c.isprintable() else " " for c in " ".join(job["reason"].split()))
+    if len(reason) > _LONGEST_REASON:
+        reason = reason[: _LONGEST_REASON - 3] + "..."
+    return [
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["created"])),
+        str(job["step"]),
+        job["pass"],
+        f"{job['start']}-{job['stop'] - 1}",
+        str(job["shots"]),
+        job["backend"],
+        session,
+        job["job_id"] or "-",
+        job["state"],
+        "-" if job["qpu_seconds"] is None else f"{job['qpu_seconds']:.2f}",
+        reason,
+    ]
+
+
+def _step_cells(step: Record) -> list[str]:
+    counts = [f"{step[name]:,}" for name in ("jobs", "rows", "executions")]
+    return [str(step["step"]), *counts, f"{step['qpu_seconds']:,.2f}", f"{step['cost']:,.2f}"]
+
+
+def _summary(report: Report) -> str:
+    totals = report.totals
+    if not report.jobs:
+        return f"{report.path}: no jobs yet"
+    states = ", ".join(f"{count} {state}" for state, count in sorted(totals["states"].items()))
+    text = (
+        f"{totals['jobs']:,} jobs were sent: {totals['rows']:,} rows, {totals['executions']:,} "
+        f"executions, {totals['qpu_seconds']:,.2f} QPU seconds, {totals['cost']:,.2f} $ "
+        f"({report.price_per_second:g} $ a second); {states}"
+    )
+    if totals["usage_unknown"]:
+        text += f"\nQPU seconds of {totals['usage_unknown']:,} jobs are not known yet"
+    return text
+
+
+def _aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lines of columns; those whose title ends in ``>`` are aligned to the right."""
+    cells = [[title.rstrip(">") for title in columns], *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if title.endswith(">") else cell.ljust(width)
+            for cell, width, title in zip(row, widths, columns, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+
+
+def _records(cursor: Any) -> list[Record]:
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]

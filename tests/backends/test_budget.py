@@ -1,0 +1,402 @@
+import copy
+import json
+import pickle
+import threading
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qailab.backends.budget import BOUND_FACTOR, Budget, Cost, Ledger, UsageEstimate
+from qailab.backends.shared_log import LocalLog
+from qailab.errors import BudgetExceededError, InputError, InputTypeError, JournalError
+
+WHAT = "backward of step 12: 3,000 rows of 1,024 shots"
+
+
+def job(seconds=0.0, rows=1, shots=100):
+    return Cost(jobs=1, rows=rows, shots=rows * shots, qpu_seconds=seconds)
+
+
+def ledger(log=None, **limits):
+    return Ledger(Budget(**limits), LocalLog() if log is None else log)
+
+
+# The values
+
+
+def test_a_budget_is_the_same_in_every_process():
+    budget = Budget(qpu_seconds=60, rows=np.int64(5))
+    others = [pickle.loads(pickle.dumps(budget)), copy.copy(budget), copy.deepcopy(budget)]
+    assert {budget, *others} == {budget}
+    assert {other.id for other in others} == {budget.id}
+    assert others[0].limits == {"qpu_seconds": 60.0, "rows": 5}
+    assert Budget(qpu_seconds=60, rows=5) != budget
+    assert repr(budget) == "Budget(qpu_seconds=60.0, rows=5)"
+
+
+@pytest.mark.parametrize("name", ["qpu_seconds", "jobs", "shots", "rows"])
+@pytest.mark.parametrize("value", [0, -1, 0.0, True, "10", float("nan"), float("inf"), 1j])
+def test_a_limit_must_be_positive(name, value):
+    with pytest.raises(InputError, match=f"(?s){name} must be a positive .*budget of zero"):
+        Budget(**{name: value})
+
+
+def test_a_limit_of_the_wrong_type_is_a_type_error():
+    for limits in ({"jobs": 1.5}, {"qpu_seconds": "60"}, {"rows": True}):
+        with pytest.raises(InputTypeError):
+            Budget(**limits)
+
+
+def test_a_budget_needs_a_limit():
+    with pytest.raises(InputError, match="needs a limit: qpu_seconds=, jobs=, shots= or rows="):
+        Budget()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"jobs": -1}, {"rows": 0.5}, {"qpu_seconds": float("nan")}, {"qpu_seconds": -1.0}]
+)
+def test_a_cost_that_would_spoil_sums_is_refused(wrong):
+    with pytest.raises(InputError, match="a cost's"):
+        Cost(**wrong)
+
+
+# One ledger
+
+
+def test_what_is_reserved_is_settled_by_what_it_did_cost():
+    books = ledger(rows=100, qpu_seconds=1e3)
+    first = books.reserve(job(2.0, rows=10), what=WHAT)
+    assert (books.reserved, books.spent) == (job(2.0, rows=10), Cost())
+    books.settle(first, job(3.0, rows=10))
+    books.settle(first, job(9.0, rows=90))  # idempotent
+    assert (books.reserved, books.spent) == (Cost(), job(3.0, rows=10))
+    books.release(books.reserve(job(2.0, rows=90), what=WHAT))
+    assert (books.reserved, books.spent) == (Cost(), job(3.0, rows=10))
+
+
+@pytest.mark.parametrize(
+    ("limits", "each"),
+    [
+        ({"jobs": 3}, Cost(jobs=1)),
+        ({"rows": 10}, Cost(rows=3)),
+        ({"shots": 10**10}, Cost(shots=333 * 10**7)),
+        ({"qpu_seconds": 0.3}, Cost(qpu_seconds=0.1)),  # 0.1 + 0.1 + 0.1 > 0.3 in floats
+    ],
+)
+def test_each_limit_holds(limits, each):
+    books = ledger(**limits)
+    for _ in range(3):
+        books.settle(books.reserve(each, what=WHAT), each)
+    with pytest.raises(BudgetExceededError):
+        books.reserve(each, what=WHAT)
+
+
+def test_executions_are_exact_however_many():
+    books = ledger(shots=10**12)
+    books.reserve(Cost(shots=10**12 - 1), what=WHAT)
+    with pytest.raises(BudgetExceededError):
+        books.reserve(Cost(shots=2), what=WHAT)
+    books.reserve(Cost(shots=1), what=WHAT)
+
+
+def test_the_message_says_what_is_spent_and_needed_and_what_to_do():
+    books = ledger(qpu_seconds=600, rows=5000)
+    books.settle(books.reserve(job(100, rows=1000), what="forward"), job(512, rows=1000))
+    books.reserve(job(10, rows=2000), what="forward of step 11")
+    with pytest.raises(BudgetExceededError) as caught:
+        books.reserve(job(50, rows=3000, shots=1024), what=WHAT)
+    said = str(caught.value)
+    assert said.startswith(f"{WHAT} does not fit the budget (its limit of rows); it was not sent.")
+    seconds = "QPU seconds: 512.0 of 600.0 spent, 10.0 reserved by jobs in flight, 50.0 needed"
+    assert seconds in said
+    assert "rows: 1,000 of 5,000 spent, 2,000 reserved by jobs in flight, 3,000 needed" in said
+    assert "1 in flight" in said
+    assert "forward of step 11" in said
+    for hint in ("Raise the budget", "fewer shots", "smaller batch", "spsa", "--resume"):
+        assert hint in said
+
+
+def test_a_spent_budget_refuses_at_once_whatever_the_estimate():
+    books = ledger(qpu_seconds=10)
+    alone = books.reserve(job(10), what=WHAT)
+    books.settle(alone, job(35))  # a job alone may pass the limit, if it takes longer
+    with pytest.raises(BudgetExceededError, match=r"35\.0 of 10\.0 spent"):
+        books.reserve(job(0.0), what=WHAT)
+
+
+def test_no_waiting_for_what_can_never_fit():
+    books = ledger(qpu_seconds=10)
+    books.reserve(job(1), what=WHAT)
+    began = time.monotonic()
+    with pytest.raises(BudgetExceededError):
+        books.reserve(job(10.1), what=WHAT)
+    assert time.monotonic() - began < 1
+
+
+# Many jobs in flight
+
+
+def test_beside_others_upper_bounds_must_fit():
+    books = ledger(qpu_seconds=10)
+    first = books.reserve(job(2), what=WHAT)
+    second = books.reserve(job(3), what=WHAT)  # 2 * (2 + 3) <= 10
+    with pytest.raises(BudgetExceededError, match=r"after 0 s of waiting"):
+        books.reserve(job(0.1), what=WHAT, timeout=0)
+    books.settle(first, job(2))
+    books.reserve(job(1), what=WHAT, timeout=0)  # 2 + 2 * 3 + 2 * 1 <= 10
+    with pytest.raises(BudgetExceededError):
+        books.reserve(job(1), what=WHAT, timeout=0)
+    books.settle(second, job(1))
+    books.reserve(job(1), what=WHAT, bound=5.0, timeout=0)  # 3 + 2 * 1 + 5 <= 10
+    with pytest.raises(InputError, match="bound"):
+        books.reserve(job(1), what=WHAT, bound=float("nan"))
+
+
+def test_a_job_waits_until_others_are_settled():
+    log, budget = LocalLog(), Budget(qpu_seconds=10)
+    mine, other = Ledger(budget, log), Ledger(pickle.loads(pickle.dumps(budget)), log)
+    running = other.reserve(job(8), what="other")
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(mine.reserve, job(2), what=WHAT)
+        time.sleep(0.2)
+        assert not waiting.done()
+        other.settle(running, job(7))
+        assert waiting.result(timeout=30).cost == job(2)
+
+
+def test_waiting_ends_when_it_is_stopped():
+    books, stop = ledger(qpu_seconds=10), threading.Event()
+    books.reserve(job(8), what="other")
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(books.reserve, job(1), what=WHAT, stop=stop)
+        time.sleep(0.1)
+        stop.set()
+        with pytest.raises(CancelledError, match="step 12"):
+            waiting.result(timeout=30)
+    assert books.reserved == job(8)
+
+
+def test_waiting_has_a_deadline_that_names_who_is_waited_for():
+    books = ledger(qpu_seconds=10)
+    books.reserve(job(8), what="forward of step 3")
+    with pytest.raises(
+        BudgetExceededError, match=r"(?s)0\.1 s of waiting.*process \d+ on .*step 3"
+    ):
+        books.reserve(job(1), what=WHAT, timeout=0.1)
+
+
+# Runs that go on after they died
+
+
+def test_a_job_that_is_reserved_again_counts_once():
+    log, budget = LocalLog(), Budget(jobs=1)
+    first = Ledger(budget, log).reserve(job(), what=WHAT, key="tag")
+    resumed = Ledger(budget, log)
+    again = resumed.reserve(job(), what=WHAT, key="tag")
+    assert again == first
+    assert again.key == "tag"
+    resumed.settle(again, job(4.0))
+    assert resumed.reserve(job(), what=WHAT, key="tag").key == "tag"  # its result is fetched again
+    Ledger(budget, log).settle(first, job(4.0))
+    assert (resumed.spent, resumed.reserved) == (job(4.0), Cost())
+
+
+def test_a_job_that_was_not_sent_after_all_may_be_later():
+    log, budget = LocalLog(), Budget(jobs=1)
+    books = Ledger(budget, log)
+    never_sent = books.reserve(job(), what=WHAT, key="tag")
+    Ledger(budget, log).release(never_sent)
+    assert books.reserved == Cost()
+    books.reserve(job(), what=WHAT, key="tag")
+    assert books.reserved == job()
+
+
+def test_a_raised_budget_goes_on_from_what_was_spent():
+    log = LocalLog()
+    small = ledger(log, rows=10)
+    small.settle(small.reserve(job(rows=10), what=WHAT), job(rows=10))
+    raised = ledger(log, rows=15)
+    raised.reserve(job(rows=5), what=WHAT)
+    with pytest.raises(BudgetExceededError):
+        raised.reserve(job(rows=1), what=WHAT)
+
+
+class ForgetfulLog(LocalLog):
+    """Appends, but every other answer is lost on its way."""
+
+    calls = 0
+
+    def append(self, number, entry):
+        done = super().append(number, entry)
+        self.calls += 1
+        if self.calls % 2:
+            raise ConnectionError("lost")
+        return done
+
+
+def test_an_entry_whose_answer_was_lost_counts_once():
+    books = ledger(ForgetfulLog(), jobs=5)
+    with pytest.raises(ConnectionError):
+        books.reserve(job(), what=WHAT, key="tag")
+    books.settle(books.reserve(job(), what=WHAT, key="tag"), job(2.0))
+    assert (books.spent, books.reserved) == (job(2.0), Cost())
+
+
+@pytest.mark.parametrize(
+    "entry", [b"\xff", b"[]", b"{}", b'{"kind":"new","key":"k","cost":[0,0,0,0]}']
+)
+def test_a_log_of_something_else_is_refused(entry):
+    log = LocalLog()
+    log.append(0, entry)
+    with pytest.raises(JournalError, match="entry 0 of the log"):
+        _ = ledger(log, jobs=1).spent
+
+
+def test_entries_are_compact():
+    log = LocalLog()
+    ledger(log, jobs=1).reserve(Cost(rows=np.int64(3)), what=WHAT, bound=float("inf"))
+    (entry,) = log.read(0)
+    assert json.loads(entry)["cost"] == [0, 3, 0, 0.0]
+    assert len(entry) < 300
+
+
+# The promise: never passed by more than one job's real usage
+
+
+@settings(max_examples=400)
+@given(data=st.data())
+def test_the_budget_is_never_passed_by_more_than_one_jobs_usage(data):
+    """Ledgers in any order of steps, with estimates wrong by any factor.
+
+    Of jobs that were in flight together, at most one takes longer than its bound: as much longer
+    as it likes.
+    """
+    log = LocalLog()
+    limit = data.draw(st.floats(1.0, 100.0), label="limit")
+    rows = data.draw(st.integers(1, 60), label="rows")
+    budget = Budget(qpu_seconds=limit, rows=rows)
+    ledgers = [Ledger(budget, log) for _ in range(data.draw(st.integers(1, 4)))]
+    in_flight, beside, wild, usage = {}, {}, set(), []
+
+    def settle(key):
+        reservation = in_flight.pop(key)
+        share = data.draw(st.floats(0.0, 1.0))
+        real = share * BOUND_FACTOR * reservation.cost.qpu_seconds
+        if not (beside[key] & wild) and data.draw(st.booleans(), label="longer than its bound"):
+            wild.add(key)
+            real = data.draw(st.floats(0.0, 1e4))
+        usage.append(real)
+        cost = reservation.cost
+        fails = data.draw(st.booleans(), label="fails")
+        books = data.draw(st.sampled_from(ledgers))
+        books.settle(reservation, Cost(cost.jobs, 0 if fails else cost.rows, 0, real))
+
+    for number in range(data.draw(st.integers(1, 40), label="steps")):
+        if in_flight and data.draw(st.booleans(), label="settle"):
+            settle(data.draw(st.sampled_from(sorted(in_flight))))
+            continue
+        cost = Cost(1, data.draw(st.integers(0, 5)), 0, data.draw(st.floats(0.0, limit)))
+        books = data.draw(st.sampled_from(ledgers))
+        try:
+            made = books.reserve(cost, what="a job", key=str(number), timeout=0)
+        except BudgetExceededError:
+            continue
+        beside[made.key] = set(in_flight)
+        for other in in_flight:
+            beside[other].add(made.key)
+        in_flight[made.key] = made
+    for key in sorted(in_flight):
+        settle(key)
+    assert all(each.spent == ledgers[0].spent for each in ledgers)
+    assert all(each.reserved == Cost() for each in ledgers)
+    spent = ledgers[0].spent
+    assert spent.qpu_seconds == pytest.approx(sum(usage))
+    assert spent.qpu_seconds - limit <= max(usage, default=0.0) + 1e-6 * limit
+    assert spent.rows <= rows
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 2**32 - 1), threads=st.integers(2, 8), processes=st.integers(1, 4))
+def test_the_promise_holds_between_threads(seed, threads, processes):
+    """The same with threads that really race, and whose jobs take up to their bound."""
+    log, budget = LocalLog(), Budget(qpu_seconds=30.0, jobs=60)
+    ledgers = [Ledger(pickle.loads(pickle.dumps(budget)), log) for _ in range(processes)]
+    usage, most = [], []
+    lock, running = threading.Lock(), set()
+
+    def work(number):
+        random = np.random.default_rng([seed, number])
+        books = ledgers[number % processes]
+        while True:
+            estimate = random.uniform(0.1, 4.0)
+            try:
+                made = books.reserve(job(estimate), what="a job", timeout=20)
+            except BudgetExceededError:
+                return
+            with lock:
+                running.add(made.key)
+                most.append(len(running))
+            time.sleep(random.uniform(0, 0.002))
+            real = estimate * random.uniform(0.2, BOUND_FACTOR)
+            with lock:
+                running.discard(made.key)
+                usage.append(real)
+            books.settle(made, job(real))
+
+    with ThreadPoolExecutor(threads) as executor:
+        list(executor.map(work, range(threads)))
+    spent = ledgers[0].spent
+    assert spent.jobs == len(usage) <= 60
+    assert spent.qpu_seconds == pytest.approx(sum(usage))
+    assert spent.qpu_seconds - 30.0 <= max(usage)
+    assert spent.qpu_seconds > 20.0  # and it is used, not only kept
+    assert max(most) > 1 or threads == 1
+
+
+# Estimates
+
+
+def test_the_rule_is_that_of_the_devices_documentation():
+    assert UsageEstimate().seconds(0) == 2.0
+    assert UsageEstimate().seconds(3_072_000, jobs=2) == pytest.approx(4 + 1075.2)
+    own = UsageEstimate(job_seconds=1, execution_seconds=0.5)
+    assert own.seconds(10, jobs=3) == 8.0
+    assert pickle.loads(pickle.dumps(own)).seconds(10) == 6.0
+
+
+@given(factor=st.floats(0.05, 20.0), noise=st.lists(st.floats(0.8, 1.25), min_size=3, max_size=40))
+def test_estimates_follow_what_jobs_took(factor, noise):
+    estimate, rule = UsageEstimate(), UsageEstimate()
+    for part in noise:
+        estimate.learn(factor * part * rule.seconds(10**6), 10**6)
+    assert estimate.seconds(10**6) / (factor * rule.seconds(10**6)) == pytest.approx(1, rel=0.26)
+    assert estimate.seconds(10**9) / (factor * rule.seconds(10**9)) == pytest.approx(1, rel=0.26)
+
+
+def test_estimates_bear_jobs_that_were_held_up_and_those_without_usage():
+    estimate = UsageEstimate()
+    for seconds in (100.0, 100.0, 5000.0, 100.0, 0.0, float("nan"), 100.0):
+        estimate.learn(seconds, 300_000)
+    assert estimate.seconds(300_000) == pytest.approx(100.0)
+
+
+def test_short_jobs_say_nothing_about_long_ones():
+    estimate = UsageEstimate()
+    for _ in range(10):
+        estimate.learn(4.0, 1000)  # twice the rule
+        estimate.learn(35.0, 100_000, jobs=1)
+    assert estimate.seconds(1000) == pytest.approx(4.0)
+    assert estimate.seconds(100_000) == pytest.approx(35.0)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+def test_an_estimate_needs_seconds(wrong):
+    for name in ("job_seconds", "execution_seconds"):
+        with pytest.raises(InputError, match=name):
+            UsageEstimate(**{name: wrong})
+    with pytest.raises(InputError, match="both 0"):
+        UsageEstimate(job_seconds=0, execution_seconds=0)

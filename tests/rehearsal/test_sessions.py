@@ -1,0 +1,101 @@
+import time
+
+import pytest
+
+from qailab.rehearsal import Limits
+from tests.rehearsal.conftest import connect, wait_for
+
+
+@pytest.fixture
+def runtime():
+    import qiskit_ibm_runtime
+
+    return qiskit_ibm_runtime
+
+
+def test_expiry_counts_from_the_first_job(rehearse, runtime):
+    from qiskit_ibm_runtime.exceptions import IBMRuntimeError
+
+    rehearsal = rehearse()
+    session = runtime.Session(rehearsal.backend, max_time=1)
+    assert session.status() == "Pending"
+    time.sleep(1.1)
+    rehearsal.result(rehearsal.run(mode=session))
+    assert session.status() == "In progress, accepting new jobs"
+    time.sleep(1.0)
+    with pytest.raises(IBMRuntimeError, match=r"400 .*closed \(max_time reached\)"):
+        rehearsal.run(mode=session)
+    assert session.status() == "Closed"
+    (record,) = rehearsal.server.sessions
+    assert (record.state, record.reason, record.max_time) == ("closed", "max_time reached", 1)
+    assert record.closed > record.opened + 2
+    assert 0 < session.usage() <= 1.5
+
+
+def test_queued_jobs_fail_when_a_session_expires(rehearse, runtime):
+    from qiskit_ibm_runtime.exceptions import RuntimeJobFailureError
+
+    rehearsal = rehearse(faults=[], queue_seconds=0.2)
+    session = runtime.Session(rehearsal.backend, max_time=60)
+    job = rehearsal.run(mode=session)
+    inner = rehearsal.server._instance
+    inner.expire_session(inner.session(session.session_id), "max_time reached")
+    with pytest.raises(RuntimeJobFailureError, match=r"4001.*has ended"):
+        rehearsal.result(job)
+
+
+def test_idle_sessions(rehearse, runtime):
+    limits = Limits(interactive_seconds=0.2, batch_interactive_seconds=0.1, idle_seconds=0.8)
+    rehearsal = rehearse(limits=limits, queue_seconds=0.3)
+    session = runtime.Session(rehearsal.backend, max_time=60)
+    rehearsal.result(rehearsal.run(mode=session))
+    wait_for(lambda: session.details()["state"] == "inactive")
+    rehearsal.result(rehearsal.run([[1, 1]], mode=session))
+    again = rehearsal.server.jobs[-1]
+    assert again.started - again.created >= 0.29  # inactive: it waits in the queue again
+    wait_for(lambda: session.details()["state"] == "closed")
+    assert rehearsal.server.sessions[0].reason == "not used for too long"
+    batch = runtime.Batch(rehearsal.backend)
+    assert batch.details()["interactive_timeout"] == 0
+
+
+def test_close_lets_jobs_finish_and_cancel_drops_them(rehearse, runtime):
+    from qiskit_ibm_runtime.exceptions import IBMRuntimeError
+
+    rehearsal = rehearse(queue_seconds=0.3)
+    session = runtime.Session(rehearsal.backend, max_time=60)
+    job = rehearsal.run(mode=session)
+    same = runtime.Session.from_id(session.session_id, connect(rehearsal.server))
+    session.close()
+    assert same.details()["accepting_jobs"] is False
+    with pytest.raises(IBMRuntimeError, match=r"Failed to run program: .*400"):
+        rehearsal.run(mode=same)
+    rehearsal.result(job)
+    assert session.status() == "Closed"
+
+    batch = runtime.Batch(rehearsal.backend, max_time=60)
+    job = rehearsal.run([[1, 1]], mode=batch)
+    batch.cancel()
+    assert job.status() == "CANCELLED"
+    assert batch.status() == "Closed"
+    assert [record.mode for record in rehearsal.server.sessions] == ["session", "batch"]
+    with pytest.raises(IBMRuntimeError, match="closed"):
+        runtime.Batch.from_id(batch.session_id, rehearsal.service)._run("executor", {})
+
+
+def test_session_of_another_backend_and_unknown_ones(rehearse, runtime):
+    from qiskit_ibm_runtime.exceptions import IBMInputValueError, IBMRuntimeError
+
+    rehearsal = rehearse(["manila", "lagos"])
+    session = runtime.Session(rehearsal.service.backend("ibm_lagos"), max_time=60)
+    session._backend = rehearsal.backend
+    with pytest.raises(IBMRuntimeError, match=r"for backend ibm_lagos, not ibmq_manila"):
+        rehearsal.run(mode=session)
+    session._session_id = "unknown"
+    with pytest.raises(Exception, match="not found"):
+        rehearsal.run(mode=session)
+    with pytest.raises(IBMInputValueError):
+        runtime.Session.from_id("unknown", rehearsal.service)
+    assert rehearsal.server.jobs == []
+    with pytest.raises(Exception, match="max_ttl must be"):
+        runtime.Session(rehearsal.backend, max_time=10**6)

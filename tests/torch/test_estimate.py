@@ -1,0 +1,194 @@
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from qailab.backends import AerBackend
+from qailab.backends.cost import Cost, UsageEstimate
+from qailab.backends.limits import IBMLimits
+from qailab.circuit import AmplitudeEncoder, RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.errors import InputError, InputTypeError
+from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, QuantumLauncher
+from qailab.torch import ArgmaxQLayer, ExpectedValueQLayer, ExpVQCFunction, QLayer, estimate
+
+
+class Counting(AerBackend):
+    """Counts the rows that run, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward_rows = self.backward_rows = 0
+
+    def evaluate(self, circuit, batch, stop=None):
+        if batch.vectors is None:
+            self.forward_rows += batch.num_rows
+        else:
+            self.backward_rows += batch.num_rows
+        return super().evaluate(circuit, batch, stop)
+
+
+def circuit(qubits=2, reps=1, encoder=None, measure_qubits=None):
+    first = RotationalEncoder("y", "input") if encoder is None else encoder
+    return build_circuit(qubits, [first, RealAmplitudesBlock("weight", reps=reps)], measure_qubits)
+
+
+def first_layer(**options):
+    return nn.Sequential(QLayer(circuit(), **options), nn.Linear(4, 2))
+
+
+def middle_layer(**options):
+    return nn.Sequential(nn.Linear(5, 3), QLayer(circuit(3, reps=2), **options), nn.Linear(8, 2))
+
+
+def frozen_weights(**options):
+    model = middle_layer(**options)
+    model[1].weight.requires_grad_(False)
+    return model
+
+
+def frozen_encoder(**options):
+    model = middle_layer(**options)
+    model[0].requires_grad_(False)
+    return model
+
+
+def nothing_to_train_before_the_head(**options):
+    model = first_layer(**options)
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def two_in_a_row(**options):
+    second = ExpectedValueQLayer(circuit(4, measure_qubits=[1]), **options)
+    return nn.Sequential(QLayer(circuit(), **options), nn.Tanh(), second)
+
+
+def amplitudes(**options):
+    layer = ArgmaxQLayer(circuit(encoder=AmplitudeEncoder("input")), **options)
+    return nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), layer)
+
+
+def one_layer(**options):
+    return QLayer(circuit(2, reps=3, measure_qubits=[0]), **options)
+
+
+MODELS = {
+    first_layer: 2, middle_layer: 5, frozen_weights: 5, frozen_encoder: 5,
+    nothing_to_train_before_the_head: 2, two_in_a_row: 2, amplitudes: 3, one_layer: 2,
+}  # fmt: skip
+
+
+def told(model, *args, **options):
+    estimated = estimate(model, *args, show=False, **options)
+    return {each.method: each for each in estimated.methods}
+
+
+@pytest.mark.parametrize("method", ["param_shift", "spsa"])
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_rows_are_those_that_run(make, batch, method):
+    backend = Counting()
+    model = make(backend=backend, shots=16, gradient=method, seed=1)
+    expected = told(model, batch)[method]
+    steps = 2
+    for _ in range(steps):
+        model(torch.rand(batch, MODELS[make]) + 0.1).sum().backward()
+    assert expected.forward_rows * steps == backend.forward_rows
+    assert expected.backward_rows * steps == backend.backward_rows
+    assert expected.step.rows * steps == backend.forward_rows + backend.backward_rows
+    assert expected.step.shots == expected.step.rows * 16
+
+
+@pytest.mark.parametrize("resamplings", [1, 3])
+def test_rows_of_resamplings_are_those_that_run(resamplings):
+    backend, problem = Counting(), CircuitProblem(circuit())
+    backward = BackwardPass("spsa", 16, seed=1, spsa_resamplings=resamplings)
+    weight = torch.rand(problem.num_weights, requires_grad=True)
+    ExpVQCFunction.apply(
+        torch.rand(5, 2),
+        weight,
+        QuantumLauncher(problem, ForwardPass(16, seed=1), backend),
+        QuantumLauncher(problem, backward, backend),
+    ).sum().backward()
+    expected = told(QLayer(circuit()), 5, spsa_resamplings=resamplings)["spsa"]
+    assert (expected.resamplings, expected.backward_rows) == (resamplings, backend.backward_rows)
+
+
+def test_jobs_executions_and_seconds():
+    usage = UsageEstimate(job_seconds=3.0, execution_seconds=0.001)
+    model = QLayer(circuit(2, reps=1))  # 4 weights: 8 rows a sample
+    expected = told(model, 10, 100, 50, usage=usage)["param_shift"]
+    assert expected.step == Cost(2, 10 + 80, 9000, 3.0 * 2 + 9.0)
+    assert expected.total == expected.step * 50
+    assert expected.total == Cost(100, 4500, 450_000, 750.0)
+    # 35 rows a job, 34 in backward: pairs stay together.
+    few = IBMLimits(executions_per_job=3599)
+    assert told(model, 10, 100, limits=few)["param_shift"].step.jobs == 1 + 3
+    assert told(model, 10, limits=few, shots=3599 // 2)["spsa"].step.jobs == 5 + 10
+
+
+def test_a_step_of_the_usual_size_is_two_jobs():
+    model = nn.Sequential(nn.Linear(16, 6), QLayer(circuit(6, reps=7)), nn.Linear(64, 10))
+    model[0].requires_grad_(False)
+    for each in told(model, 32).values():
+        assert each.step.jobs == 2
+    assert told(model, 32)["param_shift"].backward_rows == 32 * 48 * 2
+
+
+def test_layers_without_a_gradient_have_no_backward_job():
+    layer = QLayer(circuit())
+    layer.weight.requires_grad_(False)
+    for each in told(layer, 4).values():
+        assert (each.backward_rows, each.step.jobs) == (0, 1)
+
+
+def test_shots_are_those_given_or_each_layers_own():
+    model = nn.Sequential(QLayer(circuit(), shots=10), QLayer(circuit(4), shots=30))
+    assert told(model, 2)["spsa"].step.shots == (2 + 4) * (10 + 30)
+    assert told(model, 2, 5)["spsa"].step.shots == (2 + 4) * (5 + 5)
+    assert told(QLayer(circuit(), shots=None), 2, 5)["spsa"].step.shots == 6 * 5
+
+
+def test_the_table(capsys):
+    model = nn.Sequential(nn.Linear(5, 2), QLayer(circuit()), nn.Linear(4, 2))
+    result = estimate(model, 32, 1024, 1000, spsa_resamplings=2)
+    assert capsys.readouterr().out == f"{result}\n"
+    assert [line.rstrip() for line in str(result).splitlines()] == [
+        "1 quantum layer, 32 samples a step, 1,024 shots a row",
+        "             each step                                             1,000 steps in all",
+        "gradient     forward rows  backward rows  jobs  executions  QPU s"
+        "     rows   jobs   executions    QPU s",
+        "param_shift            32            384     2     425,984    153"
+        "  416,000  2,000  425,984,000  153,094",
+        "spsa x 2               32            128     2     163,840     61"
+        "  160,000  2,000  163,840,000   61,344",
+    ]
+    assert "the layers' own shots a row" in str(estimate(model, 1, show=False))
+    assert capsys.readouterr().out == ""
+
+
+def test_nothing_is_run():
+    backend = Counting()
+    before = threading.active_count()
+    estimate(middle_layer(backend=backend, shots=100), 32, steps=10**6, show=False)
+    assert backend.forward_rows == backend.backward_rows == 0
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": 1.5}, {"steps": 0}, {"shots": 0}])
+def test_bad_numbers(wrong):
+    (name,) = wrong
+    with pytest.raises(InputError, match=f"{name} must be a positive integer"):
+        estimate(first_layer(), **{"batch": 1, **wrong})
+
+
+def test_bad_models():
+    with pytest.raises(InputError, match=r"Linear has no quantum layer \(QLayer"):
+        estimate(nn.Linear(2, 2), 4)
+    with pytest.raises(InputTypeError, match="model must be a torch module, got QuantumCircuit"):
+        estimate(circuit(), 4)
+    with pytest.raises(InputError, match=r"layer '0' has shots=None .*pass shots="):
+        estimate(first_layer(shots=None), 4)
+    with pytest.raises(InputError, match=r"do not fit one job.*at most 5,000,000 shots"):
+        estimate(first_layer(shots=6_000_000), 4)
