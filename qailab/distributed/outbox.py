@@ -79,7 +79,7 @@ class Outbox:
 
     def assign(self) -> None:
         """Hand out parcels: one to each slot, then the second to each, and so on."""
-        sharing, ready = self._fleet.sharing, self._fleet.ready
+        sharing, ready = self._fleet.sharing, _queues_in_turn(self._fleet.ready)
         most = {slot.index: self._most_parcels(slot) for slot in ready}
         for depth in range(max(most.values(), default=0)):
             for slot in ready:
@@ -171,6 +171,19 @@ class Outbox:
             if len(self._circuits) > KNOWN_CIRCUITS:
                 self._circuits.popitem(last=False)
         return self._circuits[key]
+
+
+def _queues_in_turn(slots: list[Slot]) -> list[Slot]:
+    """The slots, so that each device comes once before one comes a second time."""
+    if not any(slot.backend.queue_name for slot in slots):
+        return slots
+    seen: dict[object, int] = {}
+    turns = []
+    for slot in slots:
+        queue = slot.backend.queue_name or slot.index
+        turns.append(seen.get(queue, 0))
+        seen[queue] = turns[-1] + 1
+    return [slot for _, slot in sorted(zip(turns, slots, strict=True), key=lambda one: one[0])]
 
 
 def _part(job: Job, chunk: Chunk) -> RowBatch:

@@ -1,5 +1,6 @@
 """The README's code, run from top to bottom as a reader would."""
 
+import os
 import re
 from pathlib import Path
 
@@ -13,13 +14,19 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.integration
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_code_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # it writes a file
+    monkeypatch.chdir(tmp_path)  # it writes files
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = dict(os.environ)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) >= 5
     namespace = {"__name__": "readme"}
-    for block in blocks:
-        # One namespace: later blocks use the names of earlier ones.
-        exec(compile(block, "README.md", "exec"), namespace)
+    try:
+        for block in blocks:
+            # One namespace: later blocks use the names of earlier ones.
+            exec(compile(block, "README.md", "exec"), namespace)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def test_the_files_it_names_exist():

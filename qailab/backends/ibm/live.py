@@ -23,6 +23,7 @@ from qailab.backends.ibm.sending import Sender
 from qailab.backends.ibm.service import ServiceSessions
 from qailab.backends.ibm.sessions import Sessions
 from qailab.backends.ibm.spending import Spending
+from qailab.backends.ibm.transport import within
 from qailab.backends.ibm.waiting import Waiter
 from qailab.backends.ibm.waits import IBMWaits
 from qailab.backends.limits import IBMLimits
@@ -32,6 +33,7 @@ from qailab.gradients.canonical import CanonicalCircuit
 from qailab.journal import Journal, this_owner
 
 _KEPT_PROGRAMS = 64
+_CLOSE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Live:
         """Close the session, if it is ours, and the journal. Safe to call twice."""
         if self._sessions is not None:
             with suppress(Exception):  # it ends by itself at its max_time
-                self._sessions.close()
+                within(_CLOSE_SECONDS, self._sessions.close, what="closing the session")
         self._journal.close()
 
     def _compiled(self, circuit: CanonicalCircuit, device: Device) -> Program:

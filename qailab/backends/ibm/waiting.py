@@ -5,23 +5,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 
-from qailab.backends.ibm.devices import Device
+from qailab.backends.ibm.devices import Device, State
 from qailab.backends.ibm.faults import classify
 from qailab.backends.ibm.patience import Patience
 from qailab.backends.ibm.sending import Sender
 from qailab.backends.ibm.spending import Spending
 from qailab.backends.ibm.waits import IBMWaits
-from qailab.errors import EvaluationError, TransientBackendError
+from qailab.errors import BackendError, EvaluationError, TransientBackendError
 from qailab.journal import Entry, Journal
 
 logger = logging.getLogger("qailab.backends")
 
-_POLL_SHARE = 0.05
+_POLL_SHARE = 0.03
 _TOO_LONG = "ran too long"
 _WITH_SESSION = "with its session"
+_TOO_LATE = "it took longer than"
+_CARE_SECONDS = 10.0  # for what is not worth more: to make sure of a cancel, to learn the usage
 
 
 class Waiter:
@@ -76,25 +79,29 @@ class Waiter:
             EvaluationError: if it is not to be had.
         """
         job_id = job_of(entry)
-        end = entry.created + self._timeout
+        end = entry.updated + self._timeout  # from when it was sent
+        running = False
         began = time.monotonic()
         patience = Patience(self._waits, None, f"job {job_id} on {entry.backend}")
+        stop.wait(self._waits.first_poll_seconds)  # it is not done at once
         while not stop.is_set():
             try:
                 now = self._device.state(job_id)
                 patience.renew()
+                running = now.state == "running"
                 if now.state == "done":
                     return self._fetch(entry, num_bits)
                 if now.state not in ("waiting", "running"):
-                    return self._ended(entry, now.state, now.reason)
+                    return self._ended(entry, now.state, now.reason, stop)
             except (EvaluationError, TransientBackendError):
                 raise
             except Exception as error:
                 self._bear(entry, error, patience, stop)
             if time.time() > end:
-                return self._too_late(entry, num_bits)
+                return self._too_late(entry, num_bits, running)
             stop.wait(max(0.0, min(self._pause(time.monotonic() - began), end - time.time())))
-        self._cancel(entry, num_bits, "cancelled by the program")
+        with suppress(EvaluationError, TransientBackendError):
+            self._cancel(entry, num_bits, "cancelled by the program")
         raise CancelledError("the evaluation was cancelled")
 
     def _pause(self, waited: float) -> float:
@@ -118,31 +125,40 @@ class Waiter:
         """Take in the result, regardless of any stop: it is paid for."""
         job_id = job_of(entry)
         patience = Patience(self._waits, None, f"the result of job {job_id} on {entry.backend}")
-        while True:
-            try:
-                counts = self._device.counts(job_id, num_bits, entry.num_rows, entry.shots)
-                break
-            except EvaluationError as error:
-                raise about(entry, str(error)) from error
-            except Exception as error:
-                patience.bear(classify(error), error)
-        self._journal.done(entry.id, counts, self._usage(job_id))
+        with ThreadPoolExecutor(1, "qailab-ibm-usage") as beside:
+            usage = beside.submit(self._usage, job_id)
+            while True:
+                try:
+                    counts = self._device.counts(job_id, num_bits, entry.num_rows, entry.shots)
+                    break
+                except EvaluationError as error:
+                    raise about(entry, str(error)) from error
+                except Exception as error:
+                    patience.bear(classify(error), error)
+            self._journal.done(entry.id, counts, usage.result())
         self._sender.settled(entry, job_id)
         self._device.forget(job_id)
         return self._journal.entry(entry.id)
 
     def _usage(self, job_id: str) -> float | None:
         """What a job cost; None if the service does not say, which must not lose its result."""
-        with suppress(Exception):
-            return self._device.usage(job_id)
-        return None
+        seconds = min(_CARE_SECONDS, self._waits.patience_seconds)
+        patience = Patience(replace(self._waits, patience_seconds=seconds), None, "usage")
+        while True:
+            try:
+                return self._device.usage(job_id)
+            except Exception as error:
+                try:
+                    patience.bear(classify(error), error)
+                except BackendError:
+                    return None
 
-    def _ended(self, entry: Entry, state: str, reason: str) -> Entry:
+    def _ended(self, entry: Entry, state: str, reason: str, stop: threading.Event) -> Entry:
         """A job ended without a result."""
         job_id = job_of(entry)
         if state == "too long":
             reason = f"{_TOO_LONG}: {reason}"
-        elif self._sender.session_ended(entry.session):
+        elif self._sender.session_ended(entry.session, stop):
             reason = f"{_WITH_SESSION}: {reason}"
         kept = "cancelled" if state == "cancelled" else "failed"
         logger.warning("job %s on %s %s: %s", job_id, entry.backend, kept, reason)
@@ -152,10 +168,16 @@ class Waiter:
         self._spending.seen(ended)
         return ended
 
-    def _too_late(self, entry: Entry, num_bits: int) -> Entry:
-        reason = f"it took longer than {self._timeout:g} s"
+    def _too_late(self, entry: Entry, num_bits: int, running: bool) -> Entry:
+        """A job passed the time-out. One that ran hangs; another one may not."""
+        reason = f"{_TOO_LATE} {self._timeout:g} s"
         entry = self._cancel(entry, num_bits, reason)
-        if entry.state == "done":
+        if entry.state == "submitted":
+            raise TransientBackendError(
+                f"job {entry.job_id} on {entry.backend} could not be cancelled, though {reason}; "
+                "it is waited for again when its rows are"
+            )
+        if entry.state == "done" or running:
             return entry
         raise TransientBackendError(
             f"job {entry.job_id} on {entry.backend} was cancelled: {reason}, the time-out; raise "
@@ -163,23 +185,56 @@ class Waiter:
         )
 
     def _cancel(self, entry: Entry, num_bits: int, reason: str) -> Entry:
-        """End a job; if it ended by itself in that moment, keep its result: it is paid for."""
+        """End a job; if it ended by itself in that moment, keep its result: it is paid for.
+
+        Returns:
+            The entry; still submitted if nobody could make sure that it has ended, for then it
+            must not be sent again.
+        """
         job_id = job_of(entry)
-        with suppress(Exception):
-            self._device.cancel(job_id)
-        with suppress(Exception):
-            if self._device.state(job_id).state == "done":
-                entry = self._fetch(entry, num_bits)
-        if entry.state != "done":
+        state: State | None = "cancelled" if self._device.is_local else self._end(job_id)
+        if state is None:
+            logger.warning("job %s on %s may still run: %s", job_id, entry.backend, reason)
+            return entry
+        if state == "done":
+            entry = self._fetch(entry, num_bits)
+        else:
             self._journal.ended(entry.id, "cancelled", reason, self._usage(job_id))
             entry = self._journal.entry(entry.id)
         self._spending.seen(entry)
         return entry
 
+    def _end(self, job_id: str) -> State | None:
+        """Cancel a job until it has ended; what it is then, None if nobody can tell."""
+        end = time.monotonic() + min(_CARE_SECONDS, self._waits.patience_seconds)
+        pause = 0.05
+        while True:
+            with suppress(Exception):  # it says no to a job that has ended
+                self._device.cancel(job_id)
+            with suppress(Exception):
+                state = self._device.state(job_id).state
+                if state not in ("waiting", "running"):
+                    return state
+            if time.monotonic() > end:
+                return None
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
 
 def is_too_long(entry: Entry) -> bool:
     """Whether a job ended because it had too much to do."""
     return entry.reason.startswith(_TOO_LONG)
+
+
+def given_up(entry: Entry, failures: float) -> BackendError:
+    """The error for rows whose jobs end without a result again and again."""
+    text = f"{entry.reason} ({failures:g} jobs for these rows ended so)"
+    if entry.reason.startswith(_TOO_LATE):  # a fault of the place: others may do better
+        return TransientBackendError(
+            f"job {entry.job_id} on {entry.backend} (rows {entry.start} to {entry.stop - 1}): "
+            f"{text}; raise timeout= if jobs of this size run that long"
+        )
+    return about(entry, text)
 
 
 def weight_of(entry: Entry) -> float:

@@ -16,8 +16,8 @@ class IBMWaits:
         request_seconds: how long the server may be silent in answer to one request.
         patience_seconds: how long to go on after faults of network and server, which may pass.
         settle_seconds: how long a request that nobody answered may take to appear at the server.
-        first_poll_seconds: the first pause between two looks at a job; then a twentieth of what was
-            waited, up to the backend's ``poll_interval``.
+        first_poll_seconds: the first pause between two looks at a job; then some percent of what
+            was waited, up to the backend's ``poll_interval``.
         job_failures: how often jobs for the same rows may end without a result before that is an
             error.
 
@@ -28,7 +28,7 @@ class IBMWaits:
     request_seconds: float = 120.0
     patience_seconds: float = 900.0
     settle_seconds: float = 10.0
-    first_poll_seconds: float = 0.02
+    first_poll_seconds: float = 0.005
     job_failures: int = 3
 
     def __post_init__(self) -> None:

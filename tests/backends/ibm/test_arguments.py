@@ -1,0 +1,109 @@
+"""What an IBMBackend refuses before anything is looked for."""
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qailab.backends import Budget, IBMBackend, IBMLimits, IBMWaits
+from qailab.backends.ibm.connecting import seconds_of
+from qailab.circuit import build_circuit
+from qailab.errors import InputError, InputTypeError
+from qailab.launchers import CircuitProblem, ForwardPass, QuantumLauncher
+from tests.backends.ibm.conftest import FakeManilaV2
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [(600, 600), ("1h", 3600), ("25m", 1500), ("2h 30m 40s", 9040), ("1d", 86_400), ("45s", 45)],
+)
+def test_times_in_words(given, seconds):
+    assert seconds_of(given) == seconds
+
+
+@pytest.mark.parametrize("given", ["300", "", "an hour", "1h1d", "-5m", 0, -1, True, 1.5, None])
+def test_times_that_are_none(given):
+    with pytest.raises(InputError, match="max_time must be"):
+        IBMBackend("ibm_fez", max_time=given)
+
+
+@given(st.integers(0, 9), st.integers(0, 99), st.integers(0, 99), st.integers(1, 99))
+def test_all_times_are_understood(days, hours, minutes, seconds):
+    expected = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    assert seconds_of(f"{days}d {hours}h {minutes}m {seconds}s") == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mode": "dedicated"}, InputError, "mode"),
+        ({"mode": "job", "session_id": "abc"}, InputError, "has no session"),
+        ({"session_id": 7}, InputTypeError, "session_id must be text"),
+        ({"account": ""}, InputTypeError, "account must be text"),
+        ({"optimization_level": 4}, InputError, "optimization_level"),
+        ({"seed_transpiler": -1}, InputError, "seed_transpiler"),
+        ({"poll_interval": 0}, InputError, "poll_interval must be positive"),
+        ({"timeout": float("inf")}, InputError, "timeout must be positive and finite"),
+        ({"timeout": "1h"}, InputTypeError, "timeout must be a number of seconds"),
+        ({"budget": 600}, InputTypeError, "budget must be a Budget"),
+        ({"limits": {}}, InputTypeError, "limits must be IBMLimits"),
+        ({"waits": 3}, InputTypeError, "waits must be IBMWaits"),
+        ({"sampler": "legacy"}, InputError, "sampler"),
+        ({"options": {"twirl": True}}, InputError, "not valid for IBM's Sampler"),
+        ({"options": {"max_execution_time": "long"}}, InputError, "max_execution_time"),
+        ({"options": {"twirl": True}, "sampler": "server"}, InputError, "not valid for IBM's"),
+    ],
+)
+def test_options_that_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        IBMBackend("ibm_fez", **options)
+
+
+@pytest.mark.parametrize("name", [7, "", object()])
+def test_names_that_are_none(name):
+    with pytest.raises(InputTypeError, match="name must be a backend's name"):
+        IBMBackend(name)
+
+
+def test_a_live_backend_is_refused():
+    class Live(FakeManilaV2):
+        service = object()
+
+    with pytest.raises(InputError, match="give the backend's name, 'fake_manila'"):
+        IBMBackend(Live())
+
+
+def test_budgets_of_nothing():
+    for wrong in ({}, {"jobs": 0}, {"qpu_seconds": 0}, {"shots": -1}, {"rows": 0}):
+        with pytest.raises(InputError):
+            Budget(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"request_seconds": 0}, {"job_failures": -1}])
+def test_waits_for_nothing(wrong):
+    with pytest.raises(InputError, match="must be positive"):
+        IBMWaits(**wrong)
+
+
+def test_exact_probabilities_are_refused_before_anything_is_looked_for():
+    problem = CircuitProblem(build_circuit(2, []))
+    with pytest.raises(InputError, match="shots=None"):
+        QuantumLauncher(problem, ForwardPass(shots=None), IBMBackend("ibm_fez"))
+
+
+def test_it_is_a_recipe():
+    backend = IBMBackend(
+        "ibm_fez", options={"twirling": {"enable_gates": True}}, journal="jobs.sqlite",
+        budget=Budget(jobs=3), limits=IBMLimits(pending_jobs=2),
+    )  # fmt: skip
+    content = pickle.dumps(backend)
+    assert len(content) < 2000
+    copy = pickle.loads(content)
+    assert repr(copy) == repr(backend) == "IBMBackend('ibm_fez', mode='session')"
+    assert copy.budget == backend.budget
+    assert copy.journal == backend.journal
+    assert copy.journal.startswith("/")  # an actor has another working directory
+    assert backend.resources.num_cpus == 0
+    assert backend.resources.custom == {"qpu_session": 1}
+    assert IBMBackend(FakeManilaV2()).resources.num_cpus == 1
