@@ -43,7 +43,7 @@ class GradientPlan(ABC):
     @property
     @abstractmethod
     def rows(self) -> Rows:
-        """The rows to run, numbered from 0."""
+        """The rows to run, all of their samples."""
 
     @abstractmethod
     def reconstruct(self, answers: FloatArray) -> SampleGradients:
@@ -76,14 +76,18 @@ class ParamShiftPlan(GradientPlan):
 
     @classmethod
     def of(
-        cls, angle_map: AngleMap, parameters: FloatArray, wanted: NDArray[np.bool_]
+        cls,
+        angle_map: AngleMap,
+        parameters: FloatArray,
+        wanted: NDArray[np.bool_],
+        *,
+        first_sample: int = 0,
     ) -> ParamShiftPlan:
         """Plan the gradient with respect to the ``wanted`` (shape ``(L,)``) parameters."""
         base = angle_map.values(parameters)
         angle_map.check_slopes(parameters)
-        return cls(
-            angle_map, parameters, ShiftedRows(base=base, columns=angle_map.reached_by(wanted))
-        )
+        columns = angle_map.reached_by(wanted)
+        return cls(angle_map, parameters, ShiftedRows.numbered(first_sample, base, columns=columns))
 
     @property
     def rows(self) -> Rows:
@@ -135,11 +139,12 @@ class SpsaPlan(GradientPlan):
         perturbation: float,
         resamplings: int,
         noise: NoiseStream,
+        first_sample: int = 0,
     ) -> SpsaPlan:
         """Plan the estimate for the ``wanted`` (shape ``(L,)``) parameters."""
         samples, size = parameters.shape
         signs = np.empty((samples, resamplings, size))
-        directions = noise.for_purpose("directions").generators(0, samples)
+        directions = noise.for_purpose("directions").generators(first_sample, samples)
         for sample, generator in enumerate(directions):
             signs[sample] = 2.0 * generator.integers(0, 2, size=(resamplings, size)) - 1.0
         signs[..., ~wanted] = 0.0
@@ -147,7 +152,7 @@ class SpsaPlan(GradientPlan):
         points = (parameters[:, None, None, :] + steps).reshape(samples * resamplings * 2, size)
         angles = angle_map.values(points)
         base = angles.reshape(samples, resamplings * 2, angles.shape[1])
-        return cls(signs, perturbation, PointRows(base=base, pairs=True))
+        return cls(signs, perturbation, PointRows.numbered(first_sample, base, pairs=True))
 
     @property
     def rows(self) -> Rows:

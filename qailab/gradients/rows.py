@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,18 @@ class Rows(ABC):
         if self.stop < 0:
             end = (self.first_sample + len(self.base)) * self.rows_per_sample
             object.__setattr__(self, "stop", end)
+
+    @classmethod
+    def numbered(cls, first_sample: int, base: FloatArray, **more: Any) -> Self:
+        """All rows of some samples, the first of which has this number.
+
+        Args:
+            first_sample: the number of the first sample.
+            base: angles of each sample.
+            **more: what else these rows are made of.
+        """
+        rows = cls(base=base, first_sample=first_sample, **more)
+        return replace(rows, start=first_sample * rows.rows_per_sample)
 
     @property
     @abstractmethod

@@ -66,9 +66,11 @@ class ForwardPass(Algorithm):
     def __post_init__(self) -> None:
         _check_shots_and_seed(self)
 
-    def rows(self, problem: CircuitProblem, parameters: FloatArray) -> PointRows:
+    def rows(
+        self, problem: CircuitProblem, parameters: FloatArray, first_sample: int = 0
+    ) -> PointRows:
         """The rows to run for logical parameters of shape ``(B, L)``."""
-        return PointRows(base=problem.angle_map.values(parameters)[:, None, :])
+        return PointRows.numbered(first_sample, problem.angle_map.values(parameters)[:, None, :])
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class BackwardPass(Algorithm):
         parameters: FloatArray,
         wanted: NDArray[np.bool_],
         noise: NoiseStream,
+        first_sample: int = 0,
     ) -> GradientPlan:
         """The rows to run, and how their answers become the gradient.
 
@@ -116,9 +119,12 @@ class BackwardPass(Algorithm):
             parameters: logical parameters of each sample, shape ``(B, L)``.
             wanted: which of them are wanted, shape ``(L,)``.
             noise: where random directions come from.
+            first_sample: the number of the first sample.
         """
         if self.method == "param_shift":
-            return ParamShiftPlan.of(problem.angle_map, parameters, wanted)
+            return ParamShiftPlan.of(
+                problem.angle_map, parameters, wanted, first_sample=first_sample
+            )
         return SpsaPlan.of(
             problem.angle_map,
             parameters,
@@ -126,6 +132,7 @@ class BackwardPass(Algorithm):
             perturbation=self.spsa_perturbation,
             resamplings=self.spsa_resamplings,
             noise=noise,
+            first_sample=first_sample,
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from qiskit.circuit import Parameter
 
+from qailab.arguments import checked_integer
 from qailab.errors import InputError, InputTypeError
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
@@ -67,6 +68,8 @@ class QuantumLauncher:
         algorithm: how; `ForwardPass` for `forward`, `BackwardPass` for `backward`.
         backend: where: a backend of this process, or a ``LauncherPool``.
         step: the training step, which shot noise depends on.
+        first_sample: the number of the first sample, which shot noise depends on as well: where a
+            batch is one worker's part of a larger one, its place in that.
         on_gradient: called with each gradient (for its standard errors).
 
     Raises:
@@ -78,6 +81,7 @@ class QuantumLauncher:
     algorithm: Algorithm
     backend: RowEvaluator
     step: int = dataclasses.field(default=0, kw_only=True)
+    first_sample: int = dataclasses.field(default=0, kw_only=True)
     on_gradient: Callable[[Gradient], None] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -85,6 +89,7 @@ class QuantumLauncher:
             raise InputTypeError(
                 f"backend must be a qailab backend or a LauncherPool, got {self.backend!r}"
             )
+        checked_integer("first_sample", self.first_sample, least=0)
         if self.algorithm.shots is None and not self.backend.supports_exact:
             raise InputError(
                 f"shots=None asks for exact probabilities, which only simulators have; "
@@ -93,13 +98,18 @@ class QuantumLauncher:
         self.backend.validate(self.problem.canonical, self.algorithm.shots)
 
     def at(
-        self, seed: int | None, step: int, on_gradient: Callable[[Gradient], None] | None = None
+        self,
+        seed: int | None,
+        step: int,
+        on_gradient: Callable[[Gradient], None] | None = None,
+        first_sample: int = 0,
     ) -> QuantumLauncher:
-        """The same launcher with the noise of another seed and step."""
+        """The same launcher with the noise of another seed, step and sample."""
         moved = copy.copy(self)  # not dataclasses.replace: what was validated stays valid
         object.__setattr__(moved, "algorithm", self.algorithm.with_seed(seed))
         object.__setattr__(moved, "step", step)
         object.__setattr__(moved, "on_gradient", on_gradient)
+        object.__setattr__(moved, "first_sample", first_sample)
         return moved
 
     def submit(
@@ -145,7 +155,7 @@ class QuantumLauncher:
         lead, parameters = self._parameters(inputs, weights)
         outcomes = self.problem.num_outcomes
         batch = RowBatch(
-            self.algorithm.rows(self.problem, parameters),
+            self.algorithm.rows(self.problem, parameters, self.first_sample),
             self.algorithm.shots,
             self.algorithm.noise(self.step, "forward"),
         )
@@ -190,7 +200,7 @@ class QuantumLauncher:
             dtype=bool,
         )
         noise = self.algorithm.noise(self.step, "backward")
-        plan = self.algorithm.plan(self.problem, parameters, wanted, noise)
+        plan = self.algorithm.plan(self.problem, parameters, wanted, noise, self.first_sample)
         batch = RowBatch(
             plan.rows,
             self.algorithm.shots,

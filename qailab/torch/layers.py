@@ -48,6 +48,9 @@ class QLayer(nn.Module):
         weight: the weights, shape ``(W,)``, radians, uniform in [0, 2 pi) at first.
         seed: the seed, an int64 tensor.
         step: how many forward passes there were, an int64 tensor.
+        first_sample: the number of the next batch's first sample, 0 unless it is set. Where workers
+            train on parts of one batch, each sets it to its part's place, so that samples have the
+            same noise as if one worker had them all.
         weight_std_error: standard error of each entry of the last backward's weight gradient
             from shot noise, shape ``(W,)``; None before, or if no gradient was asked for.
         input_std_error: the same for the inputs, shape ``(*, I)``.
@@ -93,6 +96,7 @@ class QLayer(nn.Module):
         self.weight = nn.Parameter(torch.empty(problem.num_weights))
         self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.first_sample = 0
         self.weight_std_error: Tensor | None = None
         self.input_std_error: Tensor | None = None
         self.reset_parameters()
@@ -132,9 +136,9 @@ class QLayer(nn.Module):
         return self._probabilities(inputs)
 
     def _probabilities(self, inputs: Tensor) -> Tensor:
-        seed, step = int(self.seed), int(self.step)
-        forward = self._forward_launcher.at(seed, step)
-        backward = self._backward_launcher.at(seed, step, on_gradient=self._keep_std_errors)
+        seed, step, first = int(self.seed), int(self.step), self.first_sample
+        forward = self._forward_launcher.at(seed, step, first_sample=first)
+        backward = self._backward_launcher.at(seed, step, self._keep_std_errors, first)
         apply: Callable[..., Tensor] = ExpVQCFunction.apply  # torch leaves it untyped
         outputs = apply(inputs, self.weight, forward, backward)
         self.step += 1

@@ -251,3 +251,22 @@ def test_bad_options_fail_at_construction(options, kind, says):
 def test_bad_rescaling(pair):
     with pytest.raises(InputError, match="rescale_output"):
         ExpectedValueQLayer(circuit(), rescale_output=pair)
+
+
+@pytest.mark.parametrize("gradient", ["param_shift", "spsa"])
+@pytest.mark.parametrize("shots", [None, 100])
+def test_parts_of_a_batch_have_the_noise_of_the_whole(gradient, shots):
+    circuit = build_circuit(2, [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight")])
+    whole = QLayer(circuit, shots=shots, seed=3, gradient=gradient)
+    part = copy.deepcopy(whole)
+    inputs = torch.rand(5, 2, dtype=torch.float64)
+    outputs = whole(inputs)
+    outputs.square().sum().backward()
+    pieces = []
+    for start, stop in ((0, 2), (2, 5)):
+        part.first_sample = start
+        part.step.zero_()
+        pieces.append(part(inputs[start:stop]))
+        pieces[-1].square().sum().backward()
+    torch.testing.assert_close(torch.cat(pieces), outputs, rtol=0, atol=0)
+    torch.testing.assert_close(part.weight.grad, whole.weight.grad, rtol=1e-6, atol=1e-6)
