@@ -23,6 +23,15 @@ hypothesis.settings.load_profile("qailab")
 RAY_CPUS = 4
 
 
+def pytest_collection_modifyitems(items):
+    """Whole programs take turns, and so do those who share a Ray; the rest runs anywhere."""
+    for item in items:
+        for marker in ("integration", "ray"):
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.xdist_group(marker))
+                break
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray for all tests that need it."""

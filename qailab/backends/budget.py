@@ -244,7 +244,7 @@ class Ledger:
             ago = f"{time.time() - first.since:,.0f} s ago by {first.owner}"
             lines.append(f"  {len(jobs)} in flight, the first reserved {ago}: {first.what}")
         lines.append(
-            "Raise the budget, or take fewer shots, a smaller batch or gradient='spsa' (2 rows a "
+            "Raise the budget, or take fewer shots, a smaller batch or SPSA gradients (2 rows a "
             "sample); then go on from the last checkpoint with --resume."
         )
         return BudgetExceededError("\n".join(lines))

@@ -5,14 +5,16 @@ This module never imports torch: it would double the memory of an actor and its 
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import threading
 import time
 import traceback
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -32,6 +34,7 @@ Ticket = tuple[str, int]
 CONCURRENCY_GROUPS = {"control": 1, "watch": 1}
 """Threads beside the one that evaluates: what they do need not wait for it."""
 _REMEMBERED_CANCELS = 10_000
+_REMEMBERED_WARNINGS = 100
 _SHARE_OF_CLOSE = 0.4  # how much of the time that `close` may take it waits for what runs
 
 Method = TypeVar("Method", bound=Callable[..., object])
@@ -55,6 +58,25 @@ class _Run:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
+class _Warnings(logging.Handler):
+    """Keeps what backends warn of, as nobody reads an actor's log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._texts: deque[str] = deque(maxlen=_REMEMBERED_WARNINGS)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._texts.append(record.getMessage())
+
+    def taken(self) -> tuple[str, ...]:
+        """What there was since the last time."""
+        texts: list[str] = []
+        with suppress(IndexError):
+            while True:
+                texts.append(self._texts.popleft())
+        return tuple(texts)
+
+
 class LauncherActor:
     """One backend behind Ray calls.
 
@@ -72,6 +94,8 @@ class LauncherActor:
         self._lock = threading.Lock()  # between the threads that evaluate and the others
         self._running: dict[Ticket, _Run] = {}
         self._reported = NOTHING_USED
+        self._warnings = _Warnings()
+        logging.getLogger("qailab.backends").addHandler(self._warnings)
         self._closing = False
         self._cancelled: OrderedDict[Ticket, None] = OrderedDict()
 
@@ -182,7 +206,8 @@ class LauncherActor:
         finally:
             with self._lock:
                 del self._running[ticket]
-        return Reply(answer, error, trace, time.perf_counter() - run.began, self._unreported())
+        seconds = time.perf_counter() - run.began
+        return Reply(answer, error, trace, seconds, self._unreported(), self._warnings.taken())
 
     def _unreported(self) -> Usage:
         """What the device was used for since the last reply; calls may overlap."""

@@ -33,7 +33,7 @@ from qailab.distributed.progress import Progress
 from qailab.distributed.ray_workers import RayWorkers
 from qailab.distributed.scheduler import Scheduler
 from qailab.distributed.slots import Slot
-from qailab.errors import PoolClosedError, PoolError
+from qailab.errors import BackendBuildError, PoolClosedError, PoolError
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
 
@@ -130,8 +130,14 @@ class Dispatcher:
         deadline = time.monotonic() + timeout
         first = self._scheduler.first_ready
         while sum(slot.state == "ready" for slot in self.slots) < count:
-            if first.done() and all(slot.state == "aside" for slot in self.slots):
+            aside = [slot for slot in self.slots if slot.state == "aside"]
+            if first.done() and len(aside) == len(self.slots):
                 first.result()
+            if count > 1 and len(self.slots) - len(aside) < count:
+                raise BackendBuildError(
+                    f"{len(aside)} of {len(self.slots)} actors are set aside, the last of them on "
+                    f"{aside[-1].backend!r}: {aside[-1].last_error}"
+                )
             if time.monotonic() > deadline:
                 raise self._scheduler.starting_error(count, timeout)
             if first.done():

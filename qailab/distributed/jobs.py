@@ -13,6 +13,7 @@ import numpy as np
 from qailab.backends.future import RowFuture
 from qailab.distributed.chunks import ChunkRows, ChunkSizer, estimated_row_seconds
 from qailab.distributed.slots import Chunk, Pace, Slot, average_speed
+from qailab.errors import QailabError
 from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray
@@ -23,6 +24,9 @@ class Job:
 
     Every row is with exactly one of: not handed out yet, returned (its process was lost), in
     flight (perhaps in two copies), answered.
+
+    Attributes:
+        doomed_by: an error that it will end with, once nothing of it is in flight.
 
     Args:
         number: the job's number in its scheduler.
@@ -49,6 +53,7 @@ class Job:
         self.future = future
         self.began = began
         self.answered = 0
+        self.doomed_by: QailabError | None = None
         self.pace: Pace = (circuit.key, batch.shots, batch.vectors is None)
         self.answer_bytes = 8 * batch.answer_width(circuit.num_outcomes)
         self._answers = np.empty((batch.num_rows, self.answer_bytes // 8))
@@ -76,6 +81,8 @@ class Job:
             slot: the slot that asks.
             sharing: all slots that share the work.
         """
+        if self.doomed_by is not None:
+            return None
         if self._returned:
             return self._returned.popleft()
         if self._next_row >= self.batch.rows.stop:

@@ -24,7 +24,7 @@ from qailab.distributed.connection import NAMESPACE, available_resources, curren
 from qailab.distributed.faults import FULL, LOSSES, call_error, ray_is_gone, readable
 from qailab.distributed.slots import Parcel, Slot
 from qailab.distributed.workers import Events, NoRoom
-from qailab.errors import TransientBackendError
+from qailab.errors import QailabError, TransientBackendError
 
 logger = logging.getLogger("qailab.distributed")
 
@@ -192,7 +192,11 @@ class RayWorkers:
         ):
             self._events.lost(slot, generation, readable(error))
         else:  # it cannot be built there, and another try would not change that
-            self._events.unbuildable(slot, generation, readable(error))
+            cause = getattr(error, "cause", None)
+            reason = readable(error)
+            if isinstance(cause, QailabError):  # what it says, before where that came from
+                reason = f"{cause}\n{reason}"
+            self._events.unbuildable(slot, generation, reason)
 
     def _unwatched(self, slot: Slot, generation: int, done: Future[Any]) -> None:
         error = done.exception()

@@ -10,9 +10,18 @@ from qailab.distributed.books import Books
 from qailab.distributed.jobs import Job
 from qailab.distributed.slots import Chunk, Parcel, Slot
 from qailab.distributed.workers import Cancelled, UnknownCircuit
-from qailab.errors import EvaluationError, QailabError, TransientBackendError, plain
+from qailab.errors import (
+    BudgetExceededError,
+    EvaluationError,
+    JournalError,
+    QailabError,
+    TransientBackendError,
+    plain,
+)
 
 logger = logging.getLogger("qailab.distributed")
+
+_SPEAKS_FOR_ITSELF = (BudgetExceededError, JournalError)
 
 MAX_KILLS = 4
 """Processes that may be lost over the same rows before the rows are held to be the cause; fewer
@@ -67,7 +76,12 @@ class Retries:
                 f"(on {slot.backend!r}, actor {slot.index}, rows {chunk.start} to "
                 f"{chunk.stop - 1} of {job.batch.num_rows})"
             )
-            self._fail(job, plain(error, f"{error}\n{where}\n{trace}".rstrip()))
+            shown = "" if isinstance(error, _SPEAKS_FOR_ITSELF) else trace
+            told = plain(error, f"{error}\n{where}\n{shown}".rstrip())
+            if isinstance(error, BudgetExceededError):
+                job.doomed_by = told  # others' jobs of it are sent and paid for: let them end
+            else:
+                self._fail(job, told)
         return False
 
     def _transient(self, slot: Slot, job: Job, chunk: Chunk, error: QailabError) -> None:

@@ -12,6 +12,7 @@ thread, or in simulated time. Work is pulled: a slot gets its next rows when it 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -32,6 +33,8 @@ from qailab.errors import (
     PoolError,
     QailabError,
 )
+
+backend_logger = logging.getLogger("qailab.backends")
 
 _TICK_SECONDS = 1.0  # how often waiting work is looked at when nothing happens
 _TAIL_TICK_SECONDS = 0.05  # the same where idle slots may help out
@@ -175,6 +178,8 @@ class Scheduler:
         self._books.back(slot, parcel, replies)
         faults: list[QailabError] = []
         for chunk, reply in zip(parcel.chunks, replies, strict=True):
+            for text in reply.warnings:
+                backend_logger.warning("%s [actor %d]", text, slot.index)
             if reply.answer is not None:
                 slot.learn(parcel.pace, chunk.num_rows, reply.seconds)
                 faults = []
@@ -185,6 +190,7 @@ class Scheduler:
                 self._accept(slot, job, chunk, reply)
             elif self._retries.settle(slot, chunk, reply.error, reply.traceback):
                 faults.append(reply.error)
+            self._fail_if_doomed(job)
         self._note_fault(slot, faults)
 
     def refused(self, slot: Slot, generation: int, parcel: Parcel, error: QailabError) -> None:
@@ -269,6 +275,19 @@ class Scheduler:
     def _fail(self, job: Job, error: BaseException) -> None:
         job.fail(error)
         self._drop(job)
+
+    def _fail_if_doomed(self, job: Job) -> None:
+        """End a job that cannot go on, once nothing of it is in flight that is paid for."""
+        if job.doomed_by is not None and job.number in self.jobs and not self._in_flight(job):
+            self._fail(job, job.doomed_by)
+
+    def _in_flight(self, job: Job) -> bool:
+        return any(
+            chunk.job == job.number and not chunk.done
+            for slot in self.slots
+            for parcel in slot.in_flight.values()
+            for chunk in parcel.chunks
+        )
 
     def _give_up(self, error: QailabError) -> None:
         """Nobody is left to run on."""

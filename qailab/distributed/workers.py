@@ -26,6 +26,7 @@ class Reply:
         traceback: where the error came from, as text.
         seconds: how long the chunk took.
         usage: what the device was used for.
+        warnings: what the backend had to say meanwhile, for the log of who waits for it.
     """
 
     answer: bytes | None = None
@@ -33,6 +34,7 @@ class Reply:
     traceback: str = ""
     seconds: float = 0.0
     usage: Usage = NOTHING_USED
+    warnings: tuple[str, ...] = ()
 
 
 class Cancelled(QailabError):

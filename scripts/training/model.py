@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qailab.backends import AerBackend
+from qailab.backends import AerBackend, Backend
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.torch import QLayer
 from training.data import CLASSES, PIXELS
@@ -32,7 +32,7 @@ class HybridClassifier(nn.Module):
         - Output: ``(B, 10)``, the logits of the digits
     """
 
-    def __init__(self, config: Config, backend: AerBackend) -> None:
+    def __init__(self, config: Config, backend: Backend) -> None:
         super().__init__()
         torch.manual_seed(config.seed)
         blocks = [

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from qailab.errors import CheckpointError, InputError
+from training.hardware import Hardware, add_options
 
-BackendKind = Literal["aer", "aer-noisy"]
+BackendKind = Literal["aer", "aer-noisy", "ibm"]
 
 MAX_QUBITS = 16
 """The linear layer behind the circuit has 2**qubits inputs: 2.6 MB of weights at 16."""
-MIN_SAMPLES = 100
+MIN_SAMPLES = 50
 """A fifth is for testing, and each of ten digits must be in both parts."""
 _SEED_LIMIT = 2**63
 
@@ -35,7 +36,7 @@ class Config:
         shots: shots for each row.
         batch_size: samples for each step.
         lr: learning rate of Adam in the first epoch.
-        backend: what kind of simulator the actors hold.
+        backend: what the actors hold: a kind of simulator, or a device.
         seed: seed of the initial weights, the order of samples and the shot noise.
         samples: how many of the samples are used; None for all.
         epochs: how often every training sample is used.
@@ -128,19 +129,49 @@ class Options:
         given: the settings of `Config` that were given explicitly, by name.
         name: name of the new run, or None for one made of date and time.
         resume: the run to go on with, or None for a new one.
-        actors: number of Ray actors.
+        actors: number of Ray actors with simulators, or None for one for each core.
         address: address of a Ray cluster, or None for a local one.
+        hardware: the options of ``--backend ibm``.
         runs_dir: the folder of all runs.
-        place: the options given about where to run, to be given again when resuming.
+        estimate: whether only to tell what the run costs on hardware.
     """
 
     given: dict[str, Any]
     name: str | None
     resume: str | None
-    actors: int
+    actors: int | None
     address: str | None
+    hardware: Hardware
     runs_dir: Path
-    place: tuple[str, ...]
+    estimate: bool
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The options given about where to run, to be given again when resuming."""
+        given = {"--actors": self.actors, "--address": self.address, **self.hardware.arguments}
+        return tuple(
+            text
+            for name, value in given.items()
+            if value is not None
+            for text in (name, str(value))
+        )
+
+    def check_backend(self, kind: BackendKind) -> None:
+        """Check that the options are of this kind of backend.
+
+        Raises:
+            InputError: if some are of another kind.
+        """
+        if kind == "ibm" and self.actors is not None:
+            raise InputError(
+                "--actors is for simulators; with --backend ibm there is one actor for each of "
+                "--devices NAME,NAME"
+            )
+        if kind != "ibm" and self.hardware.arguments:
+            raise InputError(
+                f"{', '.join(self.hardware.arguments)}: only for --backend ibm, and the backend is "
+                f"{kind}"
+            )
 
 
 def parse(arguments: Sequence[str] | None, manual: str) -> Options:
@@ -167,20 +198,19 @@ def parse(arguments: Sequence[str] | None, manual: str) -> Options:
                 f"--name must be a plain folder name, got {known.name!r}; use --runs-dir to put "
                 "runs elsewhere"
             )
-    place = []
-    if known.actors is not None:
-        place += ["--actors", str(known.actors)]
-    if known.address is not None:
-        place += ["--address", known.address]
-    return Options(
+    options = Options(
         given=given,
         name=known.name,
         resume=known.resume,
-        actors=cores() if known.actors is None else known.actors,
+        actors=known.actors,
         address=known.address,
+        hardware=Hardware.of(known),
         runs_dir=Path(known.runs_dir),
-        place=tuple(place),
+        estimate=known.estimate,
     )
+    if known.resume is None or "backend" in given:  # else the run to go on with knows it
+        options.check_backend(given.get("backend", Config.backend))
+    return options
 
 
 def cores() -> int:
@@ -219,7 +249,8 @@ def _parser(manual: str) -> argparse.ArgumentParser:
     setting(
         "--backend",
         str,
-        "simulator in each actor: aer without noise, aer-noisy with noisy gates and readout",
+        "what each actor has: aer, a simulator without noise; aer-noisy, one with noisy gates and "
+        "readout; ibm, a device of IBM Quantum",
         choices=get_args(BackendKind),
     )
     setting("--seed", int, "seed of weights, sample order and shot noise", metavar="N")
@@ -230,10 +261,19 @@ def _parser(manual: str) -> argparse.ArgumentParser:
         "--actors",
         type=int,
         metavar="N",
-        help=f"Ray actors, each with a simulator of one core (default: one per core, {cores()})",
+        help=f"Ray actors, each with a simulator of one core (default: one per core, {cores()}); "
+        "not with --backend ibm, see --devices",
     )
     group.add_argument(
         "--address", help="address of a Ray cluster (default: RAY_ADDRESS, else a local Ray)"
+    )
+
+    add_options(
+        parser.add_argument_group(
+            "only for --backend ibm (all may differ when a run is resumed)",
+            "The account is the IBM client's own, of the machine that runs the actors:\n"
+            "QISKIT_IBM_TOKEN and QISKIT_IBM_INSTANCE, or a saved account.",
+        )
     )
 
     group = parser.add_argument_group("the run")
@@ -245,5 +285,11 @@ def _parser(manual: str) -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--runs-dir", default="runs", metavar="DIR", help="folder of all runs (default: runs)"
+    )
+    group.add_argument(
+        "--estimate",
+        action="store_true",
+        help="only tell the rows, jobs, executions and QPU seconds that the run, or the rest of "
+        "it, takes on hardware; nothing is sent",
     )
     return parser

@@ -6,6 +6,7 @@
                 checkpoint.pt    everything that the rest of the run depends on
                 metrics.jsonl    one line for each finished epoch
                 curves.png, confusion.png
+                journal.sqlite   with --backend ibm: jobs on hardware, and their results
 
 The checkpoint is the truth; the other files are made of it, so that they agree with it after a
 crash at any moment. It is written to a file beside it that then takes its place.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +200,23 @@ class RunFolder:
         """Which digits are taken for which, drawn."""
         return self.path / "confusion.png"
 
+    @property
+    def journal(self) -> Path:
+        """Jobs on hardware and their results, or a link to the file that has them."""
+        return self.path / "journal.sqlite"
+
+    def link_journal(self, elsewhere: Path) -> None:
+        """Note that the journal is elsewhere: who resumes the run must not pay for jobs again.
+
+        A journal that is in the folder itself stays as it is.
+        """
+        link = self.journal
+        if link.is_symlink() or not link.exists():
+            beside = link.with_name(f".{link.name}.new")
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(elsewhere.absolute())
+            os.replace(beside, link)
+
     def create(self) -> None:
         """Make the folder of a new run.
 
@@ -210,6 +229,10 @@ class RunFolder:
             raise self._taken() from None
         except OSError as error:
             raise InputError(f"cannot make the run's folder {self.path}: {error}") from error
+
+    def discard(self) -> None:
+        """Remove the folder of a run that could not begin."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write the checkpoint, then the files that are made of it."""

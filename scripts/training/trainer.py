@@ -55,6 +55,9 @@ class Trainer:
         self._config = config
         self._folder = folder
         self._count_rows = count_rows
+        # A step on a device takes seconds to hours, and a checkpoint 2 ms. The journal would give
+        # all results again, but an epoch of steps takes its time even so.
+        self._each_step = config.backend == "ibm"
         self._optimizer = Adam(model.parameters(), lr=config.lr)
         if resume is None:
             resume = self._snapshot(Progress(), (), torch.zeros(CLASSES, CLASSES, dtype=torch.long))
@@ -68,7 +71,7 @@ class Trainer:
         on_batch: Callable[[Progress], None] = lambda _: None,
         on_epoch: Callable[[EpochMetrics], None] = lambda _: None,
     ) -> None:
-        """Train until the last epoch is done, saving after each.
+        """Train until the last epoch is done, saving after each; on hardware after each step.
 
         Args:
             on_batch: called after each step with the progress.
@@ -103,6 +106,8 @@ class Trainer:
             self.checkpoint = self._snapshot(
                 done, self.checkpoint.history, self.checkpoint.confusion
             )
+            if self._each_step:
+                self.checkpoint.save(self._folder.checkpoint)
             on_batch(done)
         self._evaluate()
 

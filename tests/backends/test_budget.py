@@ -116,7 +116,7 @@ def test_the_message_says_what_is_spent_and_needed_and_what_to_do():
     assert "rows: 1,000 of 5,000 spent, 2,000 reserved by jobs in flight, 3,000 needed" in said
     assert "1 in flight" in said
     assert "forward of step 11" in said
-    for hint in ("Raise the budget", "fewer shots", "smaller batch", "spsa", "--resume"):
+    for hint in ("Raise the budget", "fewer shots", "smaller batch", "SPSA", "--resume"):
         assert hint in said
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,13 +22,14 @@ from training.runs import Checkpoint, RunFolder
 from qailab.backends import AerBackend
 from qailab.errors import PoolError, PoolExhaustedError
 from tests.scripts.training_runs import (
-    PROGRAM,
-    ROOT,
+    DEADLINE,
     STEPS,
     TINY,
     arguments_of,
     assert_same,
+    finish,
     make_trainer,
+    start,
     throw,
 )
 
@@ -38,7 +38,6 @@ SMALL_CONFIG = Config(
     qubits=3, reps=1, shots=64, samples=300, lr=0.05, seed=3, batch_size=8, epochs=6
 )
 SMALL = arguments_of(SMALL_CONFIG)
-DEADLINE = 100.0  # for one program; most of it is the start of Ray on a busy machine
 PATIENCE = pytest.mark.timeout(4 * DEADLINE)
 
 
@@ -135,7 +134,7 @@ def test_a_pool_that_cannot_start_leaves_no_run(
     monkeypatch.setattr("training.session.LauncherPool", fail)
     assert main([*arguments_of(TINY), "--address=127.0.0.1:1"]) == 1
     assert "train: error: no Ray cluster answers" in capsys.readouterr().err
-    assert not Path("runs").exists()
+    assert not list(Path("runs").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -164,35 +163,6 @@ def test_wrong_input_ends_with_a_message_before_anything_is_changed(
 
 
 # Whole programs.
-
-
-def start(cwd: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    environment |= {
-        "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    return subprocess.Popen(
-        [sys.executable, str(PROGRAM), *arguments],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C of a terminal reaches the whole group
-    )
-
-
-def finish(program: subprocess.Popen[str]) -> tuple[int, str, str]:
-    try:
-        output, errors = program.communicate(timeout=DEADLINE)
-    except subprocess.TimeoutExpired:
-        os.killpg(program.pid, signal.SIGKILL)
-        raise
-    assert "Traceback" not in errors
-    return program.returncode, output, errors
 
 
 def wait_for(program: subprocess.Popen[str], path: Path, text: str) -> None:

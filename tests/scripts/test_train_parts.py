@@ -30,9 +30,19 @@ from qailab.errors import BackendError, InputError
         (["--lr", "0"], "--lr must be positive and finite, got 0.0"),
         (["--lr", "nan"], "--lr must be positive and finite, got nan"),
         (["--seed=-1"], r"--seed must be in \[0, 2\*\*63\), got -1"),
-        (["--samples", "99"], "--samples must be at least 100, got 99"),
+        (["--samples", "49"], "--samples must be at least 50, got 49"),
         (["--name", "a/b"], "--name must be a plain folder name, got 'a/b'"),
         (["--name", "a", "--resume", "b"], "either --name .* or --resume"),
+        (["--backend=ibm", "--actors=2"], "--actors is for simulators; with --backend ibm"),
+        (["--devices=ibm_fez"], "--devices: only for --backend ibm, and the backend is aer"),
+        (["--backend=aer-noisy", "--mode=job", "--budget-jobs=1"], "--mode, --budget-jobs: only"),
+        (["--backend=ibm", "--devices=a,b,a"], "--devices names one twice: 'a,b,a'"),
+        (["--backend=ibm", "--devices=a,,b"], "names with commas between, got 'a,,b'"),
+        (["--backend=ibm", "--budget-jobs=0"], "--budget-jobs must be at least 1, got 0"),
+        (["--backend=ibm", "--budget-shots=-1"], "--budget-shots must be at least 1, got -1"),
+        (["--backend=ibm", "--budget-seconds=nan"], "--budget-seconds must be positive and finite"),
+        (["--backend=ibm", "--poll-interval=0"], "--poll-interval must be positive and finite"),
+        (["--backend=ibm", "--timeout=inf"], "--timeout must be positive and finite, got inf"),
     ],
 )
 def test_options_out_of_range_are_refused(arguments: list[str], message: str) -> None:
@@ -44,9 +54,9 @@ def test_a_backend_that_does_not_exist_is_refused_with_the_valid_ones(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
-        parse(["--backend", "ibm"], "")
+        parse(["--backend", "qpu"], "")
     error = capsys.readouterr().err
-    assert "'ibm'" in error
+    assert "'qpu'" in error
     assert "aer-noisy" in error
 
 

@@ -111,3 +111,16 @@ def test_the_resource_is_asked_for_where_a_node_has_it(ray_cluster, monkeypatch)
     monkeypatch.setattr(module, "undeclared", lambda names: set())  # as in a cluster
     with pytest.raises(PoolError, match="1 qpu_session"):
         LauncherPool([device()], start_timeout=1.5)
+
+
+def test_a_spent_budget_cancels_nothing_that_was_sent(ray_cluster, rehearse, tmp_path, caplog):
+    server = rehearse("manila", "lagos", plan="open", queue_seconds=1.0)
+    canonical, rows = gradient_rows()
+    options = {"budget": Budget(jobs=1), "journal": tmp_path / "journal.sqlite"}
+    with pool(server, device("ibmq_manila", **options), device("ibm_lagos", **options)) as fleet:
+        fleet.wait(timeout=DEADLINE)
+        with pytest.raises(BudgetExceededError):
+            fleet.run(canonical, rows)
+        fleet.stats()
+    assert [job.state for job in server.jobs] == ["Completed"]
+    assert "this plan has no mode 'session'" in caplog.text  # an actor's warning, heard here
