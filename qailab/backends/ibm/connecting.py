@@ -13,7 +13,7 @@ from qailab.backends.ibm.devices import Device, Mode
 from qailab.backends.ibm.faults import Fault, chain_of, classify, without_tokens
 from qailab.backends.ibm.patience import Patience
 from qailab.backends.ibm.samplers import Kind
-from qailab.backends.ibm.service import ServiceDevice, open_service
+from qailab.backends.ibm.service import ServiceDevice, backend_names, open_service
 from qailab.backends.ibm.transport import within
 from qailab.backends.ibm.waits import IBMWaits
 from qailab.errors import BackendBuildError, BackendError, InputError, TransientBackendError
@@ -77,6 +77,7 @@ class Account:
         def connect() -> Any:
             return open_service(account, instance, channel, waits.request_seconds)
 
+        self._connect = connect
         self.service = self._patiently(connect, "connecting to IBM Quantum")
 
     def device(
@@ -92,10 +93,13 @@ class Account:
 
         def look() -> Any:
             if name is not None:
-                return self.service.backend(name)
-            return self.service.least_busy(min_num_qubits=qubits)
+                backend = self.service.backend(name)
+            else:
+                backend = self.service.least_busy(min_num_qubits=qubits)
+            _ = backend.target  # fetched when it is first asked for: here, where faults are borne
+            return backend
 
-        backend = self._patiently(look, what, missing=lambda: self._no_backend(name, qubits))
+        backend = self._patiently(look, what, missing=lambda: self._no_backend(name, qubits, what))
         seconds = self._waits.request_seconds
         return ServiceDevice(self.service, backend, sampler, options, seconds)
 
@@ -116,11 +120,17 @@ class Account:
                 f"{backend}; give the id of one of {backend}, or none to open one"
             )
 
-    def _no_backend(self, name: str | None, qubits: int) -> BackendError:
-        def names() -> list[str]:
-            return sorted(str(backend.name) for backend in self.service.backends())
+    def _no_backend(self, name: str | None, qubits: int, what: str) -> BackendError:
+        """An error that lists the backends; a transient one if the client has overlooked some."""
+        there = self._patiently(lambda: backend_names(self.service), "listing the backends")
+        if name in there or name is None:
 
-        there = self._patiently(names, "listing the backends")
+            def seen() -> list[str]:
+                return [str(backend.name) for backend in self.service.backends()]
+
+            if name in there or sorted(self._patiently(seen, what)) != there:
+                self.service = self._patiently(self._connect, "connecting to IBM Quantum")
+                return TransientBackendError(f"{what}: a request failed")
         listed = ", ".join(there) or "none"
         if name is None:
             return BackendBuildError(
@@ -147,8 +157,13 @@ class Account:
                 kinds = {kind.__name__ for one in chain_of(error) for kind in type(one).__mro__}
                 if missing is not None and "QiskitBackendNotFoundError" in kinds:
                     fault = classify(error)
-                    if fault.status is None or fault.status == 404:
-                        raise missing() from error
+                    if fault.status in (None, 404):
+                        problem_there = missing()
+                        if not isinstance(problem_there, TransientBackendError):
+                            raise problem_there from error
+                        lost = Fault("lost", str(problem_there))
+                        patience.bear(lost, error)
+                        continue
                 problem = _account_problem(error, kinds)
                 if problem is not None:
                     raise BackendBuildError(problem) from error
@@ -163,7 +178,8 @@ class Account:
 def _reachable(error: Exception, kinds: set[str]) -> Fault:
     """What an error means; the client's own words blame the token for the network."""
     fault = classify(error)
-    if not _NETWORK & kinds:
+    passes = "InvalidAccountError" in kinds and fault.kind != "refused"
+    if not (_NETWORK & kinds or passes):
         return fault
     cause = without_tokens(" ".join(str(chain_of(error)[-1]).split()))
     return replace(fault, kind="lost", text=f"IBM Quantum cannot be reached: {cause}")
@@ -175,7 +191,7 @@ def _account_problem(error: Exception, kinds: set[str]) -> str | None:
     fault = classify(error)
     if "AccountNotFoundError" in kinds or (not known_tokens() and "InvalidAccountError" in kinds):
         return f"there is no IBM Quantum account {here} ({fault.text}); {_SET_UP}"
-    if _NETWORK & kinds:
+    if _NETWORK & kinds or (fault.status is not None and fault.kind != "refused"):
         return None
     statuses = [getattr(one, "status_code", None) for one in chain_of(error)]
     refused = {401, 403} & set(statuses) or ("ApiException" in kinds and 400 in statuses)

@@ -36,6 +36,8 @@ _NETWORK = {
     "RequestsApiError",  # without a status: the connection failed
     "MaxRetryError",
     "DeadlinePassed",
+    # Of a device that was there before: the client takes a listing that failed for an empty one.
+    "QiskitBackendNotFoundError",
 }
 
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from qailab.backends.ibm.sending import Sender
 from qailab.backends.ibm.spending import Spending
 from qailab.backends.ibm.tasks import EitherEvent, Task
-from qailab.backends.ibm.waiting import Waiter, about, is_too_long, weight_of
+from qailab.backends.ibm.waiting import Waiter, given_up, is_too_long, weight_of
 from qailab.backends.ibm.waits import IBMWaits
-from qailab.errors import TransientBackendError
+from qailab.errors import JournalError, TransientBackendError
 from qailab.journal import Entry, Journal, Work, owner_alive
 
 logger = logging.getLogger("qailab.backends")
@@ -35,6 +35,7 @@ Take = Callable[[Entry, NDArray[np.uint32]], None]
 
 _LOOK_SECONDS = (0.05, 2.0)  # between two looks at an entry that another process deals with
 _MAX_THREADS = 32
+_NOBODY = "nobody"  # owns entries that were given up, though they may be at the server
 
 
 class JobRunner:
@@ -146,8 +147,7 @@ class JobRunner:
             else:
                 failures += weight_of(entry)
                 if failures >= self._waits.job_failures or self._is_hopeless(task, entry):
-                    text = f"{entry.reason} ({failures:g} jobs for these rows ended so)"
-                    raise about(entry, text)
+                    raise given_up(entry, failures)
                 instead = self._instead_of(task, entry)
                 if len(instead) > 1:
                     self._all(task, instead, take)
@@ -191,7 +191,8 @@ class JobRunner:
                 if found is not None:
                     return self._submitted(entry, found, None)
             if not task.has(entry):  # cut for others, who are gone: cut anew
-                self._journal.withdraw(entry, "its rows are cut anew")
+                if self._journal.withdraw(entry, "its rows are cut anew"):
+                    self._spending.release(entry)
                 return self._journal.entry(entry.id)
             return self._submit(task, entry)
         finally:
@@ -204,7 +205,7 @@ class JobRunner:
         patience = self._waits.patience_seconds
         end = time.monotonic() + patience
         while entry.state == "intended":
-            alive = owner_alive(entry.owner)
+            alive = False if entry.owner == _NOBODY else owner_alive(entry.owner)
             expired = alive is None and time.time() - entry.updated > patience
             if alive is False or expired:
                 if self._journal.take_over(entry, self._owner):
@@ -245,13 +246,22 @@ class JobRunner:
                 raise CancelledError("the evaluation was cancelled")
 
     def _withdraw(self, entry: Entry) -> None:
-        """Give up an entry that has certainly not been sent; one in doubt stays as it is."""
+        """Give up an entry that has certainly not been sent; one in doubt is left to the next."""
         entry = self._journal.entry(entry.id)
-        unsent = entry.state == "intended" and not self._sender.is_in_doubt(entry)
-        if unsent and self._journal.withdraw(entry, "it was not sent"):
+        if entry.state != "intended":
+            return
+        if self._sender.is_in_doubt(entry):
+            self._journal.take_over(entry, _NOBODY)
+        elif self._journal.withdraw(entry, "it was not sent"):
             self._spending.release(entry)
 
     def _submitted(self, entry: Entry, job_id: str, session: str | None) -> Entry:
-        self._journal.submitted(entry.id, job_id=job_id, backend=self._device_name, session=session)
+        try:
+            self._journal.submitted(
+                entry.id, job_id=job_id, backend=self._device_name, session=session
+            )
+        except JournalError as error:  # it took so long that others have the rows by now
+            logger.warning("%s", error)
+            self._sender.end(job_id)
         self._spending.sent()
         return self._journal.entry(entry.id)

@@ -62,6 +62,7 @@ class Sender:
         self._poll_seconds = poll_seconds
         self._timeout = timeout
         self._doubts: set[int] = set()  # entries that may be at the server
+        self._doubted: set[int] = set()  # and those that were, before they were sent again
 
     def send(
         self, program: Program, angles: FloatArray, entry: Entry, stop: threading.Event
@@ -78,7 +79,7 @@ class Sender:
         """
         what = f"rows {entry.start} to {entry.stop - 1} for {self._device.name}"
         patience = Patience(self._waits, stop, f"sending {what}")
-        end = time.monotonic() + self._timeout
+        end: float | None = None  # of waiting for room, once there was none
         replaced = 0
         while True:
             if stop.is_set():
@@ -97,16 +98,18 @@ class Sender:
             except Exception as error:
                 fault = classify(error)
                 if fault.is_pending_limit and fault.kind != "lost":
+                    end = time.monotonic() + self._timeout if end is None else end
                     if time.monotonic() > end:
                         text = f"{what}: the limit of pending jobs is reached: {fault.text}"
                         raise TransientBackendError(text) from error
                     patience.rest(max(self._poll_seconds / 4, fault.retry_after or 0.0))
                     continue
-                if replaced < _MAX_REPLACED and self._session_ended(session_id, fault):
+                if replaced < _MAX_REPLACED and self._session_ended(session_id, fault, stop):
                     replaced += 1
                     continue
                 if sending and fault.kind == "lost" and not self._device.is_local:
                     self._doubts.add(entry.id)
+                    self._doubted.add(entry.id)
                     found = self.find(entry, stop, settle=fault.slow)
                     if found is not None:
                         return found, session_id
@@ -155,38 +158,62 @@ class Sender:
 
     def settled(self, entry: Entry, job_id: str) -> None:
         """A job is done: if it was sent twice after all, end the other before it costs."""
-        if entry.id not in self._doubts:
-            return
         self._doubts.discard(entry.id)
+        if entry.id not in self._doubted:
+            return
+        self._doubted.discard(entry.id)
         with suppress(Exception):
             others = [job for job in self._device.find(entry.tag) if job != job_id]
-            self._end([job for job in others if self._device.state(job).state == "waiting"])
+            states = {job: self._device.state(job).state for job in others}
+            self._end([job for job in others if states[job] in ("waiting", "running")])
+            for job in others:
+                if states[job] == "done":
+                    logger.warning(
+                        "jobs %s and %s have the same rows, and both were paid for: the service "
+                        "took the first more than %g s after it was sent",
+                        job,
+                        job_id,
+                        self._waits.settle_seconds,
+                    )
 
-    def session_ended(self, session_id: str | None) -> bool:
+    def session_ended(self, session_id: str | None, stop: threading.Event) -> bool:
         """Whether a job ended because its session did; that is then replaced."""
-        return self._session_ended(session_id, None)
+        return self._session_ended(session_id, None, stop)
 
     def _session(self, stop: threading.Event) -> tuple[str | None, Any]:
         return (None, None) if self._sessions is None else self._sessions.current(stop)
 
-    def _session_ended(self, session_id: str | None, fault: Fault | None) -> bool:
+    def _session_ended(
+        self, session_id: str | None, fault: Fault | None, stop: threading.Event
+    ) -> bool:
         if session_id is None or self._states is None or self._sessions is None:
             return False
         if fault is not None and not (fault.kind == "refused" and fault.is_session_gone):
             return False
-        try:
-            takes_jobs = self._states.takes_jobs(session_id)
-        except Exception as error:
-            takes_jobs = classify(error).status != 404
+        patience = Patience(self._waits, stop, f"looking at session {session_id}")
+        while True:
+            try:
+                takes_jobs = self._states.takes_jobs(session_id)
+                break
+            except Exception as error:
+                looking = classify(error)
+                if looking.kind == "refused":
+                    takes_jobs = looking.status != 404
+                    break
+                patience.bear(looking, error)
         if not takes_jobs:
             self._sessions.replace(session_id, "it takes no more jobs")
         return not takes_jobs
 
+    def end(self, job_id: str) -> None:
+        """Cancel a job that is one too many."""
+        with suppress(Exception):
+            self._device.cancel(job_id)
+
     def _end(self, doubles: list[str]) -> None:
         for job in doubles:
             logger.warning("job %s was accepted although its answer was lost: cancelled", job)
-            with suppress(Exception):
-                self._device.cancel(job)
+            self.end(job)
 
 
 def _seed(entry: Entry) -> int:

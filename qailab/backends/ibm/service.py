@@ -62,6 +62,17 @@ def open_service(
     return service
 
 
+def backend_names(service: Any) -> list[str]:
+    """The names of all backends; the client's own list leaves out those it had trouble with.
+
+    Args:
+        service: a ``QiskitRuntimeService``.
+    """
+    # The API's clients have no public name.
+    clients = list(service._api_clients.values()) or [service._active_api_client]
+    return sorted({str(each["name"]) for client in clients for each in client.list_backends(True)})
+
+
 class ServiceDevice:
     """A `Device` behind IBM's service.
 

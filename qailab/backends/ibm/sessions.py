@@ -19,11 +19,13 @@ from typing import Any, Protocol
 from qailab.backends.ibm.devices import Mode
 from qailab.backends.ibm.faults import classify
 from qailab.backends.shared_log import SharedLog
+from qailab.journal import owner_alive, this_owner
 
 logger = logging.getLogger("qailab.backends")
 
 OPENING_SECONDS = 120.0
-"""After this long, whoever was opening a session has died over it, and another one tries."""
+"""After this long, whoever was opening a session has died over it, and another one tries; at once
+where one can see that it has."""
 _FALLBACK: dict[Mode, Mode] = {"session": "batch", "batch": "job"}
 
 
@@ -79,11 +81,17 @@ class Sessions:
                     return None, None
                 event = self._last.get("event")
                 if event == "open":
-                    return self._attached(self._last["id"])
+                    try:
+                        return self._attached(self._last["id"])
+                    except Exception as error:
+                        if classify(error).status != 404:
+                            raise
+                        self._append(event="gone", id=self._last["id"])
+                        continue
                 if self._given is not None and event is None:
                     self._append(event="open", id=self._given, given=True)
                 elif event != "opening" or self._is_stale():
-                    if self._append(event="opening"):
+                    if self._append(event="opening", owner=this_owner()):
                         self._open()
                 else:
                     if (stop or threading.Event()).wait(pause):
@@ -108,7 +116,18 @@ class Sessions:
                 return
             session_id = self._last["id"]
             if self._append(event="gone", id=session_id):
+                self._end(session_id)
+
+    def _end(self, session_id: str) -> None:
+        """Close one at the service; try more than once, as an open one costs."""
+        for pause in (0.2, 1.0, None):
+            try:
                 self._attached(session_id)[1].close()
+                return
+            except Exception as error:
+                if pause is None or classify(error).kind == "refused":
+                    raise
+                time.sleep(pause)
 
     def _open(self) -> None:
         try:
@@ -132,6 +151,8 @@ class Sessions:
         return session_id, self._live[session_id]
 
     def _is_stale(self) -> bool:
+        if owner_alive(self._last.get("owner", "")) is False:
+            return True
         return time.time() - float(self._last.get("time", 0.0)) > OPENING_SECONDS
 
     def _catch_up(self) -> None:

@@ -65,8 +65,10 @@ class Spending:
         """Give back what was reserved for a job that was never sent."""
         with self._lock:
             reservation = self._reserved.pop(entry.tag, None)
-        if reservation is not None and self._ledger is not None:
-            self._ledger.release(reservation)
+        if self._ledger is not None:  # it may be that of a process that is gone
+            cost = _cost(entry, 0.0)
+            named = reservation or Reservation(entry.tag, cost, 0.0, "", entry.owner, 0.0)
+            self._ledger.release(named)
 
     def sent(self) -> None:
         """Count a job."""
