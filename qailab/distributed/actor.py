@@ -35,6 +35,7 @@ CONCURRENCY_GROUPS = {"control": 1, "watch": 1}
 """Threads beside the one that evaluates: what they do need not wait for it."""
 _REMEMBERED_CANCELS = 10_000
 _REMEMBERED_WARNINGS = 100
+_OPEN_SECONDS = 15.0
 _SHARE_OF_CLOSE = 0.4  # how much of the time that `close` may take it waits for what runs
 
 Method = TypeVar("Method", bound=Callable[..., object])
@@ -91,6 +92,7 @@ class LauncherActor:
         self._pool = pool
         self._circuits: OrderedDict[str, CanonicalCircuit] = OrderedDict()
         self._backend: Backend | None = None
+        self._tried_to_open = threading.Event()
         self._lock = threading.Lock()  # between the threads that evaluate and the others
         self._running: dict[Ticket, _Run] = {}
         self._reported = NOTHING_USED
@@ -102,13 +104,15 @@ class LauncherActor:
     def open(self) -> Place:
         """Build the backend, once. Its errors reach the caller as they are."""
         if self._backend is None:
-            backend: Backend = pickle.loads(self._recipe)
             try:
+                backend: Backend = pickle.loads(self._recipe)
                 backend.share(self._pool, RayLog)
                 backend.open()
+                self._backend = backend
             except QailabError as error:
                 raise plain(error) from error
-            self._backend = backend
+            finally:
+                self._tried_to_open.set()
         return Place(os.getpid(), ray.util.get_node_ip_address())
 
     def run(
@@ -171,6 +175,8 @@ class LauncherActor:
             self._closing = True
             for run in self._running.values():
                 run.stop.set()
+        # One that is just starting may be the only one left to close what its predecessor opened.
+        self._tried_to_open.wait(_OPEN_SECONDS)
         if self._backend is None:
             return
         deadline = time.monotonic() + _SHARE_OF_CLOSE * self._backend.close_seconds

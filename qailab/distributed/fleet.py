@@ -226,10 +226,18 @@ class Fleet:
 
     def end(self) -> None:
         """Let go of all processes, after their backends were closed."""
-        ready = [slot for slot in self.slots if slot.state == "ready"]
-        self._workers.end(ready)
+        self._workers.end([slot for slot in self.slots if self._has_something_to_close(slot)])
         for slot in self.slots:
             self._retire(slot)
+
+    def _has_something_to_close(self, slot: Slot) -> bool:
+        """Whether a slot's process is ready, or replaces one that may have left a session open."""
+        if slot.state == "ready":
+            return True
+        queue = slot.backend.queue_name
+        heir = slot.state == "starting" and slot.starts_at is None and slot.replaced > 0
+        others = [other.backend.queue_name for other in self.slots if other.state == "ready"]
+        return heir and queue is not None and queue not in others
 
     def _retire(self, slot: Slot, *, hangs: bool = False) -> list[Parcel]:
         if slot.state == "ready":
