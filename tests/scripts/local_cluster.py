@@ -165,7 +165,10 @@ class LocalCluster:
     ) -> Node:
         """Join a node, with its own CPUs and custom resources; it is ready on return."""
         before = self.alive_nodes()
-        given = (self.address, str(self.directory / "ray"), cpus, dict(resources or {}))
+        # A directory of its own, as on another machine: a node unpacks a job's files there anew,
+        # under the feet of those that run from it.
+        directory = str(self.directory / f"ray{len(self.nodes)}")
+        given = (self.address, directory, cpus, dict(resources or {}))
         node = self._start(
             f"node{len(self.nodes)}",
             [sys.executable, "-c", _JOIN, repr((*given, _STORE_BYTES))],
@@ -203,7 +206,7 @@ class LocalCluster:
         if self._keeper.stdin is not None:
             self._keeper.stdin.close()
         self._keeper.wait(20)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        remove(self.directory)
 
     def __enter__(self) -> LocalCluster:
         return self
@@ -275,9 +278,18 @@ def end_marked(name: str) -> None:
         time.sleep(0.02)
 
 
+def remove(directory: Path) -> None:
+    """Remove a directory, although the last threads of killed processes may still write there."""
+    for _ in range(50):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(0.1)
+
+
 if __name__ == "__main__":  # the keeper
     for received in (signal.SIGINT, signal.SIGTERM):
         signal.signal(received, signal.SIG_IGN)
     sys.stdin.read()  # ends when the process that began the cluster does
     end_marked(sys.argv[1])
-    shutil.rmtree(sys.argv[2], ignore_errors=True)
+    remove(Path(sys.argv[2]))

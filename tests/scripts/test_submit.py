@@ -127,7 +127,9 @@ def test_a_job_runs_in_what_was_sent_and_its_end_is_ours(
     variables = tmp_path / "variables"
     variables.write_text("GREETED='whole world'\n")
     sent = ("--working-dir", ".", "--env-file", str(variables))
-    status, output, errors = run(cluster, project, *sent, "--name", "good", "--", "hello.py", "0")
+    good = start(cluster, project, *sent, "--name", "good", "--", "hello.py", "0")
+    bad = start(cluster, project, *sent, "--no-pip", "--name", "bad", "--", "hello.py", "3")
+    status, output, errors = finish(good)
     assert status == 0, errors
     # Both streams, in order; neither the secret nor the data went.
     assert re.search(
@@ -138,9 +140,7 @@ def test_a_job_runs_in_what_was_sent_and_its_end_is_ours(
     assert "job good submitted" in errors
     assert "job good succeeded after" in errors
 
-    status, output, errors = run(
-        cluster, project, *sent, "--no-pip", "--name", "bad", "--", "hello.py", "3"
-    )
+    status, output, errors = finish(bad)
     assert (status, output.count("line 2")) == (3, 1)
     assert "job bad failed with exit status 3" in errors
     status, output, _ = run(cluster, project, "status", "bad")

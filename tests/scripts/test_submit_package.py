@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import subprocess
@@ -54,6 +55,7 @@ def test_ray_packs_the_same_files_with_these_excludes(tmp_path: Path) -> None:
         str(ROOT),
         target,
         include_gitignore=True,
+        logger=logging.getLogger("of nobody"),  # Ray's own writes to a stream that pytest closed
         excludes=[*get_runtime_env_default_excludes(), *packing.all_excludes()],
     )
     with zipfile.ZipFile(target) as archive:

@@ -1,9 +1,8 @@
-"""The parts of ``scripts/submit.py`` without a cluster: options, addresses, versions, output."""
+"""The parts of ``scripts/submit.py`` without a cluster: options, addresses, versions, needs."""
 
 from __future__ import annotations
 
 import http.server
-import io
 import json
 import platform
 import socket
@@ -23,7 +22,6 @@ import submit  # noqa: E402
 from submission import cluster as reaching  # noqa: E402
 from submission import commands, probe  # noqa: E402
 from submission.cluster import Cluster, ClusterError, Token, normal_address  # noqa: E402
-from submission.following import Lines, exit_status  # noqa: E402
 from submission.options import Question, Submission, parse, read_environment  # noqa: E402
 from submission.packing import Package  # noqa: E402
 
@@ -107,6 +105,9 @@ def test_addresses() -> None:
     assert normal_address("https://ray.example.org/", {}) == "https://ray.example.org"
     both = {"RAY_API_SERVER_ADDRESS": "http://a:1", "RAY_ADDRESS": "b:2"}
     assert normal_address(None, both) == "http://a:1"
+    assert normal_address(None, {"RAY_ADDRESS": "http://d:4"}) == "http://d:4"
+    with pytest.raises(InputError, match="where is the cluster"):
+        normal_address(None, {"RAY_ADDRESS": "10.0.0.5:6379"})
     assert normal_address("http://c:3", both) == "http://c:3"  # Ray has it the other way round
     assert reaching.shown("http://somebody:hidden@head:8265") == "http://...@head:8265"
     for wrong in ("ftp://head", "http://", "http://head:port"):
@@ -262,47 +263,3 @@ def test_only_what_differs_is_installed(
     assert len(environment.get("pip", {}).get("packages", [])) == count
     said = capsys.readouterr().err
     assert ("two==2.0 is wanted, the cluster has 1.9" in said) == (option is None)
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-BARS = [f"qailab:  {n}%|███  | {n}/100 [00:0{n}<00:09, 9 rows/s]" for n in range(1, 9)]
-
-
-def test_bars_are_lines_now_and_then_in_a_file() -> None:
-    out, now = io.StringIO(), [0.0]
-    lines = Lines(out, clock=lambda: now[0])
-    lines.write("begin\n")
-    for bar in BARS:
-        now[0] += 3
-        lines.write(f"{bar}\n")
-    lines.write("end")
-    lines.write(" of it")
-    lines.close()
-    assert out.getvalue().splitlines() == ["begin", BARS[0], BARS[4], BARS[7], "end of it"]
-
-
-def test_bars_replace_each_other_on_a_terminal() -> None:
-    out = Terminal()
-    lines = Lines(out)
-    lines.write("\n".join(["begin", *BARS, "end", ""]))
-    lines.close()
-    seen = [line.rpartition("\r\x1b[K")[2] for line in out.getvalue().split("\n")][:-1]
-    assert seen == ["begin", BARS[-1], "end"]
-
-
-@pytest.mark.parametrize(
-    ("status", "code", "expected"),
-    [
-        ("SUCCEEDED", 0, 0),
-        ("FAILED", 3, 3),
-        ("FAILED", None, 1),
-        ("FAILED", -9, 137),
-        ("STOPPED", None, 143),
-    ],
-)
-def test_exit_statuses(status: str, code: int | None, expected: int) -> None:
-    assert exit_status(SimpleNamespace(status=status, driver_exit_code=code)) == expected
