@@ -161,7 +161,7 @@ class Fleet:
             pause = min(_LONGEST_BACK_OFF, BACK_OFF_SECONDS * 2 ** (slot.faults - 1))
             slot.resting_until = self._clock() + pause
             return
-        self._give_back(slot, self._retire(slot), False)
+        self._give_back(slot, self._retire(slot, gently=slot.backend.packs_rows), False)
         self._set_aside(slot, reason, REST_SECONDS)
 
     def tick(self, *, waiting: bool) -> None:
@@ -239,10 +239,10 @@ class Fleet:
         others = [other.backend.queue_name for other in self.slots if other.state == "ready"]
         return heir and queue is not None and queue not in others
 
-    def _retire(self, slot: Slot, *, hangs: bool = False) -> list[Parcel]:
+    def _retire(self, slot: Slot, *, hangs: bool = False, gently: bool = False) -> list[Parcel]:
         if slot.state == "ready":
             slot.ready_seconds += self._clock() - slot.ready_since
-        self._workers.stop(slot, hangs=hangs)
+        self._workers.stop(slot, hangs=hangs, gently=gently)
         return slot.retire()
 
     def _revive(self, slot: Slot) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import uuid
@@ -196,6 +197,7 @@ class LauncherPool:
         with self._lock:
             self._closed = True
         self._end()
+        atexit.unregister(self._end)
 
     def __enter__(self) -> LauncherPool:
         return self
@@ -281,9 +283,11 @@ class LauncherPool:
         except (TypeError, ValueError) as error:
             raise InputError(f"actor_options are not valid for a Ray actor: {error}") from error
         self._pid = os.getpid()
-        # Also when the pool is dropped without close(), and at exit, before Ray's own handler.
+        # Also when the pool is dropped without close(), and at exit.
         self._end.detach()
         self._end = weakref.finalize(self, _end, self._dispatcher, self._pid, self._session)
+        # What is registered last runs first at exit, and Ray has registered its own end by now.
+        atexit.register(self._end)
 
 
 def _pickled(backends: Sequence[Backend]) -> tuple[bytes, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,6 +68,7 @@ class RayWorkers:
         self._named: list[dict[str, str]] = []
         self._looked = -math.inf
         self._opening: dict[int, Any] = {}
+        self._closing: list[tuple[Any, float]] = []  # of actors that are let go gently
         self._class = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(LauncherActor)
         self._options = tuple(options)
         for each in options:
@@ -126,24 +128,44 @@ class RayWorkers:
                 asked = self._actors[slot.index].running_seconds.remote(self._client)
                 self._when_done(asked, partial(self._busy, slot, slot.generation))
 
-    def stop(self, slot: Slot, *, hangs: bool = False) -> None:
+    def stop(self, slot: Slot, *, hangs: bool = False, gently: bool = False) -> None:
         actor = self._actors.pop(slot.index, None)
         self._opening.pop(slot.index, None)
+        if gently and actor is not None and self._owned and self.connected:
+            with _unless_it_fails("close", slot):
+                self._close_and_end(actor, slot.backend.close_seconds)
+                return
         if actor is not None and (self._owned or hangs) and self.connected:
             with _unless_it_fails("end", slot):
                 ray.kill(actor)  # half-dead actors would answer later
+
+    def _close_and_end(self, actor: Any, seconds: float) -> None:
+        """Have an actor close its backend, in its own time, and end it then."""
+        closed = actor.close.remote()
+        self._closing.append((closed, seconds))
+        end = threading.Timer(seconds, self._post, [partial(_kill, actor)])
+        end.daemon = True
+        end.start()
+
+        def ended(done: Future[Any]) -> None:
+            done.exception()
+            end.cancel()
+            self._post(partial(_kill, actor))
+
+        closed.future().add_done_callback(ended)
 
     def end(self, slots: Sequence[Slot]) -> None:
         if not self._owned or not self.connected:
             return
         # Nothing in an actor runs when it is killed: a session would stay open.
-        closing = []
+        closing = [closed for closed, _ in self._closing]
+        patience = [seconds for _, seconds in self._closing]
         for slot in slots:
             with _unless_it_fails("close", slot):
                 closing.append(self._actors[slot.index].close.remote())
+                patience.append(slot.backend.close_seconds)
         if closing:
-            patience = max(slot.backend.close_seconds for slot in slots)
-            ray.wait(closing, num_returns=len(closing), timeout=patience)
+            ray.wait(closing, num_returns=len(closing), timeout=max(patience))
             for ref in closing:
                 _forget(ref)
 
@@ -215,6 +237,11 @@ class RayWorkers:
     def _busy(self, slot: Slot, generation: int, done: Future[Any]) -> None:
         if done.exception() is None:  # a lost actor is heard of in other ways
             self._events.busy(slot, generation, *done.result())
+
+
+def _kill(actor: Any) -> None:
+    with suppress(Exception):  # it, or Ray, is gone already
+        ray.kill(actor)
 
 
 @contextmanager

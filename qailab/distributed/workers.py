@@ -94,12 +94,13 @@ class Workers(Protocol):
     def inquire(self, slot: Slot) -> None:
         """Ask how long the chunk that runs has been running; `Events.busy` follows. Cannot fail."""
 
-    def stop(self, slot: Slot, *, hangs: bool = False) -> None:
+    def stop(self, slot: Slot, *, hangs: bool = False, gently: bool = False) -> None:
         """Let go of the slot's process; nothing more is heard of it.
 
         Args:
             slot: whose process.
             hangs: it does not answer: end it, whoever started it.
+            gently: let it close its backend first, as far as it does so in time.
         """
 
     def end(self, slots: Sequence[Slot]) -> None:

@@ -235,7 +235,7 @@ class SimulatedWorkers:
             own, others = (0.0, running) if process.foreign else (running, 0.0)
             self.after(0.001, lambda: self.scheduler.busy(slot, process.generation, own, others))
 
-    def stop(self, slot, *, hangs=False):
+    def stop(self, slot, *, hangs=False, gently=False):
         process = self.processes.pop(slot.index, None)
         if process is not None:
             process.alive = False

@@ -233,6 +233,8 @@ class IBMBackend(Backend):
             return Outcomes(np.empty((0, circuit.num_outcomes)))
         self._check_shots(batch.shots)
         assert batch.shots is not None
+        if "_live_sharing" not in self.__dict__:  # nobody has looked before
+            self.validate(circuit, batch.shots)
         live = self._opened()
         device, runner, program = live.prepare(circuit)
         _check_most_shots(batch.shots, device)

@@ -82,5 +82,8 @@ class Device(Protocol):
     def find(self, tag: str) -> list[str]:
         """The ids of all jobs with a tag, the newest first."""
 
+    def session_of(self, job_id: str) -> str | None:
+        """The session of a job that was found; None if in none, or not known."""
+
     def forget(self, job_id: str) -> None:
         """Drop what is kept of a job here."""

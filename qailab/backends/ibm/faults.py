@@ -22,6 +22,25 @@ RAN_TOO_LONG_CODE = 1305
 """A job passed the time it may take."""
 
 _CODE = re.compile(r'"?code"?\s*[:=]\s*"?(\d{4,5})')
+_PENDING = re.compile(
+    r"pending job|(?=.*\bjobs?\b)(?=.*\b(limit|maximum|too many)\b)"
+    r"(?=.*\b(queued?|wait\w*|pending)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+_NO_SESSIONS = re.compile(
+    r"(?=.*\b(sessions?|batch|dedicated)\b)"
+    r"(?=.*(\bplan\b|not (support|authori[sz]ed|available|allowed|permitted|enabled)))",
+    re.IGNORECASE | re.DOTALL,
+)
+_GARBLED = {  # an answer that is not what it should be: cut off, or a proxy's
+    "AttributeError",
+    "IndexError",
+    "KeyError",
+    "TypeError",
+    "UnicodeDecodeError",
+    "ValidationError",
+    "JSONDecodeError",
+}
 _NOT_PROCESSED = {408, 425, 429}  # try again, nothing was done
 _NETWORK = {
     "ConnectionError",
@@ -65,22 +84,22 @@ class Fault:
     @property
     def is_pending_limit(self) -> bool:
         """Whether too many jobs wait already."""
-        words = self.text.lower()
-        return self.code == PENDING_LIMIT_CODE or (
-            self.status in (400, 403, 409, 429) and "pending job" in words
-        )
+        if self.code == PENDING_LIMIT_CODE:
+            return True
+        return self.status in (400, 403, 409, 429) and bool(_PENDING.search(self.text))
 
     @property
     def is_session_gone(self) -> bool:
-        """Whether it says that the session takes no more jobs (or may do so)."""
-        words = self.text.lower()
-        return "session" in words and self.status in (None, 400, 403, 404, 409)
+        """Whether the session may take no more jobs; whoever asks for its state will know.
+
+        How a server says so differs, so that its words do not decide.
+        """
+        return self.kind == "refused" and self.status not in (None, 401, 413)
 
     @property
     def is_session_refused(self) -> bool:
         """Whether the plan has no sessions."""
-        words = self.text.lower()
-        return self.status in (400, 403) and "session" in words and "plan" in words
+        return self.status in (400, 403) and bool(_NO_SESSIONS.search(self.text))
 
     @property
     def is_unauthorized(self) -> bool:
@@ -116,6 +135,9 @@ def classify(error: BaseException) -> Fault:
         return fault("refused")
     if status is not None:  # 5xx: an error may come after the work was done
         return fault("lost")
+    if type(error).__name__ in _GARBLED:
+        text = f"the answer cannot be read ({type(error).__name__}: {text})"
+        return fault("lost")
     return fault("lost" if kinds & _NETWORK or _sounds_lost(text) else "refused")
 
 
@@ -139,7 +161,7 @@ def without_tokens(text: str) -> str:
 
 
 def _text(error: BaseException) -> str:
-    message = " ".join(str(error).split()).strip("'\" ")
+    message = " ".join(str(error).split())
     return message[:600] or type(error).__name__
 
 

@@ -189,7 +189,7 @@ class JobRunner:
             if task.resent or not fresh:
                 found = self._sender.find(entry, task.stop, settle=not fresh)
                 if found is not None:
-                    return self._submitted(entry, found, None)
+                    return self._submitted(entry, found, self._sender.session_of(found))
             if not task.has(entry):  # cut for others, who are gone: cut anew
                 if self._journal.withdraw(entry, "its rows are cut anew"):
                     self._spending.release(entry)

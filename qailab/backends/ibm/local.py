@@ -74,6 +74,9 @@ class LocalDevice:
     def find(self, tag: str) -> list[str]:
         return []
 
+    def session_of(self, job_id: str) -> str | None:
+        return None
+
     def forget(self, job_id: str) -> None:
         with self._lock:
             self._jobs.pop(job_id, None)

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import CancelledError
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 from qailab.backends.ibm.devices import Device
@@ -97,6 +98,8 @@ class Sender:
                 raise
             except Exception as error:
                 fault = classify(error)
+                if self._device.is_local:  # no network that could be to blame
+                    fault = replace(fault, kind="refused")
                 if fault.is_pending_limit and fault.kind != "lost":
                     end = time.monotonic() + self._timeout if end is None else end
                     if time.monotonic() > end:
@@ -188,7 +191,7 @@ class Sender:
     ) -> bool:
         if session_id is None or self._states is None or self._sessions is None:
             return False
-        if fault is not None and not (fault.kind == "refused" and fault.is_session_gone):
+        if fault is not None and not fault.is_session_gone:
             return False
         patience = Patience(self._waits, stop, f"looking at session {session_id}")
         while True:
@@ -204,6 +207,10 @@ class Sender:
         if not takes_jobs:
             self._sessions.replace(session_id, "it takes no more jobs")
         return not takes_jobs
+
+    def session_of(self, job_id: str) -> str | None:
+        """The session that a job which was found is in."""
+        return self._device.session_of(job_id)
 
     def end(self, job_id: str) -> None:
         """Cancel a job that is one too many."""

@@ -32,7 +32,21 @@ _STATES: dict[str, State] = {
     "ERROR": "failed",
     "CANCELLED": "cancelled",
 }
+_TOO_LONG = f"{RAN_TOO_LONG_CODE}"
 _SLACK = 1.5  # of a call's deadline over a request's: a call may be a few requests
+
+
+def _state_of(status: str) -> State:
+    """What a status means; the client passes on those that it does not know."""
+    known = _STATES.get(status)
+    if known is not None:
+        return known
+    word = status.upper()
+    if word.startswith(("CANCEL", "ABORT")):
+        return "cancelled"
+    if word.startswith(("FAIL", "ERROR")):
+        return "failed"
+    return "done" if word.startswith(("COMPLETE", "DONE")) else "running"
 
 
 def open_service(
@@ -123,13 +137,14 @@ class ServiceDevice:
     def state(self, job_id: str) -> JobState:
         job = self._job(job_id)
         status = str(self._within(job.status, f"looking at job {job_id}"))
-        state = _STATES.get(status, "running")
+        state = _state_of(status)
         if state in ("waiting", "running", "done"):
             return JobState(state)
         # What `status` has just fetched; it has no public name beside an error's text.
         reason = str(getattr(job, "_reason", None) or getattr(job, "_error_message", None) or "")
         code = getattr(job, "_reason_code", None)
-        too_long = code == RAN_TOO_LONG_CODE or "ran too long" in reason.lower()
+        said = f"{status} {reason}".lower()
+        too_long = code == RAN_TOO_LONG_CODE or "ran too long" in said or _TOO_LONG in said
         return JobState("too long" if too_long else state, reason or f"no reason given ({status})")
 
     def counts(self, job_id: str, num_bits: int, num_rows: int, shots: int) -> NDArray[np.uint32]:
@@ -158,6 +173,11 @@ class ServiceDevice:
         with self._lock:
             self._jobs.update({str(job.job_id()): job for job in jobs})
         return [str(job.job_id()) for job in jobs]
+
+    def session_of(self, job_id: str) -> str | None:
+        # The public property asks the server where there is none.
+        session = getattr(self._jobs.get(job_id), "_session_id", None)
+        return str(session) if session else None
 
     def forget(self, job_id: str) -> None:
         with self._lock:

@@ -57,7 +57,10 @@ def within(seconds: float, call: Callable[[], Result], *, what: str) -> Result:
             errors.append(error)
 
     thread = threading.Thread(target=run, name=f"qailab-ibm: {what}", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is ending, and starts no more threads
+        return call()
     thread.join(seconds)
     if errors:
         raise errors[0]

@@ -134,7 +134,12 @@ class Waiter:
                 except EvaluationError as error:
                     raise about(entry, str(error)) from error
                 except Exception as error:
-                    patience.bear(classify(error), error)
+                    fault = classify(error)
+                    if self._device.is_local:  # no network that could be to blame
+                        fault = replace(fault, kind="refused")
+                    elif fault.status in (None, 404):  # the server has just said that it is there
+                        fault = replace(fault, kind="lost")
+                    patience.bear(fault, error)
             self._journal.done(entry.id, counts, usage.result())
         self._sender.settled(entry, job_id)
         self._device.forget(job_id)

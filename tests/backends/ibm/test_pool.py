@@ -2,13 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from qailab.backends import AerBackend, Budget
+from qailab.backends import AerBackend, Budget, IBMWaits
 from qailab.distributed import LauncherPool
-from qailab.errors import BackendBuildError, BudgetExceededError, PoolError
+from qailab.errors import BackendBuildError, BudgetExceededError, PoolError, PoolExhaustedError
 from tests.backends.ibm.conftest import DEADLINE, device, gradient_rows, live_jobs, on
 from tests.distributed.conftest import wait_until
 
@@ -124,3 +126,40 @@ def test_a_spent_budget_cancels_nothing_that_was_sent(ray_cluster, rehearse, tmp
         fleet.stats()
     assert [job.state for job in server.jobs] == ["Completed"]
     assert "this plan has no mode 'session'" in caplog.text  # an actor's warning, heard here
+
+
+def test_a_device_that_is_set_aside_has_its_session_closed(ray_cluster, rehearse):
+    server = rehearse("manila", "lagos", faults=[on("http", status=503, after=4, times=200)])
+    canonical, rows = gradient_rows()
+    impatient = IBMWaits(request_seconds=1.0, patience_seconds=0.3, settle_seconds=0.1)
+    names = ("ibmq_manila", "ibm_lagos")
+    with pool(server, *(device(name, waits=impatient) for name in names)) as fleet:
+        fleet.wait(timeout=DEADLINE)
+        fleet.run(canonical, rows)
+        fleet.run(canonical, rows)
+        with pytest.raises(PoolExhaustedError, match="503"):
+            fleet.run(canonical, rows)
+    assert {session.state for session in server.sessions} == {"closed"}
+    assert len(server.sessions) == 2
+
+
+FORGETFUL = """
+import sys
+import torch
+from qailab.distributed import LauncherPool
+from tests.backends.ibm.conftest import device, gradient_rows
+
+pool = LauncherPool([device()])
+pool.run(*gradient_rows())
+sys.exit(3)
+"""
+
+
+@pytest.mark.integration
+def test_a_program_that_ends_without_closing_leaves_no_session(rehearse):
+    server = rehearse()
+    done = subprocess.run(
+        [sys.executable, "-c", FORGETFUL], timeout=DEADLINE, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert done.returncode == 3
+    assert [session.state for session in server.sessions] == ["closed"]
