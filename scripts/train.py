@@ -19,6 +19,25 @@ nothing had happened. The weights depend on the seed, not on the number of actor
     scripts/train --resume long --epochs 30          ten epochs more
     scripts/train --backend aer-noisy --samples 400  on noisy simulators, some 30 times slower
     scripts/train --address 10.0.0.5:6379 --actors 64
+    scripts/train --shots exact --dtype float64      no shot noise, and rounding of 1e-16
+
+--workers N trains in N processes with Ray Train (gloo, or nccl on GPUs). Each takes its part of
+every batch, and all make the same step with the sum of their gradients; shot noise goes by a
+sample's place in the batch. So the weights are those of one worker but for the rounding of that
+sum, and a run may go on with another N. The workers share one pool of actors, or with --pool
+per-worker each has its part of them. A worker that dies is restored from the last epoch. Circuits
+run on all actors with one worker, too: more workers are for what a process does besides, its own
+layers and handing out rows.
+
+--placement says in one place where actors are and what each takes of its node. --storage keeps the
+run in a directory that all nodes share, or at a URI: a job that was killed is submitted again as
+it was, goes on by itself, and two jobs are never at one run at once.
+
+    scripts/train --workers 2 --actors 4                       data-parallel on this machine
+    scripts/train --address auto --workers 4 --actors 64 --storage s3://bucket/runs --name big
+    scripts/train --address auto --placement actors-per-node=8,cpus=0.5 --storage /storage/runs \
+        --name spread
+    scripts/train --workers 2 --placement worker-gpus=1,gpus=0.25 --actors 8
 
 On hardware a step is one job forward and one backward for each device, and no seed decides what
 its shots give. What was paid for is in the journal: a run that is resumed, after kill -9 too, takes

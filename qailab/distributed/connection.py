@@ -201,7 +201,8 @@ def available_resources() -> str:
     import ray
 
     free, total = ray.available_resources(), ray.cluster_resources()
-    known = ("memory", "object_store_memory", "node:")
+    # Not what Ray keeps account of by itself: memory, nodes, parts of placement groups.
+    known = ("memory", "object_store_memory", "node:", "CPU_group_", "GPU_group_", "bundle_group_")
     names = sorted(name for name in total if not name.startswith(known))
     shown = [f"{name} {free.get(name, 0):g} of {total[name]:g} free" for name in names]
     return ", ".join(shown) or "none"

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from qailab.backends.cost import Cost, UsageEstimate
 from qailab.backends.limits import IBMLimits
+from qailab.errors import InputError
 from qailab.torch import estimate
+from training.checkpoint import Progress
 from training.data import Digits
 from training.model import HybridClassifier
-from training.options import Config
-from training.runs import Progress
+from training.settings import Config
 
 _PAIR = 2  # rows of a backward pass come in pairs, which stay together
 _HEADER = ("gradient", "rows", "jobs", "executions", "QPU seconds", "of these for tests")
@@ -61,7 +62,7 @@ def run_costs(
     for epoch in range(done.epoch, config.epochs):
         batches = digits.batches(config.seed, epoch, config.batch_size)
         sizes.update(map(len, batches[done.batch if epoch == done.epoch else 0 :]))
-    passes = _Passes(model, config.shots, devices)
+    passes = _Passes(model, _shots(config), devices)
     tests = passes.cost(len(digits.test_labels), 1) * (config.epochs - done.epoch)
     methods = estimate(model, 1, show=False).methods
     costs = {each.method: RunCost(each.name, Cost(), tests) for each in methods}
@@ -88,6 +89,12 @@ def cost_table(costs: tuple[RunCost, ...]) -> str:
         )
         for line in lines
     )
+
+
+def _shots(config: Config) -> int:
+    if config.num_shots is None:
+        raise InputError("--estimate needs a number of --shots: hardware has no exact ones")
+    return config.num_shots
 
 
 class _Passes:

@@ -63,6 +63,15 @@ class Digits:
             torch.tensor(test_labels),
         )
 
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Digits:
+        """The same on a device, with images in another precision."""
+        return Digits(
+            self.train_images.to(device, dtype),
+            self.train_labels.to(device),
+            self.test_images.to(device, dtype),
+            self.test_labels.to(device),
+        )
+
     def batches(self, seed: int, epoch: int, size: int) -> tuple[Tensor, ...]:
         """The sample numbers of each batch of an epoch.
 

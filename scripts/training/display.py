@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from training.options import Config
-from training.runs import Checkpoint, EpochMetrics, Progress
+from training.checkpoint import Checkpoint, EpochMetrics, Progress
+from training.settings import Config
 
 _BAR = "{desc} {bar} {percentage:3.0f}%{postfix}, {remaining} left"
 
@@ -27,6 +27,7 @@ class Display:
         self, config: Config, start: Checkpoint, steps_per_epoch: int, check: Callable[[], None]
     ) -> None:
         self._epochs = config.epochs
+        self._steps = steps_per_epoch
         self._check = check
         self._seconds = [metrics.seconds for metrics in start.history]
         self._bar = tqdm(
@@ -41,7 +42,7 @@ class Display:
         )
 
     def on_batch(self, progress: Progress) -> None:
-        """Move the bar by one step."""
+        """Move the bar to where the run is: workers may tell of some steps at once."""
         self._bar.set_description_str(f"epoch {progress.epoch + 1}/{self._epochs}", refresh=False)
         self._bar.set_postfix_str(
             f"loss {progress.loss_sum / progress.seen:.3f}, "
@@ -49,7 +50,7 @@ class Display:
             f"{progress.rows / progress.seconds:,.0f} rows/s",
             refresh=False,
         )
-        self._bar.update()
+        self._bar.update(progress.epoch * self._steps + progress.batch - self._bar.n)
         self._check()
 
     def on_epoch(self, metrics: EpochMetrics) -> None:

@@ -101,11 +101,12 @@ class Hardware:
         """How many devices share the rows."""
         return len(self.devices or (None,))
 
-    def backends(self, journal: Path) -> list[IBMBackend]:
+    def backends(self, journal: Path, sessions: int = 1) -> list[IBMBackend]:
         """One backend for each actor; they share the journal and the budget.
 
         Args:
             journal: the journal's file.
+            sessions: actors for each device.
 
         Raises:
             InputError: if an option is not valid.
@@ -124,6 +125,7 @@ class Hardware:
         return [
             IBMBackend(name, budget=budget, journal=journal, **options)
             for name in self.devices or (None,)
+            for _ in range(sessions)
         ]
 
     def __str__(self) -> str:

@@ -8,22 +8,30 @@ from typing import TYPE_CHECKING
 
 from qailab.errors import BudgetExceededError, JournalError
 from qailab.journal import Journal
+from training.checkpoint import Progress
 from training.data import CLASSES, PIXELS
-from training.runs import Progress
+from training.settings import Config
 
 if TYPE_CHECKING:  # it imports this module
     from training.session import Session
 
 
-def introduction(run: Session) -> str:
-    """What is about to be trained, on what."""
+def introduction(run: Session, actors: int) -> str:
+    """What is about to be trained, on what.
+
+    Args:
+        run: the run.
+        actors: how many actors there are.
+    """
     config, model, digits = run.config, run.model, run.digits
     problem = model.circuit.problem
     start = ""
     if run.resume is not None:
         done = run.resume.progress
         start = f", from epoch {done.epoch + 1}, step {done.batch + 1}"
-    actors = "1 Ray actor" if len(run.backends) == 1 else f"{len(run.backends)} Ray actors"
+    by = "1 Ray actor" if actors == 1 else f"{actors} Ray actors"
+    if run.options.workers > 1:
+        by = f"{run.options.workers} workers with {by}, {run.options.pool or 'shared'},"
     where = f"with {run.backends[0]!r}"
     if config.backend == "ibm":
         where = f"on {run.options.hardware}"
@@ -35,8 +43,14 @@ def introduction(run: Session) -> str:
         f"({model.num_weights:,} weights in all).\n"
         f"{len(digits.train_labels):,} training and {len(digits.test_labels):,} test samples; "
         f"{config.epochs} epoch{'' if config.epochs == 1 else 's'} of {run.steps} steps; "
-        f"{rows:,} rows of {config.shots:,} shots for each step, by {actors} {where}."
+        f"{rows:,} rows {shots(config)} for each step, by {by} {where}."
     )
+
+
+def shots(config: Config) -> str:
+    """The shots of each row, in words."""
+    number = config.num_shots
+    return "with exact probabilities" if number is None else f"of {number:,} shots"
 
 
 def stopped(run: Session, done: Progress, error: BaseException) -> str:
@@ -68,5 +82,6 @@ def resume_command(run: Session) -> str:
     by_script = sys.prefix != sys.base_prefix and sys.prefix.endswith("/.venv")
     program = ["scripts/train"] if by_script else [sys.executable, sys.argv[0]]
     folder = run.folder.path
-    where = [] if str(folder.parent) == "runs" else ["--runs-dir", str(folder.parent)]
+    kept = run.options.storage is not None
+    where = [] if kept or str(folder.parent) == "runs" else ["--runs-dir", str(folder.parent)]
     return shlex.join([*program, "--resume", folder.name, *where, *run.options.place])

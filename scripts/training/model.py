@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from qailab.backends import AerBackend, Backend
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.torch import QLayer
 from training.data import CLASSES, PIXELS
-from training.options import BackendKind, Config
+from training.settings import BackendKind, Config
 
 # Roughly today's superconducting devices.
 _ONE_QUBIT_ERROR = 0.0005
@@ -43,10 +45,11 @@ class HybridClassifier(nn.Module):
         self.circuit = QLayer(
             build_circuit(config.qubits, blocks),
             backend=backend,
-            shots=config.shots,
+            shots=config.num_shots,
             seed=config.seed,
         )
         self.readout = nn.Linear(self.circuit.out_features, CLASSES)
+        self.to(getattr(torch, config.dtype))
 
     def forward(self, images: Tensor) -> Tensor:
         probabilities: Tensor = self.circuit(self.encoder(images))
@@ -64,13 +67,13 @@ class HybridClassifier(nn.Module):
         return samples * (1 + 2 * self.circuit.problem.canonical.num_angles)
 
 
-def make_backend(kind: BackendKind) -> AerBackend:
+def make_backend(kind: BackendKind, device: Literal["CPU", "GPU"] = "CPU") -> AerBackend:
     """The recipe of the simulators.
 
     With noise: depolarizing errors after each gate, and misread bits.
     """
     if kind == "aer":
-        return AerBackend()
+        return AerBackend(device=device)
     from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
 
     noise = NoiseModel()
@@ -78,4 +81,4 @@ def make_backend(kind: BackendKind) -> AerBackend:
     noise.add_all_qubit_quantum_error(depolarizing_error(_TWO_QUBIT_ERROR, 2), ["cx"])
     right, wrong = 1.0 - _READOUT_ERROR, _READOUT_ERROR
     noise.add_all_qubit_readout_error(ReadoutError([[right, wrong], [wrong, right]]))
-    return AerBackend(noise_model=noise)
+    return AerBackend(device=device, noise_model=noise)

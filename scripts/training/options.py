@@ -7,118 +7,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from qailab.errors import CheckpointError, InputError
+from qailab.errors import InputError
 from training.hardware import Hardware, add_options
+from training.placement import Placement
+from training.settings import EXACT, BackendKind, Config, Precision, check_at_least_one
 
-BackendKind = Literal["aer", "aer-noisy", "ibm"]
-
-MAX_QUBITS = 16
-"""The linear layer behind the circuit has 2**qubits inputs: 2.6 MB of weights at 16."""
-MIN_SAMPLES = 50
-"""A fifth is for testing, and each of ten digits must be in both parts."""
-_SEED_LIMIT = 2**63
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that a run's weights depend on.
-
-    Args:
-        qubits: qubits of the circuit, which are also the features it takes.
-        reps: repetitions of rotations and entanglement in the circuit.
-        shots: shots for each row.
-        batch_size: samples for each step.
-        lr: learning rate of Adam in the first epoch.
-        backend: what the actors hold: a kind of simulator, or a device.
-        seed: seed of the initial weights, the order of samples and the shot noise.
-        samples: how many of the samples are used; None for all.
-        epochs: how often every training sample is used.
-
-    Raises:
-        InputError: if a value is out of its range.
-    """
-
-    qubits: int = 6
-    reps: int = 2
-    shots: int = 1024
-    batch_size: int = 32
-    lr: float = 0.01
-    backend: BackendKind = "aer"
-    seed: int = 7
-    samples: int | None = None
-    epochs: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("qubits", "reps", "shots", "batch_size", "epochs"):
-            _check_at_least_one(name, getattr(self, name))
-        if self.qubits > MAX_QUBITS:
-            raise InputError(
-                f"--qubits must be at most {MAX_QUBITS}, got {self.qubits}: the layer behind the "
-                f"circuit would have 2**{self.qubits} inputs"
-            )
-        if not 0.0 < self.lr < math.inf:
-            raise InputError(f"--lr must be positive and finite, got {self.lr}")
-        if not 0 <= self.seed < _SEED_LIMIT:
-            raise InputError(f"--seed must be in [0, 2**63), got {self.seed}")
-        if self.backend not in get_args(BackendKind):
-            raise InputError(
-                f"--backend must be one of {', '.join(get_args(BackendKind))}; got {self.backend!r}"
-            )
-        if self.samples is not None and self.samples < MIN_SAMPLES:
-            raise InputError(f"--samples must be at least {MIN_SAMPLES}, got {self.samples}")
-
-    @classmethod
-    def from_dict(cls, values: Any, where: str) -> Config:
-        """The config in a file of a run.
-
-        Args:
-            values: what the file holds.
-            where: the file, for messages.
-
-        Raises:
-            CheckpointError: if it does not hold a config of this program.
-        """
-        expected = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or set(values) != expected:
-            got = sorted(map(str, values)) if isinstance(values, dict) else repr(values)
-            raise CheckpointError(
-                f"{where} must hold the settings {sorted(expected)}, got {got}; it was written by "
-                "another version of this program, or edited"
-            )
-        try:
-            return cls(**values)
-        except (InputError, TypeError) as error:
-            raise CheckpointError(f"{where} holds a setting that is not valid: {error}") from error
-
-    def check_same(self, other: dict[str, Any], *, mine: str, theirs: str) -> None:
-        """Check that nothing which the weights depend on differs; ``epochs`` may.
-
-        Args:
-            other: settings by name; those that are left out or None are not compared.
-            mine: where the settings of this config come from, for messages.
-            theirs: where the other settings come from, for messages.
-
-        Raises:
-            CheckpointError: if a setting differs; it names both values of each that does.
-        """
-        own = dataclasses.asdict(self)
-        different = [
-            f"{name} is {own[name]} in {mine}, but {value} in {theirs}"
-            for name, value in other.items()
-            if name != "epochs" and value is not None and own[name] != value
-        ]
-        if different:
-            raise CheckpointError(
-                f"{'; '.join(different)}. A run goes on with the settings it began with: leave "
-                "the option out, or start a new run without --resume"
-            )
+PoolKind = Literal["shared", "per-worker"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +31,10 @@ class Options:
         resume: the run to go on with, or None for a new one.
         actors: number of Ray actors with simulators, or None for one for each core.
         address: address of a Ray cluster, or None for a local one.
+        workers: number of processes that train together.
+        pool: whether they share the actors, or each has its own; None if it was not given.
+        placement: where actors are, and what they take.
+        storage: where the run is kept so that it outlives this machine: a directory or a URI.
         hardware: the options of ``--backend ibm``.
         runs_dir: the folder of all runs.
         estimate: whether only to tell what the run costs on hardware.
@@ -141,6 +45,10 @@ class Options:
     resume: str | None
     actors: int | None
     address: str | None
+    workers: int
+    pool: PoolKind | None
+    placement: Placement
+    storage: str | None
     hardware: Hardware
     runs_dir: Path
     estimate: bool
@@ -148,7 +56,15 @@ class Options:
     @property
     def place(self) -> tuple[str, ...]:
         """The options given about where to run, to be given again when resuming."""
-        given = {"--actors": self.actors, "--address": self.address, **self.hardware.arguments}
+        given = {
+            "--actors": self.actors,
+            "--address": self.address,
+            "--workers": self.workers if self.workers > 1 else None,
+            "--pool": self.pool,
+            "--placement": str(self.placement) or None,
+            "--storage": self.storage,
+            **self.hardware.arguments,
+        }
         return tuple(
             text
             for name, value in given.items()
@@ -167,6 +83,12 @@ class Options:
                 "--actors is for simulators; with --backend ibm there is one actor for each of "
                 "--devices NAME,NAME"
             )
+        if kind == "ibm" and self.workers > 1:
+            raise InputError(
+                "--workers is for simulators; with --backend ibm one process sends all rows of a "
+                "step to all devices, a job for each, which more processes would only cut up"
+            )
+        self.placement.check_backend(kind)
         if kind != "ibm" and self.hardware.arguments:
             raise InputError(
                 f"{', '.join(self.hardware.arguments)}: only for --backend ibm, and the backend is "
@@ -189,7 +111,11 @@ def parse(arguments: Sequence[str] | None, manual: str) -> Options:
     given = {k: v for k, v in vars(known).items() if k in settings and v is not None}
     Config(**given)  # a value that can never be right is reported before anything is looked up
     if known.actors is not None:
-        _check_at_least_one("actors", known.actors)
+        check_at_least_one("actors", known.actors)
+    _check_workers(known)
+    placement = Placement.parse(known.placement or "")
+    if placement.actors_per_node is not None and known.actors is not None:
+        raise InputError("give either --actors or --placement actors-per-node=N, not both")
     if known.name is not None:
         if known.resume is not None:
             raise InputError("give either --name (a new run) or --resume (an old one), not both")
@@ -198,12 +124,18 @@ def parse(arguments: Sequence[str] | None, manual: str) -> Options:
                 f"--name must be a plain folder name, got {known.name!r}; use --runs-dir to put "
                 "runs elsewhere"
             )
+    if known.storage is not None:
+        _check_storage(known)
     options = Options(
         given=given,
         name=known.name,
         resume=known.resume,
         actors=known.actors,
         address=known.address,
+        workers=known.workers,
+        pool=known.pool,
+        placement=placement,
+        storage=known.storage,
         hardware=Hardware.of(known),
         runs_dir=Path(known.runs_dir),
         estimate=known.estimate,
@@ -213,16 +145,34 @@ def parse(arguments: Sequence[str] | None, manual: str) -> Options:
     return options
 
 
+def _check_workers(known: argparse.Namespace) -> None:
+    check_at_least_one("workers", known.workers)
+    if known.pool is not None and known.workers == 1:
+        raise InputError(f"--pool {known.pool} is for --workers of at least 2")
+    if known.pool == "per-worker" and known.actors is not None and known.actors < known.workers:
+        raise InputError(
+            f"--pool per-worker needs an actor for each of {known.workers} workers, and --actors "
+            f"is {known.actors}"
+        )
+
+
+def _check_storage(known: argparse.Namespace) -> None:
+    if known.name is None and known.resume is None:
+        raise InputError("--storage needs --name NAME: who submits it again goes on with that run")
+    if known.resume is not None and Path(known.resume).name != known.resume:
+        raise InputError(f"--resume must be the run's name with --storage, got {known.resume!r}")
+    if "@" in known.storage.partition("://")[2].partition("/")[0]:
+        raise InputError(
+            "--storage must not hold a user or password: everybody sees command lines. Put "
+            "credentials where the storage's own client looks for them on the nodes"
+        )
+
+
 def cores() -> int:
     """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _check_at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
 def _parser(manual: str) -> argparse.ArgumentParser:
@@ -245,7 +195,7 @@ def _parser(manual: str) -> argparse.ArgumentParser:
     setting("--lr", float, "learning rate of Adam in the first epoch", metavar="RATE")
     setting("--qubits", int, "qubits of the circuit", metavar="N")
     setting("--reps", int, "repetitions of rotations and entanglement", metavar="N")
-    setting("--shots", int, "shots for each row", metavar="N")
+    setting("--shots", _shots, "shots for each row, or 'exact' for none of their noise")
     setting(
         "--backend",
         str,
@@ -255,6 +205,7 @@ def _parser(manual: str) -> argparse.ArgumentParser:
     )
     setting("--seed", int, "seed of weights, sample order and shot noise", metavar="N")
     setting("--samples", int, "use only the first N samples, for a quick look", metavar="N")
+    setting("--dtype", str, "precision of weights and gradients", choices=get_args(Precision))
 
     group = parser.add_argument_group("where to run (the weights do not depend on it)")
     group.add_argument(
@@ -267,6 +218,20 @@ def _parser(manual: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--address", help="address of a Ray cluster (default: RAY_ADDRESS, else a local Ray)"
     )
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that train together with Ray Train, each on its part of every batch; the "
+        "weights differ by no more than rounding (default: 1, without Ray Train)",
+    )
+    group.add_argument(
+        "--pool",
+        choices=get_args(PoolKind),
+        help="whether the workers share all actors, or each has its part of them (default: shared)",
+    )
+    group.add_argument("--placement", metavar="KEY=VALUE[,...]", help=Placement.help())
 
     add_options(
         parser.add_argument_group(
@@ -284,6 +249,12 @@ def _parser(manual: str) -> argparse.ArgumentParser:
         help="go on with a run: its name or its folder; its settings are kept, --epochs may grow",
     )
     group.add_argument(
+        "--storage",
+        metavar="PATH|URI",
+        help="keep the run, NAME, in a directory that all nodes share or at a URI of pyarrow or "
+        "fsspec (s3://bucket/runs); given again with the same --name, it goes on with it",
+    )
+    group.add_argument(
         "--runs-dir", default="runs", metavar="DIR", help="folder of all runs (default: runs)"
     )
     group.add_argument(
@@ -293,3 +264,7 @@ def _parser(manual: str) -> argparse.ArgumentParser:
         "it, takes on hardware; nothing is sent",
     )
     return parser
+
+
+def _shots(text: str) -> int | str:
+    return EXACT if text == EXACT else int(text)

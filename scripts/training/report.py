@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from training.runs import Checkpoint, EpochMetrics, RunFolder
+from training.checkpoint import Checkpoint, EpochMetrics
+from training.runs import RunFolder
 
 _DPI = 150
 _TRAIN, _TEST = "#7a8ca3", "#c8102e"
@@ -20,8 +21,7 @@ _INK, _FAINT = "#22303f", "#d9dfe6"
 def write_report(folder: RunFolder, checkpoint: Checkpoint) -> str:
     """Draw the pictures; the text to print."""
     confusion = checkpoint.confusion.numpy()
-    draw_curves(checkpoint.history).savefig(folder.curves, dpi=_DPI)
-    draw_confusion(confusion).savefig(folder.confusion, dpi=_DPI)
+    folder.save_pictures(draw_curves(checkpoint.history), draw_confusion(confusion), _DPI)
     last = checkpoint.history[-1]
     seconds = sum(metrics.seconds for metrics in checkpoint.history)
     rows = sum(metrics.rows for metrics in checkpoint.history)

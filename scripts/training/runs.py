@@ -14,132 +14,21 @@ crash at any moment. It is written to a file beside it that then takes its place
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from matplotlib.figure import Figure
 
 from qailab.errors import CheckpointError, InputError
-from training.options import Config
-
-
-@dataclass(frozen=True)
-class EpochMetrics:
-    """One line of ``metrics.jsonl``.
-
-    Args:
-        epoch: which epoch, from 1.
-        loss: mean cross-entropy of the training samples, each when its batch was trained.
-        train_accuracy: the same for the accuracy.
-        test_loss: mean cross-entropy of the test samples after the epoch.
-        test_accuracy: accuracy of the test samples after the epoch.
-        rows: circuits that ran in the epoch, for training and testing.
-        rows_per_second: ``rows / seconds``.
-        seconds: how long it took.
-    """
-
-    epoch: int
-    loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
-    rows: int
-    rows_per_second: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: after ``batch`` batches of the epoch after ``epoch`` finished ones.
-
-    Args:
-        epoch: finished epochs.
-        batch: finished batches of the next one.
-        loss_sum: cross-entropy of its samples so far, summed.
-        correct: how many of its samples were classified correctly.
-        seen: how many samples that is.
-        rows: circuits that ran in it.
-        seconds: how long that took.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    loss_sum: float = 0.0
-    correct: int = 0
-    seen: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """The state of a run between two steps.
-
-    Args:
-        config: its settings.
-        progress: how far it is.
-        history: the metrics of the finished epochs.
-        model: the classifier's ``state_dict``; shot noise continues from the step in it.
-        optimizer: the optimizer's ``state_dict``.
-        confusion: counts of (digit, answer) after the last finished epoch, shape ``(10, 10)``.
-    """
-
-    config: Config
-    progress: Progress
-    history: tuple[EpochMetrics, ...]
-    model: dict[str, Any]
-    optimizer: dict[str, Any]
-    confusion: Tensor
-
-    def save(self, path: Path) -> None:
-        """Write it, all or nothing."""
-        plain = {
-            "config": dataclasses.asdict(self.config),
-            "progress": dataclasses.asdict(self.progress),
-            "history": [dataclasses.asdict(metrics) for metrics in self.history],
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "confusion": self.confusion,
-        }
-        _replace(path, lambda beside: torch.save(plain, beside))
-
-    @classmethod
-    def load(cls, path: Path) -> Checkpoint:
-        """Read it. Only tensors and plain values are accepted, never code.
-
-        Raises:
-            CheckpointError: if there is none, or it is damaged.
-        """
-        if not path.is_file():
-            raise CheckpointError(
-                f"there is no checkpoint in {path.parent} (expected {path.name}): it is not the "
-                "folder of a run, or the run ended before training began; start a new run"
-            )
-        try:
-            plain = torch.load(path, weights_only=True)
-            return cls(
-                config=Config.from_dict(plain["config"], str(path)),
-                progress=Progress(**plain["progress"]),
-                history=tuple(EpochMetrics(**metrics) for metrics in plain["history"]),
-                model=plain["model"],
-                optimizer=plain["optimizer"],
-                confusion=plain["confusion"],
-            )
-        except CheckpointError:
-            raise
-        except Exception as error:  # torch promises no type; a damaged file can raise any
-            first_line = (str(error).splitlines() or [""])[0]
-            raise CheckpointError(
-                f"{path} cannot be read ({type(error).__name__}: {first_line}); it is damaged, or "
-                "of another program. Take it from a backup, or start a new run"
-            ) from error
+from training.checkpoint import Checkpoint, replace
+from training.settings import Config
+from training.storage import Mirror
 
 
 @dataclass(frozen=True)
@@ -148,9 +37,11 @@ class RunFolder:
 
     Args:
         path: where it is.
+        mirror: where its files are copied to whenever they are written.
     """
 
     path: Path
+    mirror: Mirror | None = None
 
     @classmethod
     def new(cls, runs_dir: Path, name: str) -> RunFolder:
@@ -230,17 +121,37 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"cannot make the run's folder {self.path}: {error}") from error
 
-    def discard(self) -> None:
-        """Remove the folder of a run that could not begin."""
-        shutil.rmtree(self.path, ignore_errors=True)
+    def discard(self, *, only_empty: bool = False) -> None:
+        """Remove the folder of a run that could not begin.
+
+        Args:
+            only_empty: leave it if there is something in it, which may be another program's.
+        """
+        if not only_empty:
+            shutil.rmtree(self.path, ignore_errors=True)
+            return
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write the checkpoint, then the files that are made of it."""
         checkpoint.save(self.checkpoint)
         settings = json.dumps(dataclasses.asdict(checkpoint.config), indent=2) + "\n"
-        _replace(self.path / "config.json", lambda beside: beside.write_text(settings))
+        replace(self.path / "config.json", lambda beside: beside.write_text(settings))
         lines = "".join(json.dumps(dataclasses.asdict(m)) + "\n" for m in checkpoint.history)
-        _replace(self.metrics, lambda beside: beside.write_text(lines))
+        replace(self.metrics, lambda beside: beside.write_text(lines))
+        self._push(self.checkpoint, self.path / "config.json", self.metrics)
+
+    def save_step(self, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint alone, in the middle of an epoch."""
+        checkpoint.save(self.checkpoint)
+        self._push(self.checkpoint)
+
+    def save_pictures(self, curves: Figure, confusion: Figure, dpi: int) -> None:
+        """Write the pictures of a finished run."""
+        curves.savefig(self.curves, dpi=dpi)
+        confusion.savefig(self.confusion, dpi=dpi)
+        self._push(self.curves, self.confusion)
 
     def load(self, given: dict[str, Any]) -> Checkpoint:
         """The checkpoint, with the number of epochs that is asked for.
@@ -271,6 +182,10 @@ class RunFolder:
             )
         return dataclasses.replace(checkpoint, config=dataclasses.replace(config, epochs=epochs))
 
+    def _push(self, *paths: Path) -> None:
+        if self.mirror is not None:
+            self.mirror.push(*paths)
+
     def _written_config(self) -> Config | None:
         path = self.path / "config.json"
         try:
@@ -286,12 +201,3 @@ class RunFolder:
             f"there is already something at {self.path}; give another --name, or go on with that "
             f"run: --resume {self.path.name}"
         )
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside ``path``, and put it there in one step."""
-    beside = path.with_name(f".{path.name}.new")
-    write(beside)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())  # a power cut must not leave the new name with old blocks
-    os.replace(beside, path)

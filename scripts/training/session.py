@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import math
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from qailab.backends import Backend
 from qailab.distributed import LauncherPool
-from qailab.errors import BackendBuildError, InputError, QailabError
+from qailab.errors import InputError, QailabError
+from training.checkpoint import Checkpoint, Progress
 from training.cost import cost_table, run_costs
 from training.data import Digits
 from training.display import Display
 from training.interrupts import Interrupts
-from training.messages import introduction, journal_line, stopped
+from training.messages import introduction, journal_line, shots, stopped
 from training.model import HybridClassifier, make_backend
-from training.options import Config, Options, cores
+from training.options import Options, cores
+from training.place import connected, open_post, wait_for_devices
 from training.report import write_report
-from training.runs import Checkpoint, Progress, RunFolder
+from training.runs import RunFolder
+from training.settings import Config
+from training.starting import Start
+from training.storage import StorageError
+from training.together import Together, clear
 from training.trainer import Trainer
-
-_DEVICES_SECONDS = 120.0
-"""For all devices to be connected to: a connection is tried for 30 s, and processes start first."""
+from training.workers import Work
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,17 +65,8 @@ class Session:
             CircuitError, BackendError: if the circuit does not fit the simulator.
             JournalError: if the journal is another model's, or none.
         """
-        if options.resume is None:
-            resume = None
-            config = Config(**options.given)
-            now = datetime.datetime.now()
-            name = options.name or f"digits-{now:%Y%m%d-%H%M%S}"
-            folder = RunFolder.new(options.runs_dir, name)
-        else:
-            folder = RunFolder.find(options.runs_dir, options.resume)
-            resume = folder.load(options.given)
-            config = resume.config
-            options.check_backend(config.backend)
+        start = Start.find(options)
+        folder, config, resume = start.folder, start.config, start.resume
         # One thread and fixed algorithms: sums in the same order, bit for bit, on any machine load.
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
@@ -87,7 +82,7 @@ class Session:
         rest = "The run" if self.resume is None else f"The rest of the run {self.folder.path}"
         print(
             f"{rest} takes, in {self.config.epochs} epochs of {self.steps} steps of "
-            f"{self.config.batch_size} samples, {self.config.shots:,} shots a row, on "
+            f"{self.config.batch_size} samples, rows {shots(self.config)}, on "
             f"{devices} device{'' if devices == 1 else 's'}:\n"
             f"{cost_table(run_costs(*self._whole(), devices))}"
         )
@@ -99,26 +94,23 @@ class Session:
             QailabError: whatever ends the training; the checkpoint is saved then.
             KeyboardInterrupt: on Ctrl-C; the checkpoint is saved then.
         """
-        new = self.resume is None
-        if new:
+        new, kept = self.resume is None, self.options.storage is not None
+        if new and not (kept and self.folder.path.is_dir()):
             self.folder.create()
         began = False
         try:
             trainer = self._trainer()
-            # Before anything can be sent: whoever is killed then has a run to go on with.
-            self.folder.save(trainer.checkpoint)
+            if not kept:  # else another program may be at it
+                # Before anything can be sent: whoever is killed then has a run to go on with.
+                self.folder.save(trainer.checkpoint)
             if self.config.backend == "ibm" and self.options.hardware.journal is not None:
                 self.folder.link_journal(self.options.hardware.journal)
-            with LauncherPool(self.backends, address=self.options.address) as pool:
-                interrupts.install()
-                self.model.circuit.backend = pool
-                if self.config.backend == "ibm":
-                    _wait_for_devices(pool, interrupts)
+            with self._placed(trainer, interrupts) as (team, actors):
                 began = True
-                self._train(trainer, interrupts)
+                self._train(team, actors, interrupts)
         finally:
             if new and not began:
-                self.folder.discard()
+                self.folder.discard(only_empty=kept)
 
     @property
     def steps(self) -> int:
@@ -139,8 +131,54 @@ class Session:
             resume=self.resume,
         )
 
-    def _train(self, trainer: Trainer, interrupts: Interrupts) -> None:
-        print(introduction(self), flush=True)
+    @contextlib.contextmanager
+    def _placed(
+        self, trainer: Trainer, interrupts: Interrupts
+    ) -> Iterator[tuple[Trainer | Together, int]]:
+        """Actors, and workers if there are more than one: who trains, and how many actors."""
+        options, placement = self.options, self.options.placement
+        workers = options.workers if options.workers > 1 else 0
+        each = self.backends[0].resources.num_cpus
+        kept = options.storage is not None
+        with contextlib.ExitStack() as stack:
+            if workers:
+                stack.callback(clear, self.folder)  # last, when no worker is left to write
+            if workers or kept or placement.actors_per_node is not None:
+                cpus = placement.cpus_for(len(self.backends), each, workers)
+                stack.enter_context(connected(options.address, cpus))
+            placed = self._actor_options(each)
+            backends = [*self.backends]
+            if placement.actors_per_node is not None:
+                backends = backends[:1] * len(placed)
+            pool = None
+            if options.pool != "per-worker":
+                more = {"actor_options": placed} if any(placed) else {}
+                pool = LauncherPool(backends, address=options.address, **more)
+                self.model.circuit.backend = stack.enter_context(pool)
+            interrupts.install()
+            if workers or kept:
+                run = self.folder.mirror or self.folder.path.absolute()
+                post = stack.enter_context(open_post(str(run) if kept else None, interrupts.check))
+            if pool is not None and self.config.backend == "ibm":
+                wait_for_devices(pool, interrupts)
+            if not workers:
+                yield trainer, len(backends)
+                return
+            given = Work(trainer.checkpoint.to_bytes(), backends, placed, pool, post)
+            start = trainer.checkpoint
+            team = Together(start, self.folder, workers, placement, given, interrupts.check)
+            yield team, len(backends)
+
+    def _actor_options(self, each: float) -> list[dict[str, Any]]:
+        nodes = []
+        if self.options.placement.actors_per_node is not None:
+            import ray
+
+            nodes = ray.nodes()
+        return self.options.placement.actor_options(nodes, len(self.backends), each)
+
+    def _train(self, trainer: Trainer | Together, actors: int, interrupts: Interrupts) -> None:
+        print(introduction(self, actors), flush=True)
         if self.config.backend == "ibm":
             costs = run_costs(*self._whole(), self.options.hardware.num_devices)
             print("".join(f"It takes {cost}.\n" for cost in costs[:1]), end="", flush=True)
@@ -151,46 +189,24 @@ class Session:
             if self.config.backend == "ibm":
                 print(journal_line(self), flush=True)
         except (KeyboardInterrupt, QailabError) as error:
-            self.folder.save(trainer.checkpoint)
+            with contextlib.suppress(StorageError):  # in the folder it is saved even so
+                self.folder.save(trainer.checkpoint)
             print(stopped(self, trainer.checkpoint.progress, error), file=sys.stderr, flush=True)
             raise
 
 
 def _backends(options: Options, config: Config, folder: RunFolder) -> Sequence[Backend]:
+    placement = options.placement
     if config.backend != "ibm":
-        actors = cores() if options.actors is None else options.actors
-        return [make_backend(config.backend)] * actors
+        actors = options.actors or max(cores(), options.workers)
+        return [make_backend(config.backend, placement.device)] * actors
     journal = options.hardware.journal
     if journal is not None and not journal.absolute().parent.is_dir():
         raise InputError(f"--journal {journal}: there is no folder {journal.parent}; make it first")
-    return options.hardware.backends(folder.journal if journal is None else journal)
-
-
-def _wait_for_devices(pool: LauncherPool, interrupts: Interrupts) -> None:
-    """Wait for all devices: which of them get which rows must not depend on who was faster.
-
-    Raises:
-        BackendBuildError: if one cannot be used.
-        PoolError: if one is not ready in time.
-    """
-    end = time.monotonic() + _DEVICES_SECONDS
-    while any(actor["state"] != "ready" for actor in pool.stats()["actors"]):
-        if time.monotonic() > end:
-            pool.wait(timeout=0)  # says why not
-        for actor in pool.stats()["actors"]:
-            if actor["state"] == "aside":
-                raise BackendBuildError(
-                    f"{actor['backend']} cannot be used: {_last_trouble(pool)}; mend that, or "
-                    "leave it out of --devices"
-                )
-        time.sleep(0.05)
-        interrupts.check()
-
-
-def _last_trouble(pool: LauncherPool) -> str:
-    """Why an actor was set aside, which a pool says when it is waited for."""
-    try:
-        pool.wait(timeout=0)
-    except QailabError as error:
-        return str(error).splitlines()[-1]
-    return "it was not ready"
+    if journal is None and folder.mirror is not None:
+        raise InputError(
+            f"--storage {options.storage} keeps no journal, and without it rows are paid again "
+            "when the run goes on elsewhere: give --journal PATH in a directory that stays"
+        )
+    sessions = placement.sessions_per_qpu or 1
+    return options.hardware.backends(folder.journal if journal is None else journal, sessions)

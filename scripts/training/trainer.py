@@ -1,4 +1,9 @@
-"""The training loop: steps, evaluations, and a checkpoint to go back to at any moment."""
+"""The training loop: steps, evaluations, and a checkpoint to go back to at any moment.
+
+It is the same for one process and for a team: each worker takes its part of every batch, and all
+make the same step with the sum of their gradients. Shot noise goes by a sample's place in the
+whole batch, so the weights do not depend on the team but for the rounding of that sum.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +11,35 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
 from qailab.errors import CheckpointError
+from training.checkpoint import Checkpoint, EpochMetrics, Progress
 from training.data import CLASSES, Digits
 from training.model import HybridClassifier
-from training.options import Config
-from training.runs import Checkpoint, EpochMetrics, Progress, RunFolder
+from training.settings import Config
+from training.team import Alone, Team, part_of
 
 LR_DECAY = 0.85
 """The learning rate's factor from epoch to epoch. Shot noise keeps a constant rate from settling;
 and it must not depend on the number of epochs, which a resumed run may raise."""
+_ALONE = Alone()
+
+
+class Keeper(Protocol):
+    """Where checkpoints go: the run's folder, or from workers to the program that started them."""
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep it, at the start and after each epoch."""
+        ...
+
+    def save_step(self, checkpoint: Checkpoint) -> None:
+        """Keep it, where each step is worth it."""
+        ...
 
 
 class Trainer:
@@ -32,9 +52,11 @@ class Trainer:
         model: the classifier.
         digits: the data.
         config: the settings.
-        folder: where checkpoints go.
+        keeper: where checkpoints go.
         count_rows: how many rows were run so far, whenever it is asked.
         resume: the state to start from; by default the beginning.
+        team: who trains together; by default nobody else.
+        device: where the linear layers are.
 
     Raises:
         CheckpointError: if the state to start from does not fit the model.
@@ -45,15 +67,18 @@ class Trainer:
         model: HybridClassifier,
         digits: Digits,
         config: Config,
-        folder: RunFolder,
+        keeper: Keeper,
         *,
         count_rows: Callable[[], int],
         resume: Checkpoint | None = None,
+        team: Team = _ALONE,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self._model = model
-        self._digits = digits
+        self._model = model.to(device)
+        self._digits = digits.to(device, getattr(torch, config.dtype))
         self._config = config
-        self._folder = folder
+        self._keeper = keeper
+        self._team = team
         self._count_rows = count_rows
         # A step on a device takes seconds to hours, and a checkpoint 2 ms. The journal would give
         # all results again, but an epoch of steps takes its time even so.
@@ -77,10 +102,10 @@ class Trainer:
             on_batch: called after each step with the progress.
             on_epoch: called after each epoch with its metrics.
         """
-        self._folder.save(self.checkpoint)
+        self._keeper.save(self.checkpoint)
         while self.checkpoint.progress.epoch < self._config.epochs:
             self._epoch(on_batch)
-            self._folder.save(self.checkpoint)
+            self._keeper.save(self.checkpoint)
             on_epoch(self.checkpoint.history[-1])
 
     def _epoch(self, on_batch: Callable[[Progress], None]) -> None:
@@ -90,36 +115,64 @@ class Trainer:
             group["lr"] = self._config.lr * LR_DECAY**done.epoch
         batches = self._digits.batches(self._config.seed, done.epoch, self._config.batch_size)
         for number in range(done.batch, len(batches)):
-            clock = _Clock(self._count_rows)
-            loss, correct = self._step(batches[number])
-            size = len(batches[number])
-            rows, seconds = clock.read()
+            began = time.perf_counter()
+            loss_sum, correct, rows = self._step(batches[number])
             done = dataclasses.replace(
                 done,
                 batch=number + 1,
-                loss_sum=done.loss_sum + loss * size,
+                loss_sum=done.loss_sum + loss_sum,
                 correct=done.correct + correct,
-                seen=done.seen + size,
+                seen=done.seen + len(batches[number]),
                 rows=done.rows + rows,
-                seconds=done.seconds + seconds,
+                seconds=done.seconds + time.perf_counter() - began,
             )
             self.checkpoint = self._snapshot(
                 done, self.checkpoint.history, self.checkpoint.confusion
             )
             if self._each_step:
-                self.checkpoint.save(self._folder.checkpoint)
+                self._keeper.save_step(self.checkpoint)
             on_batch(done)
         self._evaluate()
 
-    def _step(self, batch: Tensor) -> tuple[float, int]:
-        """Train one batch; its mean loss, and how many samples were classified correctly."""
-        images, labels = self._digits.train_images[batch], self._digits.train_labels[batch]
+    def _step(self, batch: Tensor) -> tuple[float, int, int]:
+        """Train one batch; its summed loss, how many samples were classified correctly, and rows.
+
+        Args:
+            batch: the sample numbers of the whole team's batch, shape ``(B,)``.
+        """
+        began = self._count_rows()
+        mine = batch[self._take_part(len(batch))]
+        images, labels = self._digits.train_images[mine], self._digits.train_labels[mine]
         self._optimizer.zero_grad()
+        # An empty part is a step like any other: the layer counts its forward passes.
         logits = self._model(images)
-        loss = nn.functional.cross_entropy(logits, labels)
-        loss.backward()
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        (loss / len(batch)).backward()
+        correct = (logits.argmax(dim=1) == labels).sum()
+        seen = self._sum_up(loss.detach(), correct, self._count_rows() - began)
         self._optimizer.step()
-        return loss.item(), int((logits.argmax(dim=1) == labels).sum())
+        return seen[0].item(), int(seen[1]), int(seen[2])
+
+    def _take_part(self, count: int) -> slice:
+        part = part_of(count, self._team)
+        self._model.circuit.first_sample = part.start
+        return part
+
+    def _sum_up(self, *numbers: Tensor | float) -> Tensor:
+        """Add up the gradients of the team, and these numbers, of which the sums are returned."""
+        parameters = list(self._model.parameters())
+        gradients = [parameter.grad.flatten().double() for parameter in parameters]
+        total = self._team.total(torch.cat([*gradients, self._row(*numbers)]))
+        parts = total.split([*(each.numel() for each in gradients), len(numbers)])
+        for parameter, part in zip(parameters, parts, strict=False):
+            parameter.grad.copy_(part.view_as(parameter))
+        return parts[-1]
+
+    def _row(self, *numbers: Tensor | float) -> Tensor:
+        device = self._digits.train_labels.device
+        return torch.stack(
+            [torch.as_tensor(n, dtype=torch.float64, device=device) for n in numbers]
+        )
 
     def _evaluate(self) -> None:
         """Classify the test samples and close the epoch.
@@ -127,28 +180,31 @@ class Trainer:
         Its forward pass is a step of the layer as well: always at this point, always one.
         """
         done = self.checkpoint.progress
-        clock = _Clock(self._count_rows)
-        labels = self._digits.test_labels
+        began, rows_began = time.perf_counter(), self._count_rows()
+        part = self._take_part(len(self._digits.test_labels))
+        labels = self._digits.test_labels[part]
         with torch.no_grad():
-            logits = self._model(self._digits.test_images)
-            loss = nn.functional.cross_entropy(logits, labels).item()
-        confusion = torch.bincount(labels * CLASSES + logits.argmax(dim=1), minlength=CLASSES**2)
-        rows, seconds = clock.read()
-        rows, seconds = done.rows + rows, done.seconds + seconds
+            logits = self._model(self._digits.test_images[part])
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        counts = torch.bincount(labels * CLASSES + logits.argmax(dim=1), minlength=CLASSES**2)
+        mine = self._row(loss, self._count_rows() - rows_began)
+        sums = self._team.total(torch.cat([mine, counts.double()])).cpu()
+        confusion = sums[2:].long().reshape(CLASSES, CLASSES)
+        rows = done.rows + int(sums[1])
+        seconds = done.seconds + time.perf_counter() - began
+        tested = len(self._digits.test_labels)
         metrics = EpochMetrics(
             epoch=done.epoch + 1,
             loss=done.loss_sum / done.seen,
             train_accuracy=done.correct / done.seen,
-            test_loss=loss,
-            test_accuracy=int((logits.argmax(dim=1) == labels).sum()) / len(labels),
+            test_loss=sums[0].item() / tested,
+            test_accuracy=int(confusion.trace()) / tested,
             rows=rows,
             rows_per_second=rows / seconds,
             seconds=seconds,
         )
         self.checkpoint = self._snapshot(
-            Progress(epoch=done.epoch + 1),
-            (*self.checkpoint.history, metrics),
-            confusion.reshape(CLASSES, CLASSES),
+            Progress(epoch=done.epoch + 1), (*self.checkpoint.history, metrics), confusion
         )
 
     def _snapshot(
@@ -159,8 +215,8 @@ class Trainer:
             self._config,
             progress,
             history,
-            copy.deepcopy(self._model.state_dict()),
-            copy.deepcopy(self._optimizer.state_dict()),
+            _copied(self._model.state_dict()),
+            _copied(self._optimizer.state_dict()),
             confusion,
         )
 
@@ -171,18 +227,15 @@ class Trainer:
             self._optimizer.load_state_dict(copy.deepcopy(checkpoint.optimizer))
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"{self._folder.checkpoint} does not fit the model of its own settings "
+                "the checkpoint does not fit the model of its own settings "
                 f"({self._config}): {error}"
             ) from error
 
 
-class _Clock:
-    """Rows and seconds since it was made."""
-
-    def __init__(self, count_rows: Callable[[], int]) -> None:
-        self._count_rows = count_rows
-        self._rows = count_rows()
-        self._began = time.perf_counter()
-
-    def read(self) -> tuple[int, float]:
-        return self._count_rows() - self._rows, time.perf_counter() - self._began
+def _copied(state: Any) -> Any:
+    """A copy in this machine's memory of a ``state_dict``."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    return copy.deepcopy(state)

@@ -45,12 +45,20 @@ class Stopped(Exception):
     """Raised in the middle of a run."""
 
 
-def make_trainer(path: Path, config: Config = TINY, resume: Checkpoint | None = None) -> Trainer:
+def make_trainer(
+    path: Path, config: Config = TINY, resume: Checkpoint | None = None, **more: Any
+) -> Trainer:
     model = HybridClassifier(config, make_backend(config.backend))
     path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)
     return Trainer(
-        model, Digits.load(config.samples), config, folder, count_rows=lambda: 0, resume=resume
+        model,
+        Digits.load(config.samples),
+        config,
+        folder,
+        count_rows=lambda: 0,
+        resume=resume,
+        **more,
     )
 
 
@@ -130,7 +138,7 @@ def finish(program: subprocess.Popen[str]) -> tuple[int, str, str]:
 class InProcessPool:
     """Backends that share rows as those of a pool do: each gets one part, as equal as can be."""
 
-    def __init__(self, backends: list[Any], *, address: str | None) -> None:
+    def __init__(self, backends: list[Any], *, address: str | None, **_: Any) -> None:
         self._backends = backends
 
     def __getattr__(self, name: str) -> Any:

@@ -1,0 +1,1 @@
+"""The parts of ``scripts/sweep.py``: :mod:`options` to choose from, :mod:`report` of results."""
