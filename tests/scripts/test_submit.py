@@ -98,6 +98,7 @@ def finish(program: subprocess.Popen[str]) -> tuple[int, str, str]:
         output, errors = program.communicate(timeout=DEADLINE)
     finally:
         program.kill()
+        program.wait()
     assert "Traceback" not in errors, errors
     assert PLANTED not in output + errors
     return program.returncode, output, errors
