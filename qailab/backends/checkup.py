@@ -157,7 +157,7 @@ def _device(device: Any) -> Finding:
 
 def _failure(error: Exception) -> Finding:
     """What an error of IBM's client means; its own words often blame the token for the network."""
-    chain = _chain(error)
+    chain = chain_of(error)
     kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
     codes = [code for one in chain if isinstance(code := getattr(one, "status_code", None), int)]
     message = message_of(error)
@@ -174,11 +174,13 @@ def _failure(error: Exception) -> Finding:
     return Finding(_CHECK, "the account cannot be used", message, _SET_UP)
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def chain_of(error: BaseException) -> list[BaseException]:
+    """An error and what it came from."""
     chain: list[BaseException] = []
     at: BaseException | None = error
     while at is not None and at not in chain:
         chain.append(at)
+        # ``raise ... from None`` hides the context, but keeps it.
         at = at.__cause__ or at.__context__
     return chain
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qailab.backends.checkup import known_tokens
+from qailab.backends.checkup import chain_of, known_tokens
 
 Kind = Literal["refused", "busy", "lost"]
 
@@ -139,17 +139,6 @@ def classify(error: BaseException) -> Fault:
         text = f"the answer cannot be read ({type(error).__name__}: {text})"
         return fault("lost")
     return fault("lost" if kinds & _NETWORK or _sounds_lost(text) else "refused")
-
-
-def chain_of(error: BaseException) -> list[BaseException]:
-    """An error and what it came from."""
-    chain: list[BaseException] = []
-    at: BaseException | None = error
-    while at is not None and at not in chain:
-        chain.append(at)
-        # ``raise ... from None`` hides the context, but keeps it.
-        at = at.__cause__ or at.__context__
-    return chain
 
 
 def without_tokens(text: str) -> str:
