@@ -43,7 +43,7 @@ def ray_starts(config):
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         for command in config[key]:
             for part in re.split(r"&&|;", command):
-                words = shlex.split(part)
+                words = [word for word in shlex.split(part) if not re.match(r"\w+=", word)]
                 if words[1:2] == ["start"] and words[0].endswith("ray"):
                     yield words[2:]
 
@@ -58,3 +58,5 @@ def readme_commands():
                 words = [word for word in words if word not in ("&", ">", "/dev/null")]
                 if words and words[0] not in ("for", "done", "do"):
                     yield tuple(words)
+                if words[:2] == ["ray", "exec"]:
+                    yield tuple(shlex.split(words[-1]))  # runs on the head

@@ -5,6 +5,8 @@ import re
 
 import pytest
 from ray._private import ray_constants
+from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
+from ray.dashboard.consts import DASHBOARD_METRIC_PORT
 from ray.dashboard.modules.reporter import reporter_head
 from ray.scripts.scripts import start
 
@@ -90,6 +92,7 @@ def test_ports_of_the_files_are_in_the_readme():
         text = str(kind)
         used |= {int(port) for port in re.findall(r"'(?:containerPort|port)': (\d+)", text)}
     used -= {53, 6443}  # the cluster's own names and its API server
+    used |= {AUTOSCALER_METRIC_PORT, DASHBOARD_METRIC_PORT}
     assert used | {10001} == listed_ports()
 
 
