@@ -123,14 +123,43 @@ def _join(where: str) -> None:
     with _environment(_QUIET):
         import ray
 
+    from ray.exceptions import AuthenticationError
+
     try:
         _check_reachable(where)
+    except OSError as error:
+        raise _no_cluster(where, error) from error
+    try:
         ray.init(address=where, namespace=NAMESPACE, logging_level=logging.ERROR)
+    except AuthenticationError as error:  # it is thrown before anybody is asked
+        raise PoolError(f"the Ray cluster at {where!r} cannot be joined: {error}") from error
     except (OSError, RuntimeError, ValueError) as error:
-        raise PoolError(
-            f"no Ray cluster answers at {where!r} ({type(error).__name__}: {error}); start one, "
-            "correct address or RAY_ADDRESS, or leave both out for a local Ray"
-        ) from error
+        raise _refusal(where, error) from error
+
+
+def _no_cluster(where: str, error: Exception) -> PoolError:
+    return PoolError(
+        f"no Ray cluster answers at {where!r} ({type(error).__name__}: {error}); start one, "
+        "correct address or RAY_ADDRESS, or leave both out for a local Ray"
+    )
+
+
+def _refusal(where: str, error: Exception) -> PoolError:
+    """What to say of an address where something listens that Ray did not get on with."""
+    if "ersion mismatch" in str(error):
+        numbers = " ".join(str(error).split()).removeprefix("Version mismatch: ")
+        return PoolError(
+            f"the Ray cluster at {where!r} and this program have different versions: {numbers} "
+            "Use the cluster's versions here, or submit this program to it as a job"
+        )
+    if isinstance(error, ConnectionError) and ":" in where:
+        return PoolError(
+            f"something listens at {where!r}, but it does not let this program in as a part of "
+            "its Ray cluster. Give what the cluster was started with: its token (RAY_AUTH_MODE, "
+            "and RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token) and its TLS settings (RAY_USE_TLS, "
+            f"RAY_TLS_*); or correct address. Ray says: {error}"
+        )
+    return _no_cluster(where, error)
 
 
 def _check_reachable(where: str) -> None:
