@@ -2,15 +2,55 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 from tqdm import tqdm
 
 from training.checkpoint import Checkpoint, EpochMetrics, Progress
 from training.settings import Config
 
+EVERY = "QAILAB_PROGRESS"
+"""Environment variable: where there is no terminal, the bar is a line every so many seconds."""
+_LINE_COLUMNS = 100
 _BAR = "{desc} {bar} {percentage:3.0f}%{postfix}, {remaining} left"
+
+
+class BarLines:
+    """Each state of a bar as a line of its own, for logs that somebody follows.
+
+    Args:
+        out: the log.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    @property
+    def encoding(self) -> str:
+        """The log's, which says what a bar can be drawn with."""
+        return self._out.encoding
+
+    def write(self, text: str) -> None:
+        """Take what a bar writes to redraw itself."""
+        state = text.replace("\r", "").replace("\x1b[A", "").strip()
+        if state:
+            self._out.write(state + "\n")
+
+    def flush(self) -> None:
+        """Pass on what was written."""
+        self._out.flush()
+
+
+def _line_seconds() -> float:
+    """How often a line is wanted; 0 for none, as on a terminal."""
+    try:
+        seconds = float(os.environ.get(EVERY, 0))
+    except ValueError:
+        return 0.0
+    return 0.0 if sys.stderr.isatty() else max(0.0, seconds)
 
 
 class Display:
@@ -30,13 +70,17 @@ class Display:
         self._steps = steps_per_epoch
         self._check = check
         self._seconds = [metrics.seconds for metrics in start.history]
+        every = _line_seconds()
         self._bar = tqdm(
             total=config.epochs * steps_per_epoch,
             initial=start.progress.epoch * steps_per_epoch + start.progress.batch,
             desc=f"epoch {min(start.progress.epoch + 1, config.epochs)}/{config.epochs}",
             bar_format=_BAR,
-            disable=not sys.stderr.isatty(),  # a log file wants lines, not a bar
-            dynamic_ncols=True,
+            file=BarLines(sys.stderr) if every else sys.stderr,
+            mininterval=every or 0.1,
+            disable=not (every or sys.stderr.isatty()),
+            dynamic_ncols=not every,
+            ncols=_LINE_COLUMNS if every else None,
             smoothing=0.05,  # steps take turns with evaluations: a slow average is steadier
             leave=False,
         )
