@@ -1,4 +1,4 @@
-"""Reaching a cluster's dashboard: address, token and versions, each with an error within seconds.
+"""Reaching a cluster's dashboard, each failure of it an error within seconds.
 
 Ray's client would wait for minutes where nothing answers, prefers RAY_ADDRESS to the address it is
 given, and sends a token only if RAY_AUTH_MODE says so; all of that is settled here, before it is
@@ -8,105 +8,21 @@ made. The token is in a header of its requests, and in nothing that is printed.
 from __future__ import annotations
 
 import http.client
-import json
 import logging
 import os
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from qailab.errors import InputError, QailabError
+from submission.access import Token, own_headers, shown
+from submission.errors import ClusterError, OutputError
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 20.0  # of a dashboard on a busy head
-_PORT = 8265  # Ray's default for dashboards
 _SETTINGS = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-
-
-class ClusterError(QailabError, RuntimeError):
-    """The cluster cannot be reached, refuses, or is of another version."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """Ray's token, as Ray itself finds it.
-
-    Args:
-        value: the token, or "" if there is none.
-        source: where it is from, or where it was looked for.
-        mode: RAY_AUTH_MODE: ``"token"``, ``"disabled"``, or "" if it is not set.
-    """
-
-    value: str = field(repr=False)
-    source: str
-    mode: str
-
-    @classmethod
-    def here(cls, environment: Mapping[str, str] = os.environ) -> Token:
-        """The token of this process.
-
-        Raises:
-            InputError: if RAY_AUTH_TOKEN_PATH names no file that can be read.
-        """
-        mode = environment.get("RAY_AUTH_MODE", "").lower()
-        if value := environment.get("RAY_AUTH_TOKEN", "").strip():
-            return cls(value, "RAY_AUTH_TOKEN", mode)
-        if path := environment.get("RAY_AUTH_TOKEN_PATH"):
-            try:
-                return cls(Path(path).read_text().strip(), f"RAY_AUTH_TOKEN_PATH ({path})", mode)
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    f"RAY_AUTH_TOKEN_PATH is {path}, which cannot be read: {type(error).__name__}"
-                ) from None
-        path = Path("~/.ray/auth_token").expanduser()
-        value = path.read_text().strip() if path.is_file() and os.access(path, os.R_OK) else ""
-        return cls(value, "~/.ray/auth_token", mode)
-
-    @property
-    def header(self) -> dict[str, str]:
-        """What requests carry."""
-        return {"Authorization": f"Bearer {self.value}"} if self.value else {}
-
-
-def normal_address(text: str | None, environment: Mapping[str, str] = os.environ) -> str:
-    """The address of a dashboard, with scheme and port.
-
-    Raises:
-        InputError: if there is none, or it is one of another kind.
-    """
-    given = text or environment.get("RAY_API_SERVER_ADDRESS")
-    if not given and environment.get("RAY_ADDRESS", "").startswith("http"):
-        given = environment["RAY_ADDRESS"]  # else it is for ray.init
-    if not given:
-        raise InputError(
-            "where is the cluster? Give --address http://HEAD:8265, the address of its dashboard, "
-            "or set RAY_API_SERVER_ADDRESS"
-        )
-    address = given.strip()
-    if "://" not in address:
-        address = f"http://{address}" + ("" if ":" in address else f":{_PORT}")
-    address = address.rstrip("/")
-    try:
-        parts = urlsplit(address)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise InputError(
-            f"{shown(given)!r} is no address of a dashboard, which is like http://HEAD:8265"
-            + (" (ray:// is for ray.init)" if given.startswith("ray:") else "")
-        )
-    return address
-
-
-def shown(address: str) -> str:
-    """An address without the password that may be in it."""
-    before, at, after = address.rpartition("@")
-    return f"{before.partition('://')[0]}://...@{after}" if at else address
 
 
 @dataclass(frozen=True)
@@ -135,11 +51,12 @@ class Cluster:
 
         Raises:
             ClusterError: if nobody answers, or refuses, or is no dashboard of Ray.
+            InputError: if the token or the headers for a proxy cannot be sent.
         """
         token, verify = Token.here(), ca_file or True
-        headers = _own_headers()
+        headers = own_headers()
         if token.mode == "token" and not token.value and "Authorization" not in headers:
-            raise ClusterError(f"RAY_AUTH_MODE is token, and there is none: {_where_tokens_are()}")
+            raise ClusterError(f"RAY_AUTH_MODE is token, and there is none: {Token.missing()}")
         if token.mode == "token":
             headers = token.header | headers
         answer = _ask(f"{address}/api/version", headers, verify)
@@ -147,10 +64,15 @@ class Cluster:
             headers = token.header | headers  # asked for it, so it may have it
             answer = _ask(f"{address}/api/version", headers, verify)
         _check_answer(answer, address, token)
+        version = _field(answer, "ray_version")
+        if not version:
+            raise ClusterError(
+                f"something answers at {shown(address)}, but no Ray dashboard (GET /api/version: "
+                f"status {answer.status_code}); correct the address or its port"
+            )
         details = _ask(f"{address}/api/v0/cluster_metadata", headers, verify)
-        python = details.json()["data"].get("pythonVersion", "") if details.ok else ""
-        client = _make_client(address, headers, verify)
-        return cls(address, client, answer.json()["ray_version"], python)
+        python = _field(details, "data", "pythonVersion")
+        return cls(address, _make_client(address, headers, verify), version, python)
 
     def check_versions(self) -> None:
         """Check that Ray, and Python's minor version, are the same there and here.
@@ -178,15 +100,20 @@ def _minor(version: str) -> list[str]:
     return version.split(".")[:2]
 
 
-def _own_headers() -> dict[str, str]:
-    """Headers for a proxy on the way, from the variable that Ray's own programs read."""
-    text = os.environ.get("RAY_JOB_HEADERS")
-    if not text:
-        return {}
+def _field(answer: Any, *names: str) -> str:
+    """A text in the JSON of an answer, "" if there is none."""
     try:
-        return {str(name): str(value) for name, value in json.loads(text).items()}
-    except (ValueError, AttributeError):
-        raise InputError('RAY_JOB_HEADERS must be JSON, such as {"Name": "value"}') from None
+        found = answer.json()
+        for name in names:
+            found = found[name]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def _unchanged(request: Any) -> Any:
+    # As `auth` of requests: without one, a password of ~/.netrc would take the token's place.
+    return request
 
 
 def _ask(url: str, headers: dict[str, str], verify: str | bool) -> Any:
@@ -195,23 +122,33 @@ def _ask(url: str, headers: dict[str, str], verify: str | bool) -> Any:
     address = shown(url.partition("/api/")[0])
     try:
         return requests.get(
-            url, headers=headers, verify=verify, timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS)
+            url,
+            headers=headers,
+            verify=verify,
+            auth=_unchanged,
+            allow_redirects=False,
+            timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS),
         )
     except requests.exceptions.SSLError as error:
         raise ClusterError(
             f"no trusted connection to {address}: {_reason(error)}. Give its certificate with "
             "--ca-file, or correct http and https"
         ) from None
-    except (requests.exceptions.RequestException, OSError) as error:
+    except (requests.exceptions.RequestException, OSError, ValueError) as error:
         raise ClusterError(
-            f"no Ray dashboard answers at {address}: {_reason(error)}. Is the head running, is "
-            f"this its dashboard's port (8265 by default), and can this machine reach it? "
-            "From outside: ssh -L 8265:localhost:8265 HEAD, then --address http://localhost:8265"
+            f"no Ray dashboard answers at {address}: {_reason(error)}{_proxy(url)}. Is the head "
+            "running, is this its dashboard's port (8265 by default), and can this machine reach "
+            "it? From outside: ssh -L 8265:localhost:8265 HEAD, then --address "
+            "http://localhost:8265"
         ) from None
 
 
 def _reason(error: BaseException) -> str:
     """The innermost reason, which requests and urllib3 wrap three times."""
+    from requests.exceptions import InvalidHeader
+
+    if isinstance(error, InvalidHeader):
+        return "a header cannot be sent"  # its text has the header, which may be the token
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     if isinstance(error, http.client.HTTPException):
@@ -219,41 +156,48 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def _proxy(url: str) -> str:
+    """The variable of the proxy that this goes through, which may be the reason."""
+    from requests.utils import should_bypass_proxies
+
+    names = (f"{urlsplit(url).scheme}_proxy", "all_proxy")
+    found = [v for name in names for v in (name, name.upper()) if os.environ.get(v)]
+    if not found or should_bypass_proxies(url, no_proxy=None):
+        return ""
+    return f" (through the proxy of {found[0]}; NO_PROXY names hosts without)"
+
+
 def _check_answer(answer: Any, address: str, token: Token) -> None:
-    where = shown(address)
-    if answer.status_code == 401:
+    where, status = shown(address), answer.status_code
+    if status == 401:
         if token.mode == "disabled":
             raise ClusterError(
                 f"the cluster at {where} wants a token, and RAY_AUTH_MODE is disabled; set "
                 "RAY_AUTH_MODE=token"
             )
         raise ClusterError(
-            f"the cluster at {where} wants a token, and there is none: {_where_tokens_are()}"
+            f"the cluster at {where} wants a token, and there is none: {Token.missing()}"
         )
-    if answer.status_code == 403:
+    if status == 403:
         raise ClusterError(
             f"the cluster at {where} does not accept the token of {token.source}: it is another "
             "cluster's, or old. Take the one that the head was started with "
             "(`ray get-auth-token` there)"
         )
-    try:
-        answer.json()["ray_version"]
-    except (ValueError, KeyError, TypeError):
+    if 300 <= status < 400:
+        target = shown(answer.headers.get("Location", "nowhere").partition("?")[0])
         raise ClusterError(
-            f"something answers at {where}, but no Ray dashboard (GET /api/version: status "
-            f"{answer.status_code}); correct the address or its port"
-        ) from None
+            f"{where} leads on to {target} (status {status}). Give the address of the dashboard "
+            "itself; a proxy that wants a login can have it in RAY_JOB_HEADERS"
+        )
+    if status >= 500:
+        raise ClusterError(
+            f"what answers at {where} fails (status {status}): the head may be starting, or a "
+            "proxy may not reach it. Try again in a moment, and look at the head"
+        )
 
 
-def _where_tokens_are() -> str:
-    return (
-        "looked in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and ~/.ray/auth_token. Write the head's "
-        "token (`ray get-auth-token` there) to a file that only you can read, and set "
-        "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
-    )
-
-
-def _make_client(address: str, headers: dict[str, str], verify: str | bool) -> Any:
+def _make_client(address: str, headers: Mapping[str, str], verify: str | bool) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
     from requests.exceptions import RequestException
@@ -267,6 +211,7 @@ def _make_client(address: str, headers: dict[str, str], verify: str | bool) -> A
 
         def _do_request(self, method: str, endpoint: str, **more: Any) -> Any:
             more.setdefault("timeout", (_CONNECT_SECONDS, 3 * _ANSWER_SECONDS))
+            more |= {"auth": _unchanged, "allow_redirects": False}
             try:
                 return super()._do_request(method, endpoint, **more)
             except RequestException as error:
@@ -285,6 +230,18 @@ def _make_client(address: str, headers: dict[str, str], verify: str | bool) -> A
             raise ClusterError(
                 f"the cluster at {shown(address)} answers with status {r.status_code}: {text}"
             )
+
+        def get_job_logs(self, job_id: str) -> Any:
+            try:
+                return super().get_job_logs(job_id)
+            except ClusterError as error:
+                if "codec can't decode" not in str(error):
+                    raise
+                raise OutputError(
+                    f"the output of job {job_id} cannot be read: it has bytes that are not UTF-8, "
+                    "so that Ray does not send it. Print text in the program; the output is in "
+                    f"logs/job-driver-{job_id}.log of Ray's session directory on the job's node"
+                ) from None
 
     hidden = {name: os.environ.pop(name) for name in _SETTINGS if name in os.environ}
     try:

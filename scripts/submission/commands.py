@@ -7,53 +7,64 @@ import secrets
 import shlex
 import sys
 import tempfile
-import time
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from qailab.errors import InputError
-from submission import packing, probe, secrecy
-from submission.cluster import Cluster, ClusterError, Token, normal_address, shown
+from submission import jobs, packing, probe, secrecy
+from submission.access import Token, normal_address, shown
+from submission.cluster import Cluster
+from submission.errors import ClusterError
 from submission.following import exit_status, follow
+from submission.jobs import how_to, indented, say
 from submission.options import Place, Question, Submission
+from submission.requirements import Requirements
 
-STOP_SECONDS = 30
-"""From SIGTERM to SIGKILL of a stopped job; Ray's 3 are too few to save a checkpoint."""
-_STOP_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
+_VARIABLES = {
+    jobs.STOP_VARIABLE: str(jobs.STOP_SECONDS),
+    # Ray cannot send a log that is not UTF-8, whatever the head's locale is.
+    "PYTHONIOENCODING": "utf-8:backslashreplace",
+    "QAILAB_PROGRESS": "2",  # seconds between the states of the bar, which wants a terminal
+}
+"""The job's environment, where the user does not say otherwise."""
 
 
 def submit(options: Submission) -> int:
     """Submit, and follow if wanted; the exit status."""
-    package = packing.collect(options.working_dir, options.excludes)
+    package = packing.collect(options.working_dir, options.excludes, options.limit)
     words = command(options.words, options.python, package)
     name = options.name or _new_name(options.words)
-    known = secrecy.Known.here()
-    secrecy.check_entrypoint(options.words)
+    known = secrecy.Known.here(allowed=options.allowed)
+    secrecy.check_entrypoint(options.words, options.allowed)
     known.check("the command line", "\0".join([*options.words, name]))
     for variable, value in options.variables.items():
         known.check(f"the variable {variable}", value)
-    environment: dict[str, Any] = {
-        "env_vars": {_STOP_VARIABLE: str(STOP_SECONDS)} | options.variables
-    }
+    needed = Requirements() if options.pip is False else Requirements.of(options.working_dir)
+    secrecy.check_requirements(needed.wanted.values(), known)
+    environment: dict[str, Any] = {"env_vars": _VARIABLES | options.variables}
     with tempfile.TemporaryDirectory(prefix="qailab-submit-") as folder:
         archive = Path(folder) / "package.zip"
         packed = package.write(archive, options.limit, known)
         _show_package(package, packed, options.limit)
         if options.dry_run:
-            print(ray_line(options, name, words, environment))
+            given = environment | {"excludes": list(package.excludes)}
+            print(
+                ray_line(options, name, words, given | _pip(needed.wanted if options.pip else {}))
+            )
             return 0
         cluster = _reach(options.place)
         if not options.any_version:
             cluster.check_versions()
-        environment |= _requirements(cluster, options)
+        jobs.check_run_is_free(cluster.client, options.words, options.place)
+        environment |= install(cluster, needed, options)
         _warn_of_lost_results(options.words)
         environment["working_dir"] = str(archive)
-        _send(cluster, name, words, environment)
-    _say(f"job {name} submitted")
+        _send(cluster, name, words, environment, options.place)
+    say(f"job {name} submitted")
     if not options.wait:
-        _say(_how_to(name, options.place, "follow"))
+        say(how_to(name, options.place, "follow"))
         return 0
     return _follow(cluster, name, options.place)
 
@@ -63,24 +74,24 @@ def answer(question: Question) -> int:
     cluster = _reach(question.place)
     client = cluster.client
     if question.command == "list":
-        jobs = sorted(_submissions(client), key=lambda job: job.start_time or 0)
-        for job in jobs:
-            print(_line(job))
-        if not jobs:
-            _say("no jobs were submitted to this cluster")
+        found = sorted(jobs.submitted(client), key=lambda job: job.start_time or 0)
+        for job in found:
+            print(jobs.line(job))
+        if not found:
+            say("no job was submitted to this cluster yet")
         return 0
-    job = _find(client, question.job)
+    job = jobs.find(client, question.job)
     name = job.submission_id
     if question.command == "status":
-        print(_line(job))
+        print(jobs.line(job))
         if job.message:
-            print(_indented(job.message))
+            print(indented(job.message))
     elif question.command == "logs":
         if question.follow:
             return _follow(cluster, name, question.place)
         sys.stdout.write(client.get_job_logs(name))
     else:
-        return _stop(client, job)
+        return jobs.stop(client, job)
     return 0
 
 
@@ -104,6 +115,8 @@ def command(words: tuple[str, ...], python: str, package: packing.Package) -> li
                 f"{inside} would install an environment on the cluster; submit {twin} instead"
             )
         return list(words)
+    if inside in package.secret:
+        raise InputError(f"{inside} has a private key or a token in it, and does not go with a job")
     if inside not in package.files and not program.is_absolute():
         raise InputError(
             f"{inside} is not among the {len(package.files)} files that go with the job, of "
@@ -118,11 +131,9 @@ def ray_line(options: Submission, name: str, words: list[str], environment: dict
         address = shown(normal_address(options.place.address))
     except InputError:
         address = "http://HEAD:8265"
-    full = environment | {"excludes": packing.all_excludes(options.excludes)}
-    if options.pip:
-        full |= _pip(probe.Requirements.of(options.working_dir).wanted)
     line = ["ray", "job", "submit", "--address", address, "--submission-id", name]
-    line += ["--working-dir", str(options.working_dir), "--runtime-env-json", json.dumps(full)]
+    line += ["--working-dir", str(options.working_dir)]
+    line += ["--runtime-env-json", json.dumps(environment)]
     line += [] if options.wait else ["--no-wait"]
     return shlex.join([*line, "--", *words])
 
@@ -133,13 +144,12 @@ def _reach(place: Place) -> Cluster:
     local = host == "localhost" or host.startswith("127.") or host == "::1"
     cluster = Cluster.reach(address, ca_file=place.ca_file)
     if address.startswith("http:") and not local and Token.here().value:
-        _say("the token goes over http, which others can read; better over https or ssh -L")
+        say("the token goes over http, which others can read; better over https or ssh -L")
     return cluster
 
 
-def _requirements(cluster: Cluster, options: Submission) -> dict[str, Any]:
-    """What has to be installed for the job."""
-    needed = probe.Requirements.of(options.working_dir)
+def install(cluster: Cluster, needed: Requirements, options: Submission) -> dict[str, Any]:
+    """What has to be installed for the job, as a part of its runtime environment."""
     versions = f"Ray {cluster.ray_version}, Python {cluster.python_version or 'unknown'}"
     if options.pip is not None:
         wanted = needed.wanted if options.pip else {}
@@ -147,7 +157,7 @@ def _requirements(cluster: Cluster, options: Submission) -> dict[str, Any]:
         found = probe.ask(cluster, list(needed.wanted), options.python)
         wanted = needed.differing(found.installed)
         for name in wanted:
-            _say(f"  {wanted[name]} is wanted, the cluster has {found.installed[name] or 'none'}")
+            say(f"  {wanted[name]} is wanted, the cluster has {found.installed[name] or 'none'}")
     if wanted:
         said = (
             f"installing {len(wanted)} of {len(needed.wanted)} packages for the job: minutes, as "
@@ -157,7 +167,9 @@ def _requirements(cluster: Cluster, options: Submission) -> dict[str, Any]:
         said = f"it has what {needed.source} asks for"
     else:
         said = "nothing is installed for the job"
-    _say(f"cluster {shown(cluster.address)}: {versions}; {said}")
+    say(f"cluster {shown(cluster.address)}: {versions}; {said}")
+    if needed.ignored:
+        say(f"  not understood, and not installed: {', '.join(needed.ignored)}")
     return _pip(wanted)
 
 
@@ -165,97 +177,63 @@ def _pip(wanted: Any) -> dict[str, Any]:
     return {"pip": {"packages": sorted(wanted.values()), "pip_check": False}} if wanted else {}
 
 
-def _send(cluster: Cluster, name: str, words: list[str], environment: dict[str, Any]) -> None:
+def _send(
+    cluster: Cluster, name: str, words: list[str], environment: dict[str, Any], place: Place
+) -> None:
     try:
         cluster.client.submit_job(
             entrypoint=shlex.join(words), submission_id=name, runtime_env=environment
         )
     except KeyboardInterrupt:
-        _say(f"interrupted; whether {name} was submitted, `submit list` tells")
+        say(f"interrupted; whether {name} was submitted, `submit list` tells")
         raise
     except ClusterError as error:
-        if "already exists" in str(error):
-            raise InputError(
-                f"--name {name}: the cluster has a job of this name already; an id is used once. "
-                "Give another, or none"
-            ) from None
-        raise
+        if "already exists" not in str(error):
+            raise
+        status = cluster.client.get_job_info(name).status
+        ended = status.is_terminal()
+        raise InputError(
+            f"--name {name}: the cluster has a job of this name already, which "
+            + (f"has ended ({status.value})" if ended else f"is {status.value}")
+            + "; an id is used once. Give another, or none"
+            + ("" if ended else "\n" + how_to(name, place, "follow", "stop"))
+        ) from None
 
 
 def _follow(cluster: Cluster, name: str, place: Place) -> int:
     try:
         info = follow(cluster.client, name)
     except KeyboardInterrupt:
-        _say(f"detached; job {name} goes on")
-        _say(_how_to(name, place, "follow", "stop"))
+        say(f"detached; job {name} goes on")
+        say(how_to(name, place, "follow", "stop"))
         return 130
     except ClusterError:
-        _say(_how_to(name, place, "follow"))
+        say(how_to(name, place, "follow"))
         raise
     status = exit_status(info)
     seconds = ((info.end_time or 0) - (info.start_time or 0)) / 1000
     said = {"SUCCEEDED": "succeeded", "STOPPED": "was stopped"}.get(
         info.status, f"failed with exit status {status}"
     )
-    _say(f"job {name} {said} after {seconds:.1f} s")
+    say(f"job {name} {said} after {seconds:.1f} s")
     if info.status == "FAILED" and info.driver_exit_code is None:  # else its output says why
-        _say(_indented(info.message or "Ray does not say why"))
+        say(indented(info.message or "Ray does not say why"))
     return status
 
 
-def _stop(client: Any, job: Any) -> int:
-    name = job.submission_id
-    if job.status.is_terminal():
-        _say(f"job {name} has ended already: {job.status.value}")
-        return 0
-    client.stop_job(name)
-    deadline = time.monotonic() + STOP_SECONDS + 15
-    while not (job := client.get_job_info(name)).status.is_terminal():
-        if time.monotonic() > deadline:
-            raise ClusterError(f"job {name} was asked to stop, and is still {job.status.value}")
-        time.sleep(0.2)
-    _say(f"job {name}: {job.status.value}")
-    return 0
-
-
-def _submissions(client: Any) -> list[Any]:
-    """The jobs that were submitted; Ray also lists drivers that connected by themselves."""
-    jobs = [job for job in client.list_jobs() if job.submission_id]
-    return [job for job in jobs if not job.submission_id.startswith(probe.PREFIX)]
-
-
-def _find(client: Any, name: str | None) -> Any:
-    jobs = _submissions(client)
-    found = [job for job in jobs if name in (None, job.submission_id, job.job_id)]
-    if found:
-        return max(found, key=lambda job: job.start_time or 0)
-    latest = sorted(jobs, key=lambda job: -(job.start_time or 0))[:5]
-    known = ", ".join(job.submission_id for job in latest) or "none"
-    raise InputError(f"the cluster has no job {name or ''}; its latest: {known}")
-
-
-def _line(job: Any) -> str:
-    began = datetime.fromtimestamp((job.start_time or 0) / 1000)
-    end = job.end_time / 1000 if job.end_time else time.time()
-    code = f" (exit status {job.driver_exit_code})" if job.driver_exit_code else ""
-    ran = f"{end - (job.start_time or 0) / 1000:.0f} s"
-    return (
-        f"{job.submission_id}  {job.status.value}{code}  {began:%Y-%m-%d %H:%M:%S}, {ran}  "
-        f"{job.entrypoint}"
-    )
-
-
 def _show_package(package: packing.Package, packed: int, limit: int) -> None:
-    _say(
+    say(
         f"sending {len(package.files)} files of {package.root}: {packing.size(package.total)}, "
         f"{packing.size(packed)} packed, of at most {packing.size(limit)}"
     )
     largest = (f"{name} {packing.size(count)}" for name, count in package.largest())
-    _say(f"  largest: {', '.join(largest)}")
+    say(f"  largest: {', '.join(largest)}")
     if package.secret:
-        _say(f"  left out, as they look like secrets: {', '.join(package.secret)}")
+        say(f"  left out, as they look like secrets: {', '.join(package.secret)}")
     if package.skipped:
-        _say(f"  left out, as links that lead elsewhere: {', '.join(package.skipped)}")
+        say(f"  left out, as links to what does not go: {', '.join(package.skipped)}")
+    if package.unreadable:
+        say(f"  left out, as they cannot be read: {', '.join(package.unreadable)}")
 
 
 def _warn_of_lost_results(words: tuple[str, ...]) -> None:
@@ -263,30 +241,13 @@ def _warn_of_lost_results(words: tuple[str, ...]) -> None:
     if "train.py" in programs and not any(
         word.startswith(("--runs-dir", "--storage", "--estimate")) for word in words
     ):
-        _say(
+        say(
             "note: runs/ is in the job's directory, which Ray removes with the job; a directory "
             "that the nodes share, such as --runs-dir /shared/runs, keeps results and checkpoints"
         )
-
-
-def _how_to(name: str, place: Place, *commands: str) -> str:
-    where = f" --address {shown(place.address)}" if place.address else ""
-    lines = {
-        "follow": f"  to follow it: scripts/submit logs --follow {name}{where}",
-        "stop": f"  to stop it:   scripts/submit stop {name}{where}",
-    }
-    return "\n".join(lines[one] for one in commands)
 
 
 def _new_name(words: tuple[str, ...]) -> str:
     stem = PurePosixPath(words[0]).stem
     kept = "".join(c for c in stem if c.isascii() and (c.isalnum() or c in "_-")) or "job"
     return f"{kept}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.strip().splitlines())
-
-
-def _say(text: str) -> None:
-    print(f"submit: {text}" if not text.startswith(" ") else text, file=sys.stderr, flush=True)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from qailab.errors import InputError
 from submission.packing import DEFAULT_LIMIT, parse_size, size
+from submission.probe import PREFIX
 from submission.secrecy import check_environment
+from submission.variables import assignment, is_variable, read_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("status", "logs", "stop", "list")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Submission:
         excludes: patterns of what does not.
         limit: bytes that the package may have.
         variables: environment variables of the job.
+        allowed: names of variables and options that look like secrets, and are none.
         pip: whether requirements go: True, False, or None to ask the cluster.
         python: the command that runs programs there.
         any_version: whether other versions of Ray and Python are fine.
@@ -57,6 +61,7 @@ class Submission:
     excludes: tuple[str, ...]
     limit: int
     variables: dict[str, str]
+    allowed: frozenset[str]
     pip: bool | None
     python: str
     any_version: bool
@@ -96,23 +101,35 @@ def parse(arguments: Sequence[str], manual: str) -> Submission | Question:
         if words:
             raise InputError(f"{own[0]} takes no program after --")
         return _question(own)
-    known = _parser(manual).parse_args(own)
+    parser = _parser(manual)
+    known, unknown = parser.parse_known_args(own)
+    if unknown:
+        _explain(parser, unknown, own)
     if not words:
         raise InputError("what is to run? Give it after --: submit -- scripts/train.py --epochs 3")
     if known.name is not None and not _NAME.fullmatch(known.name):
-        raise InputError(f"--name must be letters, digits and _.- , got {known.name!r}")
+        raise InputError(
+            f"--name must be letters, digits and _.- , at most 100 of them, got {known.name!r}"
+        )
+    if known.name is not None and known.name.startswith(PREFIX):
+        raise InputError(f"--name {known.name}: names that begin with {PREFIX} are submit's own")
+    for name in known.allow_env:
+        if not is_variable(name.lstrip("-").replace("-", "_")):
+            raise InputError(f"--allow-env must be the name of a variable or option, got {name!r}")
+    allowed = frozenset(name.lstrip("-") for name in known.allow_env)
     variables = read_environment(Path(known.env_file)) if known.env_file else {}
     for item in known.env:
-        variables |= [_assignment(item, "--env")]
-    check_environment(variables)
+        variables |= [assignment(item, "--env")]
+    check_environment(variables, allowed)
     return Submission(
-        place=Place(known.address, known.ca_file),
+        place=_place(known),
         words=tuple(words),
         name=known.name,
         working_dir=Path(known.working_dir),
         excludes=tuple(known.exclude),
         limit=parse_size(known.max_size),
         variables=variables,
+        allowed=allowed,
         pip=known.pip,
         python=known.python,
         any_version=known.any_version,
@@ -121,32 +138,20 @@ def parse(arguments: Sequence[str], manual: str) -> Submission | Question:
     )
 
 
-def read_environment(path: Path) -> dict[str, str]:
-    """Variables of a file of lines ``KEY=VALUE``; comments, ``export`` and quotes are understood.
-
-    Raises:
-        InputError: if it cannot be read, or a line is none; without what is in the line.
-    """
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"--env-file {path} cannot be read: {type(error).__name__}") from None
-    found = {}
-    for number, line in enumerate(lines, 1):
-        text = line.strip().removeprefix("export ").strip()
-        if text and not text.startswith("#"):
-            found |= [_assignment(text, f"{path}, line {number}")]
-    return found
-
-
-def _assignment(text: str, where: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    name, value = name.strip(), value.strip()
-    if not equals or not _VARIABLE.fullmatch(name):
-        raise InputError(f"{where} must be KEY=VALUE, with a KEY of letters, digits and _")
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-        value = value[1:-1]
-    return name, value
+def _explain(parser: argparse.ArgumentParser, unknown: list[str], own: list[str]) -> NoReturn:
+    """Tell what is wrong with arguments that the options have no use for."""
+    first = unknown[0]
+    if first in COMMANDS:
+        rest = [word for word in own if word != first]
+        raise InputError(f"the command comes first: submit {first} {' '.join(rest)}")
+    if not first.startswith("-"):
+        near = difflib.get_close_matches(first, COMMANDS, 1)
+        if near and first.isalpha():
+            raise InputError(f"there is no command {first!r}; did you mean submit {near[0]}?")
+        raise InputError(
+            f"put the program after --, with its options: submit [options] -- {first} ..."
+        )
+    parser.error(f"unknown here: {first}. Options of the program come after --")
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -168,11 +173,17 @@ def _question(arguments: list[str]) -> Question:
         parser.add_argument("--follow", action="store_true", help="go on until the job ends")
     known = parser.parse_args(arguments[1:])
     return Question(
-        Place(known.address, known.ca_file),
+        _place(known),
         command,
         getattr(known, "job", None),
         getattr(known, "follow", False),
     )
+
+
+def _place(known: argparse.Namespace) -> Place:
+    if known.ca_file is not None and not Path(known.ca_file).exists():
+        raise InputError(f"--ca-file must be a file of certificates, and {known.ca_file} is none")
+    return Place(known.address, known.ca_file)
 
 
 def _add_place(parser: argparse._ActionsContainer) -> None:
@@ -210,6 +221,14 @@ def _parser(manual: str) -> argparse.ArgumentParser:
     add("--env", action="append", default=[], metavar="KEY=VALUE", help="a variable; no secrets")
     add("--env-file", metavar="FILE", help="a file of lines KEY=VALUE; no secrets")
     add(
+        "--allow-env",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="this variable, or option of the program, looks like a secret and is none; may be "
+        "given several times",
+    )
+    add(
         "--pip",
         action=argparse.BooleanOptionalAction,
         help="install the requirements for the job, or not (default: ask the cluster what it has)",
@@ -233,6 +252,6 @@ def _parser(manual: str) -> argparse.ArgumentParser:
     add(
         "--dry-run",
         action="store_true",
-        help="only tell what would go, and the `ray job submit` line that does the same",
+        help="only tell what would go, and the `ray job submit` line that sends the same files",
     )
     return parser

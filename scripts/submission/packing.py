@@ -1,29 +1,21 @@
-"""Which files of the working directory go, and the package they go in.
+"""The package that goes with a job: the files of `Walk`, of a size that every node can load.
 
-Left out are `EXCLUDES`, what looks like a secret, what .gitignore and .rayignore name, and
-symbolic links that leave the directory. Ray, given the same excludes, packs the same files: that
-is what the ``ray job submit`` line of ``--dry-run`` does.
+Ray, given the excludes of the package, packs the same files: that is what the ``ray job submit``
+line of ``--dry-run`` does.
 """
 
 from __future__ import annotations
 
-import os
+import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qailab.errors import InputError
-from submission.secrecy import FILES, Known
-
-EXCLUDES = (
-    ".git", ".venv", "venv", "/env/", ".tox", "node_modules", "__pycache__", "*.py[cod]",
-    "*.egg-info", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".cache",
-    ".ipynb_checkpoints", ".coverage", ".DS_Store", ".idea", ".vscode", "/build/", "/dist/",
-    "/data/", "/datasets/", "/runs/", "/logs/", "/checkpoints/", "*.pt", "*.pth", "*.sqlite*",
-)  # fmt: skip
-"""What no job needs, as patterns of .gitignore: large, made by programs, or somebody's own."""
+from submission.secrecy import Known
+from submission.secret_files import FILES
+from submission.walking import EXCLUDES, Walk
 
 DEFAULT_LIMIT = 1 << 20
 """1 MiB: this repository packs to 0.6 MiB, and every node of a cluster loads the package."""
@@ -40,13 +32,17 @@ class Package:
         root: the working directory.
         files: paths relative to it, sorted, and their sizes in bytes.
         secret: what was left out because it looks like a secret.
-        skipped: symbolic links that were left out.
+        skipped: symbolic links that were left out, to folders or to what does not go.
+        unreadable: what was left out because it cannot be read.
+        excludes: patterns that make Ray pack the same files.
     """
 
     root: Path
     files: dict[str, int]
     secret: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -71,8 +67,6 @@ class Package:
         Raises:
             InputError: if it is larger than the limit, or a file has a secret in it.
         """
-        if self.total > limit * _COMPRESSION:
-            raise self._too_large(f"{size(self.total)} before packing", limit)
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             for name in self.files:
                 file = self.root / name
@@ -86,6 +80,15 @@ class Package:
         if packed > limit:
             raise self._too_large(f"{size(packed)} packed", limit)
         return packed
+
+    def check_total(self, limit: int) -> None:
+        """Check that it may fit.
+
+        Raises:
+            InputError: if it is certainly larger than the limit, packed or not.
+        """
+        if self.total > limit * _COMPRESSION:
+            raise self._too_large(f"{size(self.total)} before packing", limit)
 
     def _too_large(self, much: str, limit: int) -> InputError:
         lines = [f"  {size(count):>10}  {name}" for name, count in self.largest(_SHOWN)]
@@ -104,81 +107,41 @@ class Package:
         )
 
 
-def collect(root: Path, excludes: Sequence[str] = ()) -> Package:
+def collect(root: Path, excludes: Sequence[str] = (), limit: int = DEFAULT_LIMIT) -> Package:
     """Decide what goes.
 
     Args:
         root: the working directory.
         excludes: more patterns of what is left out, as in .gitignore.
+        limit: bytes that the package may have.
 
     Raises:
-        InputError: if it is no directory that can be read, or nothing is left.
+        InputError: if it is no directory that can be read, nothing is left, or far too much.
     """
     if not root.is_dir():
         raise InputError(f"--working-dir must be a directory, and {root} is none")
     root = root.resolve()
-    walk = _Walk(root, _spec([*EXCLUDES, *excludes]), _spec(FILES))
-    files = dict(sorted(walk.files()))
+    walk = Walk(root, excludes)
+    files = walk.files()
+    Package(root, files).check_total(limit)  # before all of it is read
+    files = walk.without_secrets(files)
     if not files:
         raise InputError(f"nothing is left to send of {root}: everything in it is excluded")
-    return Package(root, files, tuple(sorted(walk.secret)), tuple(sorted(walk.skipped)))
+    named = [*walk.secret, *walk.skipped, *walk.unreadable, *walk.above]
+    return Package(
+        root,
+        files,
+        tuple(sorted(walk.secret)),
+        tuple(sorted(walk.skipped)),
+        tuple(sorted(walk.unreadable)),
+        # The last that matches counts: names first, among which is `!*.py`.
+        (*FILES, *EXCLUDES, *excludes, *map(_pattern, named)),
+    )
 
 
-def all_excludes(excludes: Sequence[str] = ()) -> list[str]:
-    """The patterns that make Ray pack the same files."""
-    return [*EXCLUDES, *excludes, *FILES]
-
-
-class _Walk:
-    """One walk through the working directory."""
-
-    def __init__(self, root: Path, excludes: Any, secrets: Any) -> None:
-        self.secret: list[str] = []
-        self.skipped: list[str] = []
-        self._root, self._excludes, self._secrets = root, excludes, secrets
-
-    def files(self) -> Iterator[tuple[str, int]]:
-        """Paths relative to the root, and sizes."""
-        yield from self._below(self._root, [])
-
-    def _below(self, folder: Path, ignored: list[tuple[Path, Any]]) -> Iterator[tuple[str, int]]:
-        for name in (".gitignore", ".rayignore"):
-            if (folder / name).is_file():
-                lines = (folder / name).read_text(errors="replace").splitlines()
-                ignored = [*ignored, (folder, _spec(lines))]
-        for path in sorted(folder.iterdir()):
-            inside = path.relative_to(self._root).as_posix()
-            is_folder = path.is_dir()
-            tail = "/" if is_folder else ""
-            if self._excludes.match_file(inside + tail):
-                continue
-            if self._secrets.match_file(inside + tail):
-                self.secret.append(inside + tail)
-                continue
-            relative = [(path.relative_to(base).as_posix(), spec) for base, spec in ignored]
-            # A folder is left out as a whole only where no `!pattern` can take a part back.
-            if any(
-                spec.match_file(name + tail)
-                for name, spec in relative
-                if not (is_folder and any(pattern.include is False for pattern in spec.patterns))
-            ):
-                continue
-            if path.is_symlink() and (is_folder or not self._is_inside(path)):
-                self.skipped.append(inside)
-            elif is_folder:
-                yield from self._below(path, ignored)
-            elif path.is_file() and os.access(path, os.R_OK):
-                yield inside, path.stat().st_size
-
-    def _is_inside(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self._root)
-
-
-def _spec(patterns: Sequence[str]) -> Any:
-    # Ray's own, so that what is shown here is what Ray would do.
-    from ray._private.thirdparty.pathspec import PathSpec
-
-    return PathSpec.from_lines("gitwildmatch", patterns)
+def _pattern(name: str) -> str:
+    """The pattern of .gitignore for this path and no other."""
+    return "/" + re.sub(r"([\\*?\[\]!# ])", r"\\\1", name)
 
 
 def size(count: int) -> str:
@@ -195,12 +158,9 @@ def parse_size(text: str) -> int:
     Raises:
         InputError: if it is none.
     """
-    number = text.strip().lower().removesuffix("b").removesuffix("i")
-    factor = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(number[-1:], 1)
-    try:
-        count = int(float(number.rstrip("kmg")) * factor)
-    except (ValueError, OverflowError):
-        count = 0
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)(?:i?b)?", text.strip().lower())
+    factor = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+    count = int(float(found[1]) * factor.get(found[2], 1)) if found else 0
     if count < 1:
         raise InputError(f"--max-size must be a size such as 5MiB, got {text!r}")
     return count

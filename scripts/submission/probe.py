@@ -1,4 +1,4 @@
-"""What the cluster has installed, and so what a job must bring along.
+"""What the cluster has installed.
 
 A probe is a job of its own that imports nothing but the standard library: two or three seconds,
 where installing what is there already would take minutes. The next probe deletes it: Ray brings a
@@ -13,14 +13,12 @@ import re
 import secrets
 import shlex
 import time
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from qailab.errors import InputError
-from submission.cluster import Cluster, ClusterError
+from submission.cluster import Cluster
+from submission.errors import ClusterError
 
 _MARK = "qailab-probe:"
 _PROGRAM = f"""
@@ -37,78 +35,6 @@ _SECONDS = 30.0
 _SETTLED_SECONDS = 10.0  # after its end, a job's record is not written any more
 PREFIX = "qailab-probe-"
 """How the ids of probes begin; they are no jobs of a user."""
-_EXTRA = "train"  # what scripts/train needs
-
-
-@dataclass(frozen=True)
-class Requirements:
-    """What a working directory needs.
-
-    Args:
-        wanted: requirements as pip takes them, pinned where a version is known, by package.
-        source: the file they are from, for messages.
-    """
-
-    wanted: Mapping[str, str] = field(default_factory=dict)
-    source: str = ""
-
-    @classmethod
-    def of(cls, root: Path) -> Requirements:
-        """Those of pyproject.toml, pinned by scripts/constraints.txt; else of requirements.txt.
-
-        Raises:
-            InputError: if a file cannot be understood.
-        """
-        project, pins = root / "pyproject.toml", root / "scripts" / "constraints.txt"
-        if project.is_file():
-            try:
-                table = tomllib.loads(project.read_text()).get("project", {})
-            except tomllib.TOMLDecodeError as error:
-                raise InputError(f"{project}: {error}") from None
-            lines = table.get("dependencies", [])
-            lines = [*lines, *table.get("optional-dependencies", {}).get(_EXTRA, [])]
-            pinned = _parse(pins.read_text().splitlines(), pins) if pins.is_file() else {}
-            wanted = _parse(lines, project)
-            return cls({name: pinned.get(name, wanted[name]) for name in wanted}, project.name)
-        listed = root / "requirements.txt"
-        if listed.is_file():
-            return cls(_parse(listed.read_text().splitlines(), listed), listed.name)
-        return cls()
-
-    def differing(self, installed: Mapping[str, str | None]) -> dict[str, str]:
-        """What is missing or of another version: the requirement, by package."""
-        from packaging.requirements import Requirement
-        from packaging.version import Version
-
-        different = {}
-        for name, line in self.wanted.items():
-            version = installed.get(name)
-            # 2.13.0+cpu is 2.13.0 for this purpose: the same functions, built for the machine.
-            if version is None or not Requirement(line).specifier.contains(
-                Version(version).public, prereleases=True
-            ):
-                different[name] = line
-        return different
-
-
-def _parse(lines: list[str], source: Path) -> dict[str, str]:
-    from packaging.requirements import InvalidRequirement, Requirement
-    from packaging.utils import canonicalize_name
-
-    found = {}
-    for line in lines:
-        text = line.partition(" #")[0].strip()
-        if not text or text.startswith(("#", "-")):
-            continue
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement as error:
-            raise InputError(f"{source}: {text!r} is no requirement: {error}") from None
-        if requirement.marker is None or requirement.marker.evaluate():
-            name = str(canonicalize_name(requirement.name))
-            found[name] = f"{name}{requirement.specifier}"
-    found.pop("ray", None)  # a job cannot bring another Ray; see Cluster.check_versions
-    return found
 
 
 @dataclass(frozen=True)

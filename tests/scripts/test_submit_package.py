@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))  # as Python does for a script
 
 import submit  # noqa: E402
-from submission import packing, secrecy  # noqa: E402
+from submission import secrecy  # noqa: E402
 from submission.packing import DEFAULT_LIMIT, collect, parse_size  # noqa: E402
 
 from qailab.errors import InputError  # noqa: E402
@@ -49,18 +49,18 @@ def test_ray_packs_the_same_files_with_these_excludes(tmp_path: Path) -> None:
     from ray._private.ray_constants import get_runtime_env_default_excludes
     from ray._private.runtime_env.packaging import create_package
 
-    wanted = collect(ROOT).files
+    package = collect(ROOT)
     target = tmp_path / "ray.zip"
     create_package(
         str(ROOT),
         target,
         include_gitignore=True,
         logger=logging.getLogger("of nobody"),  # Ray's own writes to a stream that pytest closed
-        excludes=[*get_runtime_env_default_excludes(), *packing.all_excludes()],
+        excludes=[*get_runtime_env_default_excludes(), *package.excludes],
     )
     with zipfile.ZipFile(target) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
-    assert names == set(wanted)
+    assert names == set(package.files)
 
 
 def test_what_no_job_needs_stays_here(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_sizes() -> None:
     assert parse_size("5MiB") == parse_size("5m") == parse_size("5 MB".replace(" ", "")) == 5 << 20
     assert parse_size("700k") == 700 << 10
     assert parse_size("2000000") == 2_000_000
-    for text in ("", "MiB", "-1", "nan", "inf", "0"):
+    for text in ("", "MiB", "-1", "nan", "inf", "0", "5mmm", "5bib", "1e3"):
         with pytest.raises(InputError, match="--max-size"):
             parse_size(text)
 
@@ -261,18 +261,26 @@ def test_the_line_of_ray_is_understood_by_ray(
     assert given["entrypoint"] == ("python", "main.py", "--text", "a 'b'")
     environment = json.loads(given["runtime_env_json"])
     assert "/big files" in environment["excludes"]
-    assert environment["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "30", "A": "b c"}
+    assert environment["env_vars"] == {
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
+        "QAILAB_PROGRESS": "2",
+        "A": "b c",
+    }
 
 
 def test_the_program_runs_from_anywhere(tmp_path: Path) -> None:
     """As a user starts it, but for the installation."""
     make(tmp_path / "mine", "main.py")
+    # What a terminal cannot show is no reason to fail.
+    plain = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "submit.py", "--dry-run", "--working-dir", "mine",
-         "--", "main.py"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+         "--", "main.py", "caf\u00e9"],
+        cwd=tmp_path, env=os.environ | plain, capture_output=True, text=True,
         timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "sending 1 files" in done.stderr
     assert done.stdout.startswith("ray job submit --address http://HEAD:8265 ")
+    assert r"caf\xe9" in done.stdout
