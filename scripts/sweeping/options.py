@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,17 @@ from training.placement import Placement
 from training.settings import EXACT, Config, check_at_least_one
 
 from qailab.errors import InputError
+from sweeping.settings import COMPARED, FILE, Settings
+
+_BASE = ("epochs", "samples", "qubits", "seed")
+_EPOCHS = 3
+_GRID: dict[str, list[Any]] = {"lr": [0.003, 0.01, 0.03], "reps": [1, 2], "shots": [256, 1024]}
+_KINDS: dict[str, Callable[[str], Any]] = {
+    "lr": float,
+    "reps": int,
+    "shots": lambda text: text if text == EXACT else int(text),
+}
+_SWEEPS_DIR = "sweeps"
 
 
 @dataclass(frozen=True)
@@ -22,57 +32,105 @@ class Sweep:
     """What to compare, and where.
 
     Args:
-        base: the settings that all trials share.
-        grid: the values of each setting that differs.
+        settings: what decides the results.
         at_once: trials that run at the same time.
         actors: Ray actors that all trials share.
         address: address of a Ray cluster, or None for a local one.
-        placement: where actors are, and what they take.
+        placement: where actors are, and what they and trials take.
         folder: where results go.
+        resumed: whether the sweep was begun before.
+        place: the options about where to run, to be given again when resuming.
     """
 
-    base: Config
-    grid: dict[str, list[Any]]
+    settings: Settings
     at_once: int
     actors: int
     address: str | None
     placement: Placement
     folder: Path
-
-    @property
-    def num_trials(self) -> int:
-        """How many combinations there are."""
-        return len(list(itertools.product(*self.grid.values())))
+    resumed: bool
+    place: tuple[str, ...]
 
 
 def parse(arguments: Sequence[str] | None, manual: str) -> Sweep:
-    """Read the command line.
+    """Read the command line, and with ``--resume`` the sweep's settings.
 
     Raises:
-        InputError: if a value is not valid, or the folder is taken.
+        InputError: if a value is not valid, the name is taken, or there is no such sweep.
+        CheckpointError: if the sweep's settings cannot be read.
     """
-    known = _parser(manual).parse_args(arguments)
-    grid = {
-        "lr": _values("lr", known.lr, float),
-        "reps": _values("reps", known.reps, int),
-        "shots": _values("shots", known.shots, lambda text: text if text == EXACT else int(text)),
-    }
-    shared = {name: getattr(known, name) for name in ("epochs", "samples", "qubits", "seed")}
-    base = Config(**{name: value for name, value in shared.items() if value is not None})
-    for name, values in grid.items():
-        for value in values:
-            Config(**{name: value})  # a value that can never be right is reported at once
+    parser = _parser(manual)
+    known = parser.parse_args(arguments)
+    given = {name: getattr(known, name) for name in _BASE if getattr(known, name) is not None}
+    for name, kind in _KINDS.items():
+        if getattr(known, name) is not None:
+            given[name] = _values(name, getattr(known, name), kind)
+    # Also when resuming: a value that can never be right is reported as that.
+    settings = Settings(
+        Config(**({"epochs": _EPOCHS} | {k: v for k, v in given.items() if k in _BASE})),
+        {name: given.get(name, _GRID[name]) for name in COMPARED},
+    )
     for name in ("actors", "at_once"):
         check_at_least_one(name, getattr(known, name))
     placement = Placement.parse(known.placement or "")
-    placement.check_backend(base.backend)
-    name = known.name or f"digits-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    if Path(name).name != name:
-        raise InputError(f"--name must be a plain folder name, got {name!r}")
+    if known.resume is None:
+        folder = _new(known)
+    else:
+        folder = _found(known)
+        settings = Settings.load(folder)
+        settings.check_same(given, folder)
+    placement.check_backend(settings.base.backend)
+    place = [] if folder.parent == Path(_SWEEPS_DIR) else ["--sweeps-dir", str(folder.parent)]
+    for name in ("at_once", "actors", "address", "placement"):
+        value = getattr(known, name)
+        if value != parser.get_default(name):
+            place += [f"--{name.replace('_', '-')}", str(value)]
+    return Sweep(
+        settings=settings,
+        at_once=known.at_once,
+        actors=known.actors,
+        address=known.address,
+        placement=placement,
+        folder=folder,
+        resumed=known.resume is not None,
+        place=tuple(place),
+    )
+
+
+def taken(folder: Path) -> InputError:
+    """What is said when there is something at the place of a new sweep."""
+    return InputError(
+        f"there is already something at {folder}; give another --name, or go on with that sweep: "
+        f"--resume {folder.name}"
+    )
+
+
+def _new(known: argparse.Namespace) -> Path:
+    name = known.name
+    if name is None:
+        name = f"digits-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise InputError(
+            f"--name must be a plain folder name, got {name!r}; use --sweeps-dir to put sweeps "
+            "elsewhere"
+        )
     folder = Path(known.sweeps_dir, name)
     if folder.exists():
-        raise InputError(f"there is already something at {folder}; give another --name")
-    return Sweep(base, grid, known.at_once, known.actors, known.address, placement, folder)
+        raise taken(folder)
+    return folder
+
+
+def _found(known: argparse.Namespace) -> Path:
+    if known.name is not None:
+        raise InputError("give either --name (a new sweep) or --resume (an old one), not both")
+    for folder in (Path(known.sweeps_dir, known.resume), Path(known.resume)):
+        if (folder / FILE).is_file():
+            return folder
+    there = sorted(path.parent.name for path in Path(known.sweeps_dir).glob(f"*/{FILE}"))
+    raise InputError(
+        f"there is no sweep {known.resume!r}, neither a folder of that name nor one in "
+        f"{known.sweeps_dir}; sweeps there: {', '.join(there) or 'none'}"
+    )
 
 
 def _values(name: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
@@ -92,23 +150,24 @@ def _parser(manual: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # No defaults for what decides the results: a resumed sweep must know what was given.
     group = parser.add_argument_group("what to compare: all combinations")
-    for option, default, text in (
-        ("--lr", "0.003,0.01,0.03", "learning rates"),
-        ("--reps", "1,2", "repetitions of rotations and entanglement"),
-        ("--shots", "256,1024", "shots for each row, or 'exact'"),
+    for name, text in (
+        ("lr", "learning rates"),
+        ("reps", "repetitions of rotations and entanglement"),
+        ("shots", f"shots for each row, or '{EXACT}' for exact probabilities"),
     ):
-        group.add_argument(
-            option, default=default, metavar="A,B,...", help=f"{text} (default: {default})"
-        )
+        default = ",".join(map(str, _GRID[name]))
+        group.add_argument(f"--{name}", metavar="A,B,...", help=f"{text} (default: {default})")
     group = parser.add_argument_group("what all share")
-    group.add_argument("--epochs", type=int, default=3, metavar="N", help="epochs (default: 3)")
-    group.add_argument(
-        "--samples", type=int, metavar="N", help="use only the first N samples (default: all)"
-    )
-    group.add_argument("--qubits", type=int, metavar="N", help="qubits of the circuit (default: 6)")
-    group.add_argument("--seed", type=int, metavar="N", help="seed of everything (default: 7)")
-    group = parser.add_argument_group("where to run")
+    for name, text in (
+        ("epochs", f"epochs (default: {_EPOCHS})"),
+        ("samples", "use only the first N samples (default: all)"),
+        ("qubits", f"qubits of the circuit (default: {Config.qubits})"),
+        ("seed", f"seed of everything (default: {Config.seed})"),
+    ):
+        group.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    group = parser.add_argument_group("where to run (may differ when a sweep is resumed)")
     group.add_argument(
         "--at-once", type=int, default=4, metavar="N", help="trials at the same time (default: 4)"
     )
@@ -122,12 +181,22 @@ def _parser(manual: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--address", help="address of a Ray cluster (default: RAY_ADDRESS, else a local Ray)"
     )
-    group.add_argument("--placement", metavar="KEY=VALUE[,...]", help=Placement.help())
-    group.add_argument("--name", help="name of the sweep (default: digits-<date>-<time>)")
+    group.add_argument(
+        "--placement",
+        metavar="KEY=VALUE[,...]",
+        help=f"{Placement.help()}; here a worker is a trial",
+    )
+    group = parser.add_argument_group("the sweep")
+    group.add_argument("--name", help="name of the new sweep (default: digits-<date>-<time>)")
+    group.add_argument(
+        "--resume",
+        metavar="SWEEP",
+        help="go on with a sweep: its name or its folder; its settings are kept",
+    )
     group.add_argument(
         "--sweeps-dir",
-        default="sweeps",
+        default=_SWEEPS_DIR,
         metavar="DIR",
-        help="folder of all sweeps, which all nodes must reach (default: sweeps)",
+        help=f"folder of all sweeps, which all nodes must reach (default: {_SWEEPS_DIR})",
     )
     return parser

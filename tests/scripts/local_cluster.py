@@ -205,7 +205,7 @@ class LocalCluster:
             node.kill()
         if self._keeper.stdin is not None:
             self._keeper.stdin.close()
-        self._keeper.wait(20)
+        self._keeper.wait(60)
         remove(self.directory)
 
     def __enter__(self) -> LocalCluster:
