@@ -25,9 +25,9 @@ nothing had happened. The weights depend on the seed, not on the number of actor
 every batch, and all make the same step with the sum of their gradients; shot noise goes by a
 sample's place in the batch. So the weights are those of one worker but for the rounding of that
 sum, and a run may go on with another N. The workers share one pool of actors, or with --pool
-per-worker each has its part of them. A worker that dies is restored from the last epoch. Circuits
-run on all actors with one worker, too: more workers are for what a process does besides, its own
-layers and handing out rows.
+per-worker each has its part of them. When a worker dies, all go on from the last step. Circuits run
+on all actors with one worker, too: more workers are for what a process does besides, its own layers
+and handing out rows.
 
 --placement says in one place where actors are and what each takes of its node. --storage keeps the
 run in a directory that all nodes share, or at a URI: a job that was killed is submitted again as

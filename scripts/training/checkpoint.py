@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qailab.errors import CheckpointError
+from qailab.errors import CheckpointError, QailabError
 from training.settings import Config
+
+NEW = ".new"
+"""How names end that files have while they are written."""
+
+
+class SaveError(QailabError, OSError):
+    """A file of a run could not be written."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,12 @@ class Checkpoint:
     confusion: Tensor
 
     def save(self, path: Path) -> None:
-        """Write it, all or nothing."""
-        replace(path, lambda beside: beside.write_bytes(self.to_bytes()))
+        """Write it, all or nothing.
+
+        Raises:
+            SaveError: if it cannot be written.
+        """
+        replace(path, lambda new: new.write_bytes(self.to_bytes()))
 
     def to_bytes(self) -> bytes:
         """What is in its file."""
@@ -116,10 +129,7 @@ class Checkpoint:
             CheckpointError: if there is none, or it is damaged.
         """
         if not path.is_file():
-            raise CheckpointError(
-                f"there is no checkpoint in {path.parent} (expected {path.name}): it is not the "
-                "folder of a run, or the run ended before training began; start a new run"
-            )
+            raise no_checkpoint(path.parent)
         return cls.from_bytes(path.read_bytes(), str(path))
 
     @classmethod
@@ -153,10 +163,37 @@ class Checkpoint:
             ) from error
 
 
+def no_checkpoint(where: object) -> CheckpointError:
+    """The error for a place without one."""
+    return CheckpointError(
+        f"there is no checkpoint in {where} (expected checkpoint.pt): it is not the folder of a "
+        "run, or the run ended before training began; start a new run"
+    )
+
+
+def beside(path: Path) -> Path:
+    """A name in the same folder that nobody else has, for what is to take the path's place."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{NEW}")
+
+
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside ``path``, and put it there in one step."""
-    beside = path.with_name(f".{path.name}.new")
-    write(beside)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())  # a power cut must not leave the new name with old blocks
-    os.replace(beside, path)
+    """Write a file beside ``path``, and put it there in one step.
+
+    Raises:
+        SaveError: if it cannot be written; what was there is as it was.
+    """
+    new = beside(path)
+    try:
+        write(new)
+        with new.open("rb") as file:
+            os.fsync(file.fileno())  # a power cut must not leave the new name with old blocks
+        os.replace(new, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        if not isinstance(error, OSError):
+            raise
+        raise SaveError(
+            f"{path} cannot be written ({type(error).__name__}: {error.strerror or error}); make "
+            "room there, or correct its rights"
+        ) from error

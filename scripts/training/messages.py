@@ -53,13 +53,23 @@ def shots(config: Config) -> str:
     return "with exact probabilities" if number is None else f"of {number:,} shots"
 
 
-def stopped(run: Session, done: Progress, error: BaseException) -> str:
-    """How far the run is, and how to go on with it."""
+def stopped(run: Session, done: Progress, error: BaseException, *, saved: bool) -> str:
+    """How far the run is, and how to go on with it.
+
+    Args:
+        run: the run.
+        done: how far it is.
+        error: what stopped it.
+        saved: whether that is in its folder.
+    """
     how = ", with a larger budget" if isinstance(error, BudgetExceededError) else ""
+    kept = f"saved in {run.folder.path}"
+    if not saved:
+        kept = f"this cannot be saved, and {run.folder.path} keeps its last checkpoint"
     paid = f"{journal_line(run)}\n" if run.config.backend == "ibm" else ""
     return (
         f"\nStopped after {done.epoch} of {run.config.epochs} epochs and {done.batch} of "
-        f"{run.steps} steps; saved in {run.folder.path}. {paid}To go on{how}:\n"
+        f"{run.steps} steps; {kept}. {paid}To go on{how}:\n"
         f"  {resume_command(run)}"
     )
 
@@ -82,6 +92,6 @@ def resume_command(run: Session) -> str:
     by_script = sys.prefix != sys.base_prefix and sys.prefix.endswith("/.venv")
     program = ["scripts/train"] if by_script else [sys.executable, sys.argv[0]]
     folder = run.folder.path
-    kept = run.options.storage is not None
-    where = [] if kept or str(folder.parent) == "runs" else ["--runs-dir", str(folder.parent)]
+    named = run.options.storage is not None and run.folder.mirror is None
+    where = [] if named or str(folder.parent) == "runs" else ["--runs-dir", str(folder.parent)]
     return shlex.join([*program, "--resume", folder.name, *where, *run.options.place])

@@ -17,6 +17,7 @@ from qailab.errors import InputError
 from training.hardware import Hardware, add_options
 from training.placement import Placement
 from training.settings import EXACT, BackendKind, Config, Precision, check_at_least_one
+from training.storage import check_storage, shown
 
 PoolKind = Literal["shared", "per-worker"]
 
@@ -62,7 +63,7 @@ class Options:
             "--workers": self.workers if self.workers > 1 else None,
             "--pool": self.pool,
             "--placement": str(self.placement) or None,
-            "--storage": self.storage,
+            "--storage": None if self.storage is None else shown(self.storage),
             **self.hardware.arguments,
         }
         return tuple(
@@ -161,11 +162,7 @@ def _check_storage(known: argparse.Namespace) -> None:
         raise InputError("--storage needs --name NAME: who submits it again goes on with that run")
     if known.resume is not None and Path(known.resume).name != known.resume:
         raise InputError(f"--resume must be the run's name with --storage, got {known.resume!r}")
-    if "@" in known.storage.partition("://")[2].partition("/")[0]:
-        raise InputError(
-            "--storage must not hold a user or password: everybody sees command lines. Put "
-            "credentials where the storage's own client looks for them on the nodes"
-        )
+    check_storage(known.storage)
 
 
 def cores() -> int:
@@ -252,7 +249,10 @@ def _parser(manual: str) -> argparse.ArgumentParser:
         "--storage",
         metavar="PATH|URI",
         help="keep the run, NAME, in a directory that all nodes share or at a URI of pyarrow or "
-        "fsspec (s3://bucket/runs); given again with the same --name, it goes on with it",
+        "fsspec (s3://bucket/runs); given again with the same --name, it goes on with it. One "
+        "program at a time trains a run: others wait 30 s for it, then end. That holds for all who "
+        "reach its folder, if the file system has locks; at a URI, only for programs of one Ray "
+        "cluster and those with one --runs-dir",
     )
     group.add_argument(
         "--runs-dir", default="runs", metavar="DIR", help="folder of all runs (default: runs)"

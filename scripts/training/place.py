@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,8 +39,19 @@ def connected(address: str | None, cpus: float) -> Iterator[None]:
         disconnect(session)
 
 
+def here() -> Any:
+    """Ray's scheduling strategy for what shares this program's fate: on its node, or nowhere."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 class Post:
-    """An actor that has the last checkpoint of some workers, and holds a run's name."""
+    """An actor that has the last checkpoint of some workers, and holds a run's name.
+
+    When it dies it is made again, empty; calls then wait and are repeated.
+    """
 
     def __init__(self) -> None:
         self._content: bytes | None = None
@@ -48,15 +60,16 @@ class Post:
 
     def put(self, content: bytes) -> None:
         """Leave a checkpoint."""
-        self._content, self._version = content, self._version + 1
+        # At random: an actor that was made again must not repeat what its predecessor has used.
+        self._content, self._version = content, secrets.randbits(63)
 
     def fail(self, error: Exception) -> None:
         """Leave what ends the run."""
         self._error = self._error or error
 
     def get(self, seen: int) -> tuple[int, bytes | None, Exception | None]:
-        """The last checkpoint, if it is newer than the one that was seen, and its version."""
-        newer = self._content if self._version > seen else None
+        """The last checkpoint, if it is not the one that was seen, and its version."""
+        newer = self._content if self._version != seen else None
         return self._version, newer, self._error
 
 
@@ -75,7 +88,12 @@ def open_post(run: str | None, check: Callable[[], None]) -> Iterator[Any]:
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(training)  # other nodes need not have these files
-    options: dict[str, Any] = {"num_cpus": 0}
+    options: dict[str, Any] = {
+        "num_cpus": 0,
+        "scheduling_strategy": here(),
+        "max_restarts": -1,
+        "max_task_retries": -1,
+    }
     if run is not None:
         digest = hashlib.sha256(run.encode()).hexdigest()[:24]
         options |= {"name": f"qailab-run-{digest}", "namespace": NAMESPACE}

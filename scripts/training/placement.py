@@ -135,6 +135,30 @@ class Placement:
         gpus = {"GPU": self.worker_gpus} if self.worker_gpus else {}
         return {"CPU": 1.0 if self.worker_cpus is None else self.worker_cpus, **gpus}
 
+    def waiting(self, workers: int, free: Mapping[str, float], total: Mapping[str, float]) -> str:
+        """What so many workers wait for, in words.
+
+        Args:
+            workers: how many.
+            free: what the cluster has free of each resource.
+            total: what it has.
+        """
+        needs = self.worker_resources
+        short = [name for name, each in needs.items() if free.get(name, 0.0) < each * workers]
+        there = ", ".join(
+            f"{free.get(name, 0.0):g} {name} of {total.get(name, 0.0):g} free" for name in needs
+        )
+        lacking = (
+            f"too few {' and '.join(short)}" if short else "but perhaps on no node all of them"
+        )
+        smaller = " or ".join(
+            f"worker-{name.lower()}s or {name.lower()}s" for name in short or needs
+        )
+        return (
+            f"{workers} of {_words(needs)} each are waited for, and the cluster has {there}: "
+            f"{lacking}. If no more come: fewer --workers, or smaller {smaller} of --placement"
+        )
+
     @property
     def common(self) -> dict[str, Any]:
         """Ray's options that all actors have."""

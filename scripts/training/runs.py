@@ -7,6 +7,7 @@
                 metrics.jsonl    one line for each finished epoch
                 curves.png, confusion.png
                 journal.sqlite   with --backend ibm: jobs on hardware, and their results
+                .lock            of the program that trains the run
 
 The checkpoint is the truth; the other files are made of it, so that they agree with it after a
 crash at any moment. It is written to a file beside it that then takes its place.
@@ -18,17 +19,19 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from qailab.errors import CheckpointError, InputError
-from training.checkpoint import Checkpoint, replace
+from qailab.errors import CheckpointError, InputError, JournalError
+from qailab.journal import Journal
+from training.checkpoint import NEW, Checkpoint, beside, no_checkpoint, replace
 from training.settings import Config
 from training.storage import Mirror
+
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,7 @@ class RunFolder:
             InputError: if the name is taken.
         """
         folder = cls(runs_dir / name)
-        if folder.path.exists():
-            raise folder._taken()
+        folder.check_free()
         return folder
 
     @classmethod
@@ -75,6 +77,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """Everything needed to go on."""
         return self.path / "checkpoint.pt"
+
+    @property
+    def config(self) -> Path:
+        """The settings, to be read by people and other programs."""
+        return self.path / CONFIG
 
     @property
     def metrics(self) -> Path:
@@ -103,44 +110,62 @@ class RunFolder:
         """
         link = self.journal
         if link.is_symlink() or not link.exists():
-            beside = link.with_name(f".{link.name}.new")
-            beside.unlink(missing_ok=True)
-            beside.symlink_to(elsewhere.absolute())
-            os.replace(beside, link)
+            new = beside(link)
+            new.symlink_to(elsewhere.absolute())
+            os.replace(new, link)
 
-    def create(self) -> None:
-        """Make the folder of a new run.
+    def check_free(self) -> None:
+        """Check that no run is here, and nothing else.
+
+        What a program leaves that is killed before its first checkpoint is nothing: hidden files,
+        and a journal, of which a new run of the same settings takes what was paid for.
 
         Raises:
-            InputError: if another run took the name meanwhile, or the folder cannot be made.
+            InputError: if there is something.
         """
-        try:
-            self.path.mkdir(parents=True)
-        except FileExistsError:
-            raise self._taken() from None
-        except OSError as error:
-            raise InputError(f"cannot make the run's folder {self.path}: {error}") from error
+        if self.checkpoint.is_file():
+            raise InputError(
+                f"there is already something at {self.path}; give another --name, or go on with "
+                f"that run: --resume {self.path.name}"
+            )
+        names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+        if any(not name.startswith((".", self.journal.name)) for name in names) or (
+            self.path.exists() and not self.path.is_dir()
+        ):
+            raise InputError(
+                f"there is something at {self.path} that is no run of this program; give another "
+                "--name"
+            )
 
-    def discard(self, *, only_empty: bool = False) -> None:
-        """Remove the folder of a run that could not begin.
+    def discard(self) -> None:
+        """Remove the files of a run that could not begin, unless its journal has jobs."""
+        journals = self.path.glob(f"{self.journal.name}*")
+        with contextlib.suppress(OSError, JournalError):
+            if self.journal.is_file() and not self.journal.is_symlink():
+                with Journal(self.journal) as journal:
+                    if journal.totals().jobs:
+                        return
+            for path in (self.checkpoint, self.config, self.metrics, *journals):
+                path.unlink(missing_ok=True)
 
-        Args:
-            only_empty: leave it if there is something in it, which may be another program's.
-        """
-        if not only_empty:
-            shutil.rmtree(self.path, ignore_errors=True)
-            return
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
+    def tidy(self) -> None:
+        """Remove what programs that were killed have half written."""
+        for path in self.path.glob(f".*{NEW}"):
+            path.unlink(missing_ok=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write the checkpoint, then the files that are made of it."""
+        """Write the checkpoint, then the files that are made of it.
+
+        Raises:
+            SaveError: if one cannot be written.
+            StorageError: if all are written, but cannot be copied.
+        """
         checkpoint.save(self.checkpoint)
         settings = json.dumps(dataclasses.asdict(checkpoint.config), indent=2) + "\n"
-        replace(self.path / "config.json", lambda beside: beside.write_text(settings))
+        replace(self.config, lambda new: new.write_text(settings))
         lines = "".join(json.dumps(dataclasses.asdict(m)) + "\n" for m in checkpoint.history)
-        replace(self.metrics, lambda beside: beside.write_text(lines))
-        self._push(self.checkpoint, self.path / "config.json", self.metrics)
+        replace(self.metrics, lambda new: new.write_text(lines))
+        self._push(self.checkpoint, self.config, self.metrics)
 
     def save_step(self, checkpoint: Checkpoint) -> None:
         """Write the checkpoint alone, in the middle of an epoch."""
@@ -149,9 +174,23 @@ class RunFolder:
 
     def save_pictures(self, curves: Figure, confusion: Figure, dpi: int) -> None:
         """Write the pictures of a finished run."""
-        curves.savefig(self.curves, dpi=dpi)
-        confusion.savefig(self.confusion, dpi=dpi)
+        replace(self.curves, lambda new: curves.savefig(new, dpi=dpi, format="png"))
+        replace(self.confusion, lambda new: confusion.savefig(new, dpi=dpi, format="png"))
         self._push(self.curves, self.confusion)
+
+    def read(self, name: str) -> bytes | None:
+        """What is in the file of this name; None if there is none.
+
+        Raises:
+            CheckpointError: if it cannot be read.
+        """
+        path = self.path / name
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}; mend or delete it") from error
 
     def load(self, given: dict[str, Any]) -> Checkpoint:
         """The checkpoint, with the number of epochs that is asked for.
@@ -163,16 +202,40 @@ class RunFolder:
             CheckpointError: if there is none, it is damaged, or it is of a run with other
                 settings than asked for or than ``config.json`` says.
         """
-        checkpoint = Checkpoint.load(self.checkpoint)
+        checkpoint = self.find_checkpoint(given)
+        if checkpoint is None:
+            raise no_checkpoint(self.mirror or self.path)
+        return checkpoint
+
+    def find_checkpoint(self, given: dict[str, Any]) -> Checkpoint | None:
+        """The same, or None if there is none.
+
+        With a mirror there are two copies. One may be damaged, and either may be the older one:
+        whichever is further counts.
+        """
+        copies: list[Checkpoint] = []
+        damaged: list[CheckpointError] = []
+        for place in (self,) if self.mirror is None else (self, self.mirror):
+            content = place.read(self.checkpoint.name)
+            if content is None:
+                continue
+            try:
+                copy = Checkpoint.from_bytes(content, f"{place}/{self.checkpoint.name}")
+            except CheckpointError as error:
+                damaged.append(error)
+                continue
+            _check_written(copy.config, place)
+            copy.config.check_same(given, mine=f"the run {place}", theirs="the command line")
+            if copies:
+                known = dataclasses.asdict(copies[0].config)
+                copy.config.check_same(known, mine=f"the run {place}", theirs=str(self))
+            copies.append(copy)
+        if not copies:
+            if damaged:
+                raise damaged[0]
+            return None
+        checkpoint = max(copies, key=lambda copy: copy.progress.place)
         config, progress = checkpoint.config, checkpoint.progress
-        written = self._written_config()
-        if written is not None:
-            config.check_same(
-                dataclasses.asdict(written),
-                mine=str(self.checkpoint),
-                theirs=str(self.path / "config.json"),
-            )
-        config.check_same(given, mine=f"the run {self.path}", theirs="the command line")
         epochs = given.get("epochs", config.epochs)
         begun = progress.epoch + (progress.batch > 0)
         if epochs < begun:
@@ -182,22 +245,22 @@ class RunFolder:
             )
         return dataclasses.replace(checkpoint, config=dataclasses.replace(config, epochs=epochs))
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     def _push(self, *paths: Path) -> None:
         if self.mirror is not None:
             self.mirror.push(*paths)
 
-    def _written_config(self) -> Config | None:
-        path = self.path / "config.json"
-        try:
-            values = json.loads(path.read_text())
-        except FileNotFoundError:  # killed between the first checkpoint and its config
-            return None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}; mend or delete it") from error
-        return Config.from_dict(values, str(path))
 
-    def _taken(self) -> InputError:
-        return InputError(
-            f"there is already something at {self.path}; give another --name, or go on with that "
-            f"run: --resume {self.path.name}"
-        )
+def _check_written(config: Config, place: RunFolder | Mirror) -> None:
+    """Check that ``config.json`` says the same as the checkpoint beside it."""
+    content = place.read(CONFIG)
+    if content is None:  # killed between the first checkpoint and its config
+        return
+    path = f"{place}/{CONFIG}"
+    try:
+        written = Config.from_dict(json.loads(content), path)
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; mend or delete it") from error
+    config.check_same(dataclasses.asdict(written), mine=f"{place}/checkpoint.pt", theirs=path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,9 @@ import torch
 
 from qailab.backends import Backend
 from qailab.distributed import LauncherPool
-from qailab.errors import InputError, QailabError
-from training.checkpoint import Checkpoint, Progress
+from qailab.errors import InputError, PoolError, QailabError
+from training.checkpoint import Checkpoint, Progress, SaveError
+from training.claim import claim
 from training.cost import cost_table, run_costs
 from training.data import Digits
 from training.display import Display
@@ -91,26 +93,53 @@ class Session:
         """Train, and report.
 
         Raises:
+            InputError: if another program is at this run, or the folder cannot be written.
+            CheckpointError: if the run is not any more what it was.
             QailabError: whatever ends the training; the checkpoint is saved then.
             KeyboardInterrupt: on Ctrl-C; the checkpoint is saved then.
         """
-        new, kept = self.resume is None, self.options.storage is not None
-        if new and not (kept and self.folder.path.is_dir()):
-            self.folder.create()
+        if self.folder.mirror is not None:
+            self.folder.mirror.probe()
+        new = self.options.storage is None and self.resume is None
+        with (
+            claim(self.folder.path, interrupts.check, wait=not new),
+            self._held(interrupts) as post,
+        ):
+            # What was there before may have changed: others were at it until now.
+            if new:
+                self.folder.check_free()
+                self._begin(post, interrupts)
+            else:
+                Session.prepare(self.options)._begin(post, interrupts)
+
+    @contextlib.contextmanager
+    def _held(self, interrupts: Interrupts) -> Iterator[Any]:
+        """Hold a run at a URI, where no file can be locked, in the Ray cluster; its post."""
+        if self.folder.mirror is None:
+            yield None
+            return
+        with connected(self.options.address, self._cpus()):
+            interrupts.install()
+            with open_post(str(self.folder.mirror), interrupts.check) as post:
+                yield post
+
+    def _begin(self, post: Any, interrupts: Interrupts) -> None:
         began = False
         try:
             trainer = self._trainer()
-            if not kept:  # else another program may be at it
-                # Before anything can be sent: whoever is killed then has a run to go on with.
-                self.folder.save(trainer.checkpoint)
+            self.folder.tidy()
+            if self.resume is not None:
+                clear(self.folder)
+            # Before anything can be sent: whoever is killed then has a run to go on with.
+            dataclasses.replace(self.folder, mirror=None).save(trainer.checkpoint)
             if self.config.backend == "ibm" and self.options.hardware.journal is not None:
                 self.folder.link_journal(self.options.hardware.journal)
-            with self._placed(trainer, interrupts) as (team, actors):
+            with self._placed(trainer, post, interrupts) as (team, actors):
                 began = True
                 self._train(team, actors, interrupts)
         finally:
-            if new and not began:
-                self.folder.discard(only_empty=kept)
+            if self.resume is None and not began:
+                self.folder.discard()
 
     @property
     def steps(self) -> int:
@@ -133,32 +162,32 @@ class Session:
 
     @contextlib.contextmanager
     def _placed(
-        self, trainer: Trainer, interrupts: Interrupts
+        self, trainer: Trainer, post: Any, interrupts: Interrupts
     ) -> Iterator[tuple[Trainer | Together, int]]:
         """Actors, and workers if there are more than one: who trains, and how many actors."""
-        options, placement = self.options, self.options.placement
-        workers = options.workers if options.workers > 1 else 0
-        each = self.backends[0].resources.num_cpus
-        kept = options.storage is not None
+        options, placement, workers = self.options, self.options.placement, self._workers
         with contextlib.ExitStack() as stack:
-            if workers:
-                stack.callback(clear, self.folder)  # last, when no worker is left to write
-            if workers or kept or placement.actors_per_node is not None:
-                cpus = placement.cpus_for(len(self.backends), each, workers)
-                stack.enter_context(connected(options.address, cpus))
-            placed = self._actor_options(each)
+            if workers or placement.actors_per_node is not None:
+                stack.enter_context(connected(options.address, self._cpus()))
+            placed = self._actor_options()
             backends = [*self.backends]
             if placement.actors_per_node is not None:
                 backends = backends[:1] * len(placed)
             pool = None
             if options.pool != "per-worker":
                 more = {"actor_options": placed} if any(placed) else {}
-                pool = LauncherPool(backends, address=options.address, **more)
+                # Workers that share it would each show its progress, between the program's lines.
+                pool = LauncherPool(backends, address=options.address, progress=not workers, **more)
                 self.model.circuit.backend = stack.enter_context(pool)
+            elif len(backends) < workers:
+                raise InputError(
+                    f"--pool per-worker needs an actor for each of {workers} workers, and "
+                    f"--placement {placement} gives {len(backends)}; give more actors-per-node, "
+                    "fewer --workers, or --pool shared"
+                )
             interrupts.install()
-            if workers or kept:
-                run = self.folder.mirror or self.folder.path.absolute()
-                post = stack.enter_context(open_post(str(run) if kept else None, interrupts.check))
+            if workers and post is None:
+                post = stack.enter_context(open_post(None, interrupts.check))
             if pool is not None and self.config.backend == "ibm":
                 wait_for_devices(pool, interrupts)
             if not workers:
@@ -169,8 +198,18 @@ class Session:
             team = Together(start, self.folder, workers, placement, given, interrupts.check)
             yield team, len(backends)
 
-    def _actor_options(self, each: float) -> list[dict[str, Any]]:
-        nodes = []
+    @property
+    def _workers(self) -> int:
+        """How many there are, 0 if this process trains alone."""
+        return self.options.workers if self.options.workers > 1 else 0
+
+    def _cpus(self) -> float:
+        """CPUs that a Ray of this machine alone must have."""
+        each = self.backends[0].resources.num_cpus
+        return self.options.placement.cpus_for(len(self.backends), each, self._workers)
+
+    def _actor_options(self) -> list[dict[str, Any]]:
+        nodes, each = [], self.backends[0].resources.num_cpus
         if self.options.placement.actors_per_node is not None:
             import ray
 
@@ -188,11 +227,27 @@ class Session:
             print(write_report(self.folder, trainer.checkpoint), flush=True)
             if self.config.backend == "ibm":
                 print(journal_line(self), flush=True)
-        except (KeyboardInterrupt, QailabError) as error:
-            with contextlib.suppress(StorageError):  # in the folder it is saved even so
+        except (KeyboardInterrupt, QailabError, OSError, *_ray_errors()) as error:
+            saved = True
+            try:
                 self.folder.save(trainer.checkpoint)
-            print(stopped(self, trainer.checkpoint.progress, error), file=sys.stderr, flush=True)
+            except StorageError:
+                pass  # in the folder it is saved even so
+            except SaveError:
+                saved = False
+            text = stopped(self, trainer.checkpoint.progress, error, saved=saved)
+            print(text, file=sys.stderr, flush=True)
+            if isinstance(error, _ray_errors()):
+                first_line = (str(error).splitlines() or [""])[0]
+                raise PoolError(f"Ray failed ({type(error).__name__}: {first_line})") from error
             raise
+
+
+def _ray_errors() -> tuple[type[BaseException], ...]:
+    """What Ray raises by itself; it is imported when something has failed, not before."""
+    from ray.exceptions import RayError
+
+    return (RayError,)
 
 
 def _backends(options: Options, config: Config, folder: RunFolder) -> Sequence[Backend]:
@@ -205,7 +260,7 @@ def _backends(options: Options, config: Config, folder: RunFolder) -> Sequence[B
         raise InputError(f"--journal {journal}: there is no folder {journal.parent}; make it first")
     if journal is None and folder.mirror is not None:
         raise InputError(
-            f"--storage {options.storage} keeps no journal, and without it rows are paid again "
+            f"--storage {folder.mirror} keeps no journal, and without it rows are paid again "
             "when the run goes on elsewhere: give --journal PATH in a directory that stays"
         )
     sessions = placement.sessions_per_qpu or 1

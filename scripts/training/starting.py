@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 from dataclasses import dataclass
 
-from qailab.errors import InputError
 from training.checkpoint import Checkpoint
 from training.options import Options
 from training.runs import RunFolder
@@ -33,7 +32,7 @@ class Start:
         """Find it.
 
         Raises:
-            InputError: if the name is taken by another run, or the storage cannot be written.
+            InputError: if the name is taken by something else, or the storage cannot be reached.
             CheckpointError: if there is no run to resume, or it has other settings.
         """
         if options.storage is not None:
@@ -53,32 +52,19 @@ class Start:
             folder = RunFolder(options.runs_dir / name, Mirror.open(storage, name))
         else:
             folder = RunFolder(runs_dir / name)
-        if folder.checkpoint.is_file():
-            start = cls._at(folder, options)  # before it is replaced, it must be the same run's
-        if folder.mirror is not None and folder.mirror.fetch(folder.checkpoint):
-            folder.mirror.fetch(folder.path / "config.json")
-            return cls._at(folder, options)
-        if folder.checkpoint.is_file():
-            return start
         if options.resume is not None:
-            folder.load({})  # says that there is nothing
-        if folder.path.exists() and any(not p.name.startswith(".") for p in folder.path.iterdir()):
-            raise InputError(
-                f"there is something at {folder.path} that is no run of this program; give "
-                "another --name"
-            )
-        return cls(folder, Config(**options.given), None)
+            return cls._at(folder, options)
+        # A name that is given again stands for all settings, not only for those that are given
+        # too: it must not go on with a run that somebody else began under this name.
+        config = Config(**options.given)
+        resume = folder.find_checkpoint(dataclasses.asdict(config))
+        if resume is None:
+            folder.check_free()
+        return cls(folder, config, resume)
 
     @classmethod
     def _at(cls, folder: RunFolder, options: Options) -> Start:
-        """At the folder's checkpoint.
-
-        A name that is given again stands for all settings, not only for those that are given too:
-        it must not go on with a run that somebody else began under this name.
-        """
-        given = options.given
-        if options.resume is None:
-            given = dataclasses.asdict(Config(**given))
-        resume = folder.load(given)
+        """At the folder's checkpoint."""
+        resume = folder.load(options.given)
         options.check_backend(resume.config.backend)
         return cls(folder, resume.config, resume)

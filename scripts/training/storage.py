@@ -6,42 +6,83 @@ open), the files of a run are copies of those in its folder, renewed whenever th
 
 from __future__ import annotations
 
-import tempfile
+import re
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 from urllib.request import url2pathname
 
 from qailab.errors import InputError, QailabError
+
+_PASSWORD = re.compile(r"^[^/@:]*:(?!\d*/)[^@]*@")
+"""Before a host; a password may have slashes, and what follows a port is none."""
+_SECRET = re.compile(r"key|secret|token|passw|pwd|^sig|signature|credential", re.IGNORECASE)
 
 
 class StorageError(QailabError, OSError):
     """The storage stopped to work during a run."""
 
 
-def directory(storage: str) -> Path | None:
-    """The directory that a path or ``file://`` URI names, ready to be written; None for others.
+def check_storage(storage: str) -> None:
+    """Check what can be seen without looking there.
 
     Raises:
-        InputError: if it cannot be written.
+        InputError: if it is nothing, does not outlive a process, or everybody would see a secret.
     """
-    if storage.startswith("file://"):
-        path = Path(url2pathname(urlsplit(storage).path))
-    elif "://" in storage:
-        return None
-    else:
-        path = Path(storage)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
+    if not storage:
+        raise InputError("--storage must be a directory or a URI, got nothing")
+    if directory(storage) is not None:
+        return
+    scheme, _, rest = storage.partition("://")
+    if scheme.rpartition("::")[2] == "memory":
         raise InputError(
-            f"--storage {storage} cannot be written ({type(error).__name__}: {error}); give a "
-            "directory that this user may write to, on every node"
-        ) from error
-    return path
+            f"--storage {shown(storage)} ends with each process: nothing could go on from there; "
+            "give a directory or the URI of a store"
+        )
+    place, _, query = rest.partition("?")
+    keys = [key for key, _ in parse_qsl(query, keep_blank_values=True) if _SECRET.search(key)]
+    if _PASSWORD.match(place) or keys:
+        what = f"the value of {keys[0]}" if keys else "a user or password (USER:PASSWORD@)"
+        raise InputError(
+            f"--storage must not hold {what}: everybody sees command lines. Put credentials where "
+            "the storage's own client looks for them on the nodes"
+        )
+
+
+def shown(storage: str) -> str:
+    """The storage as it may be printed: what comes after a URI's ? may be secret."""
+    before, mark, _ = storage.partition("?")
+    return f"{before}?..." if mark and "://" in before else storage
+
+
+def directory(storage: str) -> Path | None:
+    """The directory that a path or ``file:`` URI names; None for other URIs.
+
+    Raises:
+        InputError: if it names none.
+    """
+    if storage.startswith("file:"):
+        parts = urlsplit(storage)
+        if parts.netloc not in ("", "localhost") or parts.path[:1] != "/":
+            named = f"{parts.netloc}{parts.path}"
+            raise InputError(
+                f"--storage {shown(storage)} must be file:/// and an absolute path, and files of "
+                f"other machines cannot be reached so; give --storage {named or 'PATH'} for a "
+                "path from here"
+            )
+        if parts.query or parts.fragment:
+            raise InputError(
+                f"--storage {shown(storage)}: in a file URI, ? is written %3F and # is written %23"
+            )
+        return Path(url2pathname(parts.path))
+    if "://" in storage:
+        return None
+    try:
+        return Path(storage).expanduser()
+    except RuntimeError as error:  # nobody's home
+        raise InputError(f"--storage {storage}: {error}; give the whole path") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,62 +93,71 @@ class Mirror:
         filesystem: pyarrow's filesystem.
         path: the run's path there.
         shown: the URI, for messages.
+        secret: what must be in no message.
     """
 
     filesystem: Any
     path: str
     shown: str
+    secret: str = ""
 
     @classmethod
     def open(cls, uri: str, name: str) -> Mirror:
-        """Look whether files can be written and read there.
+        """Reach it; nothing is changed there.
 
         Args:
             uri: where runs are.
             name: the run.
 
         Raises:
-            InputError: if not.
+            InputError: if it cannot be reached.
         """
-        shown = f"{uri.partition('?')[0].rstrip('/')}/{name}"
+        before, _, query = uri.partition("?")
+        mirror = cls(None, "", f"{before.rstrip('/')}/{name}", query)
         try:
             filesystem, path = _resolve(uri)
-            mirror = cls(filesystem, f"{path.rstrip('/')}/{name}", shown)
-            probe = f"{mirror.path}/.probe"
-            filesystem.create_dir(mirror.path, recursive=True)
-            with filesystem.open_output_stream(probe) as file:
+            mirror = cls(filesystem, f"{path.rstrip('/')}/{name}", mirror.shown, query)
+            filesystem.get_file_info(mirror.path)
+        except Exception as error:  # filesystems promise no type
+            raise mirror._refused("reached", error) from error
+        return mirror
+
+    def probe(self) -> None:
+        """Look whether files can be written and read there.
+
+        Raises:
+            InputError: if not.
+        """
+        probe = f"{self.path}/.probe-{uuid.uuid4().hex[:12]}"
+        try:
+            self.filesystem.create_dir(self.path, recursive=True)
+            with self.filesystem.open_output_stream(probe) as file:
                 file.write(b"qailab")
-            with filesystem.open_input_stream(probe) as file:
+            with self.filesystem.open_input_stream(probe) as file:
                 if file.read() != b"qailab":
                     raise OSError("what was written is not what can be read")
-            filesystem.delete_file(probe)
-        except Exception as error:  # filesystems promise no type
-            raise InputError(
-                f"--storage {shown} cannot be written ({type(error).__name__}: {error}); correct "
-                "it, or the rights and credentials of this machine"
-            ) from error
-        return mirror
+            self.filesystem.delete_file(probe)
+        except Exception as error:
+            raise self._refused("written", error) from error
 
     def __str__(self) -> str:
         return self.shown
 
-    def fetch(self, path: Path) -> bool:
-        """Copy the file of this name here; False if there is none.
+    def read(self, name: str) -> bytes | None:
+        """What is in the file of this name; None if there is none.
 
         Raises:
             StorageError: if that fails.
         """
-        there = f"{self.path}/{path.name}"
+        there = f"{self.path}/{name}"
         try:
             if not self.filesystem.get_file_info(there).is_file:
-                return False
+                return None
             with self.filesystem.open_input_stream(there) as file:
-                content = file.read()
+                content: bytes = file.read()
         except Exception as error:
             raise self._failed("read", error) from error
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        return True
+        return content
 
     def push(self, *paths: Path) -> None:
         """Copy these files there, each all or nothing.
@@ -126,9 +176,19 @@ class Mirror:
 
     def _failed(self, what: str, error: Exception) -> StorageError:
         return StorageError(
-            f"{self.shown} cannot be {what} any more ({type(error).__name__}: {error}); when it "
-            "can, go on with --resume"
+            f"{self.shown} cannot be {what} any more ({self._words(error)}); when it can, go on "
+            "with --resume"
         )
+
+    def _refused(self, what: str, error: Exception) -> InputError:
+        return InputError(
+            f"--storage {self.shown} cannot be {what} ({self._words(error)}); correct it, or the "
+            "rights and credentials of this machine"
+        )
+
+    def _words(self, error: Exception) -> str:
+        text = f"{type(error).__name__}: {error}"
+        return text.replace(self.secret, "...") if self.secret else text
 
 
 def remove(filesystem: Any, path: str) -> None:

@@ -6,29 +6,31 @@ It has the interface of the trainer that trains alone.
 from __future__ import annotations
 
 import contextlib
-import os
+import dataclasses
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from tqdm import tqdm
 
 from qailab.errors import PoolError, QailabError
 from training.checkpoint import Checkpoint, EpochMetrics, Progress
+from training.place import here
 from training.placement import Placement
 from training.runs import RunFolder
 from training.storage import remove
-from training.workers import Work, work
+from training.workers import Work, fit
 
 MAX_FAILURES = 10
 """So often may workers die in one run; more are no bad luck."""
 _TOLD_SECONDS, _START_SECONDS = 30.0, 900.0
 """When it is said that workers do not start, and when that is an error: clusters may grow."""
-_POLL_SECONDS = 0.1
+_POLL_SECONDS, _END_SECONDS = 0.1, 10.0
 
 
 class WorkersError(QailabError, RuntimeError):
-    """The workers failed too often."""
+    """The workers failed too often, or cannot be started."""
 
 
 class Together:
@@ -36,10 +38,10 @@ class Together:
 
     Args:
         start: the state to begin with.
-        folder: the run's folder, which must be reached from all nodes unless it has a mirror.
+        folder: the run's folder.
         workers: how many.
         placement: what each takes.
-        given: what they are given.
+        given: what they are given; the checkpoint in it is replaced.
         check: called while it waits.
     """
 
@@ -73,36 +75,81 @@ class Together:
             on_epoch: called after each epoch with its metrics.
 
         Raises:
-            QailabError: if a worker met one, or too many died.
+            QailabError: if a worker met one, too many died, or they do not start.
         """
+        self._folder.save(self.checkpoint)
+        failures = 0
+        while self.checkpoint.progress.epoch < self.checkpoint.config.epochs:
+            with self._training() as training:
+                what, again = self._follow(training, on_batch, on_epoch)
+            if self.checkpoint.progress.epoch == self.checkpoint.config.epochs:
+                return
+            if not again:
+                raise WorkersError(f"the workers cannot be started: {what}")
+            failures += 1
+            if failures > MAX_FAILURES:
+                raise WorkersError(f"workers failed more than {MAX_FAILURES} times, last: {what}")
+            epoch = self.checkpoint.progress.epoch + 1
+            _say(f"{what}; going on from epoch {epoch} ({failures} of {MAX_FAILURES})")
+
+    @contextlib.contextmanager
+    def _training(self) -> Iterator[Any]:
+        """Ray Train, from the last checkpoint on; nothing of it is left afterwards."""
         import ray
 
-        self._folder.save(self.checkpoint)
-        fit = _Fit(self._trainer())
-        began, told = time.monotonic(), False
+        resources, spread = self._placement.worker_resources, self._placement.strategy == "spread"
+        given = ray.put(dataclasses.replace(self._given, start=self.checkpoint.to_bytes()))
+        task = ray.remote(fit).options(num_cpus=0, max_retries=0, scheduling_strategy=here())
+        training = task.remote([given], self._workers, resources, spread)
+        try:
+            yield training
+        finally:
+            with contextlib.suppress(Exception):  # Ray may be gone
+                ray.cancel(training, force=True)
+                ray.wait([training], timeout=_END_SECONDS)
+                for group, _ in _groups():
+                    ray.util.remove_placement_group(group)
+
+    def _follow(
+        self,
+        training: Any,
+        on_batch: Callable[[Progress], None],
+        on_epoch: Callable[[EpochMetrics], None],
+    ) -> tuple[str, bool]:
+        """Take what the workers leave until Ray Train has ended; what `fit` says of that."""
+        import ray
+
+        start, told, begun = time.monotonic(), False, False
         while True:
-            over = not fit.thread.is_alive()  # before the last look, not after it
+            # Before the last look, not after it.
+            over, _ = ray.wait([training], timeout=_POLL_SECONDS)
             answer = self._given.post.get.remote(self._version)
             self._version, content, error = ray.get(answer)
             if content is not None:
+                begun = True
                 self._take(content, on_batch, on_epoch)
             if error is not None:
                 raise error
             if over:
                 break
-            waited = time.monotonic() - began
-            if self._version == 0 and waited > _TOLD_SECONDS and not (told or _reserved()):
-                print(self._missing(waited), file=sys.stderr, flush=True)
-                told = True
-            if self._version == 0 and waited > _START_SECONDS:
-                raise PoolError(self._missing(waited))
-            fit.thread.join(_POLL_SECONDS)
             self._check()
-        if fit.error is not None:
-            raise WorkersError(
-                f"the workers failed more than {MAX_FAILURES} times, or could not be started; "
-                f"the last error: {_shortly(fit.error)}"
-            ) from fit.error
+            waited = time.monotonic() - start
+            if begun or waited < (_START_SECONDS if told else _TOLD_SECONDS):
+                continue
+            if any(state == "CREATED" for _, state in _groups()):
+                continue  # they have what they need, and only take their time
+            free, total = ray.available_resources(), ray.cluster_resources()
+            why = self._placement.waiting(self._workers, free, total)
+            message = f"No training worker has begun after {waited:.0f} s: {why}"
+            if told:
+                raise PoolError(message)
+            told = True
+            _say(message)
+        try:
+            what: tuple[str, bool] = ray.get(training)
+        except ray.exceptions.RayError:
+            return "the process of Ray Train died", True
+        return what
 
     def _take(
         self,
@@ -122,98 +169,32 @@ class Together:
         if self.checkpoint.progress.seen:
             on_batch(self.checkpoint.progress)
 
-    def _trainer(self) -> Any:
-        from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-        from ray.train.v2.api.config import LoggingConfig
-
-        # Workers wait at each report until Ray Train looks at them, every 2 s by default.
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
-        clear(self._folder)  # what a program that was killed has left is no newer than the run's
-        filesystem, path = _where(self._folder)
-        resources = self._placement.worker_resources
-        spread = self._placement.strategy == "spread"
-        return TorchTrainer(
-            work,
-            train_loop_config={"work": self._given},
-            scaling_config=ScalingConfig(
-                num_workers=self._workers,
-                use_gpu="GPU" in resources,
-                resources_per_worker=resources,
-                placement_strategy="SPREAD" if spread else "PACK",
-            ),
-            run_config=RunConfig(
-                name=_NAME,
-                storage_path=path,
-                storage_filesystem=filesystem,
-                failure_config=FailureConfig(max_failures=MAX_FAILURES),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
-                logging_config=LoggingConfig(log_level="ERROR"),
-            ),
-        )
-
-    def _missing(self, seconds: float) -> str:
-        """What the workers wait for."""
-        import ray
-
-        needs = self._placement.worker_resources
-        each = " and ".join(f"{v:g} {k}" for k, v in needs.items())
-        free, total = ray.available_resources(), ray.cluster_resources()
-        there = ", ".join(f"{free.get(k, 0):g} {k} of {total.get(k, 0):g} free" for k in needs)
-        return (
-            f"No training worker has begun after {seconds:.0f} s: {self._workers} of {each} each "
-            f"are waited for, and the cluster has {there}. If none comes: fewer --workers or "
-            "--actors, or --placement worker-cpus=0.5"
-        )
-
-
-_NAME = ".workers"  # where Ray Train keeps its own checkpoints while they run
-
 
 def clear(folder: RunFolder) -> None:
-    """Remove what Ray Train keeps beside the run's own files, if it can be removed."""
-    filesystem, path = _where(folder)
+    """Remove what an earlier version had Ray Train keep in the folder, if it can be removed."""
+    where = folder.mirror
     with contextlib.suppress(OSError):
-        remove(filesystem, f"{path}/{_NAME}")
+        if where is not None:
+            remove(where.filesystem, f"{where.path}/.workers")
+            return
+        from pyarrow.fs import LocalFileSystem
+
+        remove(LocalFileSystem(), str(folder.path.absolute() / ".workers"))
 
 
-def _where(folder: RunFolder) -> tuple[Any, str]:
-    if folder.mirror is not None:
-        return folder.mirror.filesystem, folder.mirror.path
-    from pyarrow.fs import LocalFileSystem
-
-    return LocalFileSystem(), str(folder.path.absolute())
-
-
-def _reserved() -> bool:
-    """Whether the workers have their resources, and only take their time."""
+def _groups() -> list[tuple[Any, str]]:
+    """The workers' placement groups, which are all that this program has, and their states."""
     import ray
+    from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
-    return any(name.startswith("CPU_group_") for name in ray.cluster_resources())
-
-
-class _Fit:
-    """``trainer.fit()`` in a thread: in the main one it would take Ctrl-C for itself."""
-
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
-        self.error: Exception | None = None
-        self.thread = threading.Thread(target=self._run, daemon=True, name="qailab-fit")
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._trainer.fit()
-        except Exception as error:
-            self.error = error
+    job = ray.get_runtime_context().get_job_id()  # what the id of each of its groups ends with
+    return [
+        (PlacementGroup(PlacementGroupID(bytes.fromhex(name))), group["state"])
+        for name, group in ray.util.placement_group_table().items()
+        if name.endswith(job) and group["state"] != "REMOVED"
+    ]
 
 
-def _shortly(error: Exception) -> str:
-    """What Ray Train's error is about, without the tracebacks of all workers."""
-    failures = getattr(error, "worker_failures", None)
-    cause = next(iter(failures.values())) if failures else error
-    cause = getattr(cause, "controller_failure", cause)
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    if any(line.startswith("Traceback") or "ray::" in line for line in lines):
-        return lines[-1]
-    return f"{type(cause).__name__}: {' '.join(lines[:3])}"
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)  # above the bar if there is one
+    sys.stderr.flush()

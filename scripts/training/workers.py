@@ -1,17 +1,14 @@
-"""What a worker of Ray Train runs: the trainer, as one of a team.
+"""What other processes run for the program: Ray Train, and in each of its workers the trainer.
 
-It is sent by value: workers need qailab, but none of these files. So nothing here may import
-the program's own modules later than at the top.
+It is sent by value: they need qailab, but none of these files. So nothing here may import the
+program's own modules later than at the top.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import tempfile
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +21,14 @@ from training.data import Digits
 from training.model import HybridClassifier
 from training.team import ProcessGroup
 from training.trainer import Trainer
+
+_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # how soon a death is noticed
+    # The program says how long workers may wait for their resources.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1e6",
+    # A process less: it tells workers that their node is about to go, and they do not ask.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,21 +59,106 @@ class Work:
         )
 
 
-def work(config: dict[str, Work]) -> None:
-    """Train as one worker, from Ray Train's last checkpoint if there is one."""
+def fit(
+    given: list[Any], workers: int, resources: dict[str, float], spread: bool
+) -> tuple[str, bool]:
+    """Train with Ray Train until that ends; why it did, and whether it may be tried again.
+
+    A task of Ray, not a thread of the program: Ray Train's ``fit`` cannot be interrupted, and all
+    that it has started ends with the process that called it.
+
+    Args:
+        given: a reference to the `Work`. (In a list: by itself it would be resolved here.)
+        workers: how many.
+        resources: what each takes.
+        spread: whether they are spread over the nodes.
+    """
+    os.environ.update(_SETTINGS)  # before Ray Train is imported
+    try:
+        _trainer(given, workers, resources, spread).fit()
+    except Exception as error:
+        return _ending(error)
+    return "the workers' last checkpoint was lost", True  # for a program that has not all of them
+
+
+def _trainer(given: list[Any], workers: int, resources: dict[str, float], spread: bool) -> Any:
+    from fsspec.implementations.memory import MemoryFileSystem
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    # Failures are the program's matter: it has the last checkpoint, and counts them all.
+    failures = FailureConfig(max_failures=0, controller_failure_limit=0)
+    failures.max_preemption_failures = 0  # older Rays do not have it
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"work": given},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu="GPU" in resources,
+            resources_per_worker=resources,
+            placement_strategy="SPREAD" if spread else "PACK",
+        ),
+        run_config=RunConfig(
+            name="qailab",
+            storage_path="/qailab",  # it wants a place for checkpoints, and gets none
+            storage_filesystem=PyFileSystem(FSSpecHandler(MemoryFileSystem())),
+            failure_config=failures,
+            logging_config=LoggingConfig(log_level="CRITICAL"),
+        ),
+    )
+    # Without its detached actor that frees the resources of a controller that was killed: Ray does
+    # so when the program ends, and the program before it tries again. The actor needs Ray's
+    # dashboard, does not find it where a node has several Rays, and then stays for good.
+    made = trainer._create_default_callbacks
+    trainer._create_default_callbacks = lambda: [
+        each for each in made() if type(each).__name__ != "PlacementGroupCleanerCallback"
+    ]
+    return trainer
+
+
+def _ending(error: Exception) -> tuple[str, bool]:
+    from ray.exceptions import RayActorError, RayError
+
+    found = getattr(error, "worker_failures", None)  # by rank
+    failures = [*found.values()] if found else [getattr(error, "controller_failure", error)]
+    failures = [getattr(each, "health_check_failure", each) for each in failures]
+    names = {type(each).__name__ for each in failures}
+    if "WorkerGroupStartupFailedError" in names or any(
+        isinstance(each, RayActorError) for each in failures
+    ):
+        return "a worker died", True
+    # Others than workers' errors come again, such as that of settings which Ray Train refuses.
+    if found or "PreemptionError" in names or isinstance(failures[0], RayError):
+        return f"a worker failed ({_shortly(failures[0])})", True
+    return _shortly(failures[0]), False
+
+
+def _shortly(error: Exception) -> str:
+    """What an error is about, without the tracebacks of other processes."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if any(line.startswith("Traceback") or "ray::" in line for line in lines):
+        return lines[-1]
+    return f"{type(error).__name__}: {' '.join(lines[:3])}"
+
+
+def work(config: dict[str, list[Any]]) -> None:
+    """Train as one worker."""
     import ray
     from ray.train.torch import get_device
 
-    given, team = config["work"], ProcessGroup()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # a line for each report
+    team = ProcessGroup()
+    (reference,) = config["work"]
+    given: Work = ray.get(reference)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     try:
-        start = _last_checkpoint() or Checkpoint.from_bytes(given.start, "the start")
+        start = Checkpoint.from_bytes(given.start, "the start")
         with given.pool_of(team.rank, team.size) as pool:
             model = HybridClassifier(start.config, given.recipes[0])
             model.circuit.backend = pool
-            keeper = _Reports(given.post if team.rank == 0 else None)
+            keeper = _Keeper(given.post if team.rank == 0 else None)
             trainer = Trainer(
                 model,
                 Digits.load(start.config.samples),
@@ -79,7 +169,7 @@ def work(config: dict[str, Work]) -> None:
                 team=team,
                 device=get_device(),
             )
-            trainer.run(on_batch=lambda _: keeper.post(trainer.checkpoint))
+            trainer.run(on_batch=lambda _: keeper.save(trainer.checkpoint))
             keeper.wait()
     except QailabError as error:
         # Not to be tried again, as the death of a worker is: actors that died were replaced.
@@ -87,18 +177,8 @@ def work(config: dict[str, Work]) -> None:
         raise
 
 
-def _last_checkpoint() -> Checkpoint | None:
-    from ray.train import get_checkpoint
-
-    reported = get_checkpoint()
-    if reported is None:
-        return None
-    with reported.as_directory() as folder:
-        return Checkpoint.load(Path(folder) / "checkpoint.pt")
-
-
-class _Reports:
-    """Checkpoints go to Ray Train, which restores workers from them, and to the program.
+class _Keeper:
+    """Checkpoints go to the program, which saves them, and starts workers from the last one.
 
     Args:
         post: the actor to leave them at, in the first worker; None in others.
@@ -109,26 +189,13 @@ class _Reports:
         self._sent: Any = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Report it; all workers come together here."""
-        from ray import train
-
-        metrics = {"epoch": checkpoint.progress.epoch}
-        if checkpoint.history:
-            last = checkpoint.history[-1]
-            metrics |= {"loss": last.loss, "test_accuracy": last.test_accuracy}
-        with self._folder(checkpoint) as folder:
-            kept = None if folder is None else train.Checkpoint.from_directory(folder)
-            train.report(metrics, checkpoint=kept)
-        self.post(checkpoint)
-
-    def save_step(self, checkpoint: Checkpoint) -> None:
-        """Nothing more than `post` does after each step."""
-
-    def post(self, checkpoint: Checkpoint) -> None:
-        """Leave it at the program, which saves it when it is interrupted."""
+        """Leave it there."""
         if self._post is not None:
             self.wait()
             self._sent = self._post.put.remote(checkpoint.to_bytes())
+
+    def save_step(self, checkpoint: Checkpoint) -> None:
+        """Nothing more than is done after each step."""
 
     def wait(self) -> None:
         """Wait until the last one has arrived."""
@@ -136,12 +203,3 @@ class _Reports:
 
         if self._sent is not None:
             ray.get(self._sent)
-
-    @contextlib.contextmanager
-    def _folder(self, checkpoint: Checkpoint) -> Iterator[str | None]:
-        if self._post is None:
-            yield None
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(Path(folder) / "checkpoint.pt")
-            yield folder

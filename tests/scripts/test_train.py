@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from ray.exceptions import RaySystemError
 from train import main
 from training.options import Config
 from training.runs import Checkpoint, RunFolder
@@ -49,7 +50,7 @@ class InProcessPool(AerBackend):
 
     during: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
 
-    def __init__(self, backends: list[AerBackend], *, address: str | None) -> None:
+    def __init__(self, backends: list[AerBackend], *, address: str | None, **_: Any) -> None:
         super().__init__()
         self.submitted = 0
 
@@ -138,6 +139,42 @@ def test_a_pool_that_cannot_start_leaves_no_run(
 
 
 @pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(5, "Input/output error"), "[Errno 5] Input/output error"),
+        (RaySystemError("lost"), "Ray failed (RaySystemError: System error: lost"),
+    ],
+)
+def test_errors_of_others_end_with_a_message_and_a_checkpoint(
+    error: Exception,
+    message: str,
+    in_process: type[InProcessPool],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    in_process.during = lambda: throw(error)
+    assert main([*arguments_of(TINY), "--name=mine"]) == 1
+    errors = capsys.readouterr().err
+    assert "Stopped after 1 of 3 epochs and 1 of 3 steps; saved in runs/mine" in errors
+    assert f"train: error: {message}" in errors
+    assert RunFolder(Path("runs/mine")).load({}).progress.place == (1, 1)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_how_to_go_on(
+    in_process: type[InProcessPool],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full = OSError(28, "No space left on device")
+    in_process.during = lambda: monkeypatch.setattr(Path, "write_bytes", lambda *_: throw(full))
+    assert main([*arguments_of(TINY), "--name=mine"]) == 1
+    errors = capsys.readouterr().err
+    assert "Stopped after 2 of 3 epochs and 0 of 3 steps; this cannot be saved, and " in errors
+    assert "runs/mine keeps its last checkpoint. To go on:\n" in errors
+    assert "error: runs/mine/checkpoint.pt cannot be written (OSError: No space left" in errors
+    assert RunFolder(Path("runs/mine")).load({}).progress.place == (1, 0)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--shots=0"], "train: error: --shots must be at least 1, got 0"),
@@ -192,7 +229,7 @@ def test_a_run_leaves_its_files_and_learns(program_run: tuple[Path, str, str]) -
     for name in ("confusion.png", "curves.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "checkpoint.pt", "config.json", "confusion.png", "curves.png", "metrics.jsonl",
+        ".lock", "checkpoint.pt", "config.json", "confusion.png", "curves.png", "metrics.jsonl",
     ]  # fmt: skip
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]

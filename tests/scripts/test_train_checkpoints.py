@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from training.checkpoint import SaveError, replace
 from training.options import Config
 from training.runs import Checkpoint, RunFolder
 
@@ -199,5 +201,45 @@ def test_a_run_is_found_by_name_and_by_path(run: RunFolder) -> None:
 def test_a_name_in_use_is_refused(run: RunFolder) -> None:
     with pytest.raises(InputError, match=r"already something at .*--resume mine"):
         RunFolder.new(run.path.parent, "mine")
-    with pytest.raises(InputError, match="already something at"):
-        run.create()
+    (run.path.parent / "file").touch()
+    with pytest.raises(InputError, match=r"something at .*file that is no run"):
+        RunFolder.new(run.path.parent, "file")
+
+
+# Files that cannot be written.
+
+
+@pytest.mark.parametrize("failing", ["write_bytes", "replace", "interrupt"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one_and_nothing_else(
+    failing: str, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, names = run.load({}), sorted(run.path.iterdir())
+    expected: type[BaseException] = SaveError
+    full = OSError(errno.ENOSPC, "No space left on device")
+    if failing == "replace":
+        monkeypatch.setattr("os.replace", lambda *_: throw(full))
+    else:
+        write = Path.write_bytes
+        error = KeyboardInterrupt() if failing == "interrupt" else full
+        expected = KeyboardInterrupt if failing == "interrupt" else SaveError
+        monkeypatch.setattr(Path, "write_bytes", lambda *a: (write(*a), throw(error)))
+    with pytest.raises(expected) as caught:
+        run.save(before)
+    if expected is SaveError:
+        message = f"{run.checkpoint} cannot be written (OSError: No space left on device); make"
+        assert str(caught.value).startswith(message)
+    assert sorted(run.path.iterdir()) == names
+    assert run.load({}).progress == before.progress
+
+
+def test_two_programs_never_write_the_same_file(tmp_path: Path) -> None:
+    def write(new: Path) -> None:
+        new.write_text("mine")
+        if not names:
+            names.append(new.name)
+            replace(tmp_path / "file", lambda other: other.write_text("theirs"))
+
+    names: list[str] = []
+    replace(tmp_path / "file", write)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [*tmp_path.iterdir()] == [tmp_path / "file"]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from train import main
 from training.data import Digits
 from training.model import HybridClassifier, make_backend
 from training.options import Config, parse
 from training.report import draw_confusion, draw_curves
 from training.runs import Checkpoint
+from training.storage import directory
 
-from qailab.errors import BackendError, InputError
+from qailab.errors import BackendError, InputError, PoolError
 
 # Options.
 
@@ -70,6 +75,89 @@ def test_a_circuit_that_does_not_fit_is_refused_before_anything_runs() -> None:
     noisy.max_memory_mb = 1
     with pytest.raises(BackendError, match="needs"):
         HybridClassifier(Config(qubits=9), noisy)
+
+
+# Where runs are kept.
+
+
+def test_a_directory_below_home_is_found() -> None:
+    assert directory("~/runs") == Path.home() / "runs"
+    assert directory("file:///a%20b/c") == directory("file://localhost/a%20b/c") == Path("/a b/c")
+    with pytest.raises(InputError, match="give the whole path"):
+        directory("~nobody-of-this-name/runs")
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("", "must be a directory or a URI, got nothing"),
+        ("file://host/path", "give --storage host/path for a path from here"),
+        ("file://runs", "must be file:/// and an absolute path"),
+        ("file://", "must be file:/// and an absolute path"),
+        ("file:///a?b", r"\?\.\.\.: in a file URI, \? is written %3F"),
+        ("memory://bucket/runs", "ends with each process"),
+        ("simplecache::memory://bucket/runs", "ends with each process"),
+        ("s3://me:pa/ss@bucket/runs", "must not hold a user or password"),
+        ("abfss://c@a.dfs.core.windows.net/runs?sv=1&sig=hidden", "must not hold the value of sig"),
+        ("s3://bucket/runs?access_key=hidden&region=x", "must not hold the value of access_key"),
+        ("http://host/runs?X-Amz-Signature=hidden", "must not hold the value of X-Amz-Signature"),
+    ],
+)
+def test_storage_that_can_be_none_is_refused(storage: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"--storage.*{message}") as caught:
+        parse(["--name=a", f"--storage={storage}"], "")
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "abfss://container@account.dfs.core.windows.net/runs?tenant_id=a",
+        "gs://anonymous@bucket/x",
+        "sftp://host:22/runs@home",
+        "abfs://container@account/runs?dfs_storage_authority=localhost",
+        "s3://bucket/runs?region=eu-central-1&endpoint_override=localhost:9000",
+    ],
+)
+def test_storage_without_a_secret_is_taken_and_its_query_never_printed(storage: str) -> None:
+    options = parse(["--name=a", f"--storage={storage}"], "")
+    assert options.storage == storage
+    before, mark, _ = storage.partition("?")
+    assert options.place == ("--storage", f"{before}?..." if mark else storage)
+
+
+# What is checked when the number of actors is known.
+
+
+@pytest.mark.parametrize(("workers", "shown"), [(1, True), (2, False)])
+def test_a_pool_that_workers_share_does_not_show_its_progress_in_each(
+    workers: int,
+    shown: bool,
+    without_ray: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[bool] = []
+
+    def pool(*_: object, progress: bool, **__: object) -> None:
+        given.append(progress)
+        raise PoolError("enough seen")
+
+    monkeypatch.setattr("training.session.connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("training.session.LauncherPool", pool)
+    assert main(["--samples=60", f"--workers={workers}"]) == 1
+    assert given == [shown]
+
+
+def test_fewer_actors_than_workers_with_pools_of_their_own_are_refused(
+    without_ray: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.session.connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("training.session.Session._actor_options", lambda _: [{}, {}])
+    placement = "--placement=actors-per-node=1"
+    assert main(["--samples=60", "--workers=3", "--pool=per-worker", placement]) == 2
+    message = "an actor for each of 3 workers, and --placement actors-per-node=1 gives 2"
+    assert message in capsys.readouterr().err
+    assert not [*Path("runs").iterdir()]
 
 
 # Data.

@@ -113,3 +113,24 @@ def test_too_many_actors_for_a_node_are_refused_with_the_numbers() -> None:
         Placement.parse("actors-per-node=1,cpus=8").actor_options(nodes, 1, 1.0)
     shared = Placement.parse("actors-per-node=4,cpus=0,gpus=0.25").actor_options(nodes, 1, 1.0)
     assert len(shared) == 4  # of one GPU, on the only node that has one
+
+
+@pytest.mark.parametrize(
+    ("placement", "free", "lacking", "smaller"),
+    [
+        ("", {"CPU": 1.5}, "1.5 CPU of 4 free: too few CPU", "worker-cpus or cpus"),
+        (
+            "worker-gpus=1",
+            {"CPU": 3.0},
+            "3 CPU of 4 free, 0 GPU of 1 free: too few GPU",
+            "worker-gpus or gpus",
+        ),
+        ("worker-cpus=2", {"CPU": 4.0}, "perhaps on no node all of them", "worker-cpus or cpus"),
+    ],
+)
+def test_what_workers_wait_for_is_named(
+    placement: str, free: dict[str, float], lacking: str, smaller: str
+) -> None:
+    message = Placement.parse(placement).waiting(2, free, {"CPU": 4.0, "GPU": 1.0})
+    assert lacking in message
+    assert message.endswith(f"fewer --workers, or smaller {smaller} of --placement")

@@ -1,4 +1,4 @@
-"""``scripts/train.py --workers``: a real run with Ray Train, of which a worker is killed."""
+"""``scripts/train.py --workers``: real runs with Ray Train, of which workers are killed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -16,9 +17,13 @@ import torch
 from train import main
 from training.checkpoint import Checkpoint
 from training.place import open_post
+from training.placement import Placement
+from training.runs import RunFolder
 from training.settings import Config
+from training.together import Together, WorkersError
+from training.workers import Work, _ending
 
-from qailab.errors import InputError
+from qailab.errors import InputError, PoolError
 from tests.scripts.test_train_team import assert_close, train_as_team
 from tests.scripts.training_runs import TINY, arguments_of, assert_same, make_trainer
 
@@ -26,15 +31,18 @@ from tests.scripts.training_runs import TINY, arguments_of, assert_same, make_tr
 CONFIG = Config(**{**vars(TINY), "batch_size": 7, "epochs": 9, "dtype": "float64"})
 
 
-def workers() -> list[int]:
-    """The processes of Ray Train's workers that this process has, directly or not."""
+TRAIN_WARNINGS = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Train by itself
+
+
+def processes(title: bytes = b"RayTrainWorker") -> list[int]:
+    """The processes with this in their title that this process has, directly or not."""
     parents: dict[int, int] = {}
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError, IndexError):
             status = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
             parents[int(entry)] = int(status[1])
-            if b"RayTrainWorker" in Path("/proc", entry, "cmdline").read_bytes():
+            if title in Path("/proc", entry, "cmdline").read_bytes():
                 found.append(int(entry))
     return [pid for pid in found if os.getpid() in _ancestors(pid, parents)]
 
@@ -47,15 +55,31 @@ def _ancestors(pid: int, parents: dict[int, int]) -> list[int]:
     return line
 
 
-def kill_one(metrics: Path) -> int:
-    """Kill a worker after the first epoch; how many epochs there were."""
+def wait_for(what: Callable[[], bool], message: str) -> None:
     deadline = time.monotonic() + 90
-    while not (metrics.exists() and metrics.read_text()):
-        assert time.monotonic() < deadline, "no epoch was finished"
+    while not what():
+        assert time.monotonic() < deadline, message
         time.sleep(0.02)
-    victim, _ = workers()
+
+
+def epochs_in(metrics: Path) -> int:
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
+def end_at_the_start() -> None:
+    """Ask the program, which is this process, to end when Ray Train starts."""
+    wait_for(lambda: bool(processes(b"ray::fit")), "Ray Train was not started")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kill_two(metrics: Path) -> int:
+    """Kill a worker when they start, and one after the first epoch; how many there were then."""
+    wait_for(lambda: bool(processes()), "no worker was started")
+    os.kill(processes()[0], signal.SIGKILL)
+    wait_for(lambda: epochs_in(metrics) > 0, "no epoch was finished")
+    victim, _ = processes()
     os.kill(victim, signal.SIGKILL)
-    return len(metrics.read_text().splitlines())
+    return epochs_in(metrics)
 
 
 @pytest.fixture
@@ -86,13 +110,85 @@ def test_a_run_is_held_by_one_program_at_a_time(
     monkeypatch.setattr("training.place._FREED_SECONDS", 30)
     with open_post("/storage/mine", lambda: None) as post:  # as soon as the other one has ended
         assert ray.get(post.get.remote(0)) == (0, None, None)
+        ray.get(post.put.remote(b"one"))
+        seen, content, _ = ray.get(post.get.remote(0))
+        assert content == b"one"
+        assert ray.get(post.get.remote(seen)) == (seen, None, None)
+        ray.kill(post, no_restart=False)  # as when its process dies
+        wait_for(lambda: ray.get(post.get.remote(seen))[0] != seen, "it was not made again")
+        ray.get(post.put.remote(b"two"))
+        assert ray.get(post.get.remote(seen))[1] == b"two"
+        monkeypatch.setattr("training.place._FREED_SECONDS", 0)
+        with pytest.raises(InputError, match=message), open_post("/storage/mine", lambda: None):
+            pass
+
+
+@pytest.mark.ray
+def test_workers_that_find_no_room_are_an_error_in_the_end(
+    ray_cluster: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("training.together._TOLD_SECONDS", 0.5)
+    monkeypatch.setattr("training.together._START_SECONDS", 1.0)
+    # Somebody else's workers have their place on the cluster.
+    table = {"ab" * 18: {"state": "CREATED"}}
+    monkeypatch.setattr(ray.util, "placement_group_table", lambda: table)
+    with open_post(None, lambda: None) as post:
+        team = make_together(tmp_path, Placement(worker_cpus=64), post)
+        with pytest.raises(PoolError, match=r"2 of 64 CPU each are waited for.*too few CPU"):
+            team.run(on_batch=lambda _: None, on_epoch=lambda _: None)
+    assert capfd.readouterr().err.count("No training worker has begun after 1 s") == 1
+
+
+def make_together(path: Path, placement: Placement | None = None, post: Any = None) -> Together:
+    start = make_trainer(path).checkpoint
+    given = Work(b"", [], [], None, post)
+    return Together(start, RunFolder(path), 2, placement or Placement(), given, lambda: None)
+
+
+def test_workers_that_die_again_and_again_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    team = make_together(tmp_path)
+    endings = iter([("a worker died", True)] * 2 + [("ValueError: no", False)])
+    monkeypatch.setattr(Together, "_training", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(Together, "_follow", lambda *_: next(endings))
+    with pytest.raises(WorkersError, match="the workers cannot be started: ValueError: no"):
+        team.run(on_batch=lambda _: None, on_epoch=lambda _: None)
+    said = capfd.readouterr().err.splitlines()
+    assert said == [f"a worker died; going on from epoch 1 ({n} of 10)" for n in (1, 2)]
+    endings = iter([("a worker died", True)] * 11)
+    with pytest.raises(WorkersError, match="failed more than 10 times, last: a worker died"):
+        team.run(on_batch=lambda _: None, on_epoch=lambda _: None)
+
+
+@TRAIN_WARNINGS
+def test_deaths_are_told_from_what_comes_again() -> None:
+    from ray.exceptions import ActorDiedError, RayTaskError
+    from ray.train.v2._internal.exceptions import (
+        WorkerGroupStartupFailedError,
+        WorkerHealthCheckFailedError,
+    )
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    died = ("a worker died", True)
+    found = {0: RuntimeError("closed"), 1: WorkerHealthCheckFailedError("", ActorDiedError())}
+    assert _ending(WorkerGroupError("", found)) == died
+    assert _ending(ControllerError(ActorDiedError())) == died
+    assert _ending(ControllerError(WorkerGroupStartupFailedError())) == died
+    assert _ending(ActorDiedError()) == died  # Ray Train's controller
+    failed = ("a worker failed (RuntimeError: closed)", True)
+    assert _ending(WorkerGroupError("", {0: RuntimeError("closed")})) == failed
+    inside = RayTaskError("f", "ray::f()\nOSError: no", OSError("no"))
+    assert _ending(ControllerError(inside)) == ("a worker failed (OSError: no)", True)
+    assert _ending(ControllerError(ValueError("no"))) == ("ValueError: no", False)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(300)  # two starts of Ray Train's workers, on a machine that others use as well
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # Ray Train makes them of itself
-@pytest.mark.filterwarnings("ignore:.*use_push_based_shuffle:DeprecationWarning")
+@pytest.mark.timeout(300)  # three starts of Ray Train, on a machine that others use as well
 def test_a_worker_that_is_killed_makes_no_difference(
     ray_cluster: None,
     own_torch_settings: None,
@@ -104,16 +200,26 @@ def test_a_worker_that_is_killed_makes_no_difference(
     folder = tmp_path / "shared" / "team"
     arguments = [*arguments_of(CONFIG), "--name=team", "--actors=1", "--storage=shared"]
     with ThreadPoolExecutor(1) as executor:
-        killed = executor.submit(kill_one, folder / "metrics.jsonl")
+        ended = executor.submit(end_at_the_start)
         code = main([*arguments, "--workers=2"])
-    output, errors = capfd.readouterr()
+        ended.result()
+        output, errors = capfd.readouterr()
+        assert code == 128 + signal.SIGTERM, errors
+        assert errors.endswith("train: ended by SIGTERM\n")
+        wait_for(lambda: not processes(b"ray::fit"), "Ray Train has outlived the program")
+        killed = executor.submit(kill_two, folder / "metrics.jsonl")
+        code = main([*arguments, "--workers=2"])
+    output, more = capfd.readouterr()
+    errors += more
     assert code == 0, errors
     assert killed.result() < CONFIG.epochs  # else it came too late
+    assert "a worker died; going on from epoch 1 (1 of 10)" in errors
+    assert "(2 of 10)" in errors
     assert "by 2 workers with 1 Ray actor, shared, with AerBackend()" in output
     for epoch in range(1, CONFIG.epochs + 1):
         assert errors.count(f"epoch {epoch}/{CONFIG.epochs}") == 1
     assert sorted(path.name for path in folder.iterdir()) == [
-        "checkpoint.pt", "config.json", "confusion.png", "curves.png", "metrics.jsonl",
+        ".lock", "checkpoint.pt", "config.json", "confusion.png", "curves.png", "metrics.jsonl",
     ]  # fmt: skip
     ended = Checkpoint.load(folder / "checkpoint.pt")
     assert all(metrics.rows == 120 * 13 + 30 for metrics in ended.history)
