@@ -25,7 +25,7 @@ nothing had happened. The weights depend on the seed, not on the number of actor
 every batch, and all make the same step with the sum of their gradients; shot noise goes by a
 sample's place in the batch. So the weights are those of one worker but for the rounding of that
 sum, and a run may go on with another N. The workers share one pool of actors, or with --pool
-per-worker each has its part of them. When a worker dies, all go on from the last step. Circuits run
+per-worker each has its part of them. When a worker dies, all go on from the last epoch. Circuits run
 on all actors with one worker, too: more workers are for what a process does besides, its own layers
 and handing out rows.
 

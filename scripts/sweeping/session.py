@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import training
 from training.data import Digits
 from training.interrupts import Interrupts
-from training.model import HybridClassifier, make_backend
+from training.model import HybridClassifier, make_backend, make_deterministic
 from training.place import connected
 from training.settings import Config
 from training.trainer import Trainer
@@ -40,10 +39,7 @@ def trial(config: dict[str, Point], base: Config, folder: Path, pool: Any, devic
     """
     from ray import tune
 
-    # One thread and fixed algorithms, as in scripts/train: the same bits on any machine load.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for that
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    make_deterministic()
     settings = dataclasses.replace(base, **config["point"])
     run = run_of(folder, config["point"])
     run.path.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -17,6 +18,13 @@ from training.settings import BackendKind, Config
 _ONE_QUBIT_ERROR = 0.0005
 _TWO_QUBIT_ERROR = 0.005
 _READOUT_ERROR = 0.01
+
+
+def make_deterministic() -> None:
+    """Make torch compute the same bits in this process as in any other, on any machine load."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is asked for it by torch
+    torch.set_num_threads(1)  # sums in the same order
+    torch.use_deterministic_algorithms(True)
 
 
 class HybridClassifier(nn.Module):

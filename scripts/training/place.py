@@ -55,8 +55,12 @@ class Post:
 
     def __init__(self) -> None:
         self._content: bytes | None = None
-        self._version = 0
+        self._version = self._begun = 0
         self._error: Exception | None = None
+
+    def begin(self) -> None:
+        """Count a start of the workers."""
+        self._begun += 1
 
     def put(self, content: bytes) -> None:
         """Leave a checkpoint."""
@@ -67,10 +71,10 @@ class Post:
         """Leave what ends the run."""
         self._error = self._error or error
 
-    def get(self, seen: int) -> tuple[int, bytes | None, Exception | None]:
-        """The last checkpoint, if it is not the one that was seen, and its version."""
+    def get(self, seen: int) -> tuple[int, bytes | None, Exception | None, int]:
+        """The last checkpoint, if it is not the one that was seen, its version, and the starts."""
         newer = self._content if self._version != seen else None
-        return self._version, newer, self._error
+        return self._version, newer, self._error, self._begun
 
 
 @contextlib.contextmanager

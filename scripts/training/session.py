@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from qailab.backends import Backend
 from qailab.distributed import LauncherPool
 from qailab.errors import InputError, PoolError, QailabError
@@ -22,7 +20,7 @@ from training.data import Digits
 from training.display import Display
 from training.interrupts import Interrupts
 from training.messages import introduction, journal_line, shots, stopped
-from training.model import HybridClassifier, make_backend
+from training.model import HybridClassifier, make_backend, make_deterministic
 from training.options import Options, cores
 from training.place import connected, open_post, wait_for_devices
 from training.report import write_report
@@ -69,9 +67,7 @@ class Session:
         """
         start = Start.find(options)
         folder, config, resume = start.folder, start.config, start.resume
-        # One thread and fixed algorithms: sums in the same order, bit for bit, on any machine load.
-        torch.set_num_threads(1)
-        torch.use_deterministic_algorithms(True)
+        make_deterministic()
         backends = _backends(options, config, folder)
         # An estimate asks no backend anything; one of IBM would look into its journal.
         first = make_backend("aer") if options.estimate else backends[0]
@@ -167,6 +163,8 @@ class Session:
         """Actors, and workers if there are more than one: who trains, and how many actors."""
         options, placement, workers = self.options, self.options.placement, self._workers
         with contextlib.ExitStack() as stack:
+            if workers:
+                stack.callback(clear, self.folder)  # last, when no worker is left to write
             if workers or placement.actors_per_node is not None:
                 stack.enter_context(connected(options.address, self._cpus()))
             placed = self._actor_options()

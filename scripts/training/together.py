@@ -20,7 +20,7 @@ from training.place import here
 from training.placement import Placement
 from training.runs import RunFolder
 from training.storage import remove
-from training.workers import Work, fit
+from training.workers import FOLDER, Plan, Work, fit
 
 MAX_FAILURES = 10
 """So often may workers die in one run; more are no bad luck."""
@@ -38,7 +38,7 @@ class Together:
 
     Args:
         start: the state to begin with.
-        folder: the run's folder.
+        folder: the run's folder, which must be reached from all nodes unless it has a mirror.
         workers: how many.
         placement: what each takes.
         given: what they are given; the checkpoint in it is replaced.
@@ -60,7 +60,7 @@ class Together:
         self._placement = placement
         self._given = given
         self._check = check
-        self._version = 0
+        self._version = self._begun = self._failures = 0
 
     def run(
         self,
@@ -78,7 +78,6 @@ class Together:
             QailabError: if a worker met one, too many died, or they do not start.
         """
         self._folder.save(self.checkpoint)
-        failures = 0
         while self.checkpoint.progress.epoch < self.checkpoint.config.epochs:
             with self._training() as training:
                 what, again = self._follow(training, on_batch, on_epoch)
@@ -86,21 +85,30 @@ class Together:
                 return
             if not again:
                 raise WorkersError(f"the workers cannot be started: {what}")
-            failures += 1
-            if failures > MAX_FAILURES:
+            if self._failures == MAX_FAILURES:
                 raise WorkersError(f"workers failed more than {MAX_FAILURES} times, last: {what}")
-            epoch = self.checkpoint.progress.epoch + 1
-            _say(f"{what}; going on from epoch {epoch} ({failures} of {MAX_FAILURES})")
+            self._failed(what)
+
+    def _failed(self, what: str) -> None:
+        self._failures += 1
+        epoch = self.checkpoint.progress.epoch + 1
+        _say(f"{what}; going on from epoch {epoch} ({self._failures} of {MAX_FAILURES})")
 
     @contextlib.contextmanager
     def _training(self) -> Iterator[Any]:
         """Ray Train, from the last checkpoint on; nothing of it is left afterwards."""
         import ray
 
-        resources, spread = self._placement.worker_resources, self._placement.strategy == "spread"
+        plan = Plan(
+            self._workers,
+            self._placement.worker_resources,
+            self._placement.strategy == "spread",
+            *_where(self._folder),
+            MAX_FAILURES - self._failures,
+        )
         given = ray.put(dataclasses.replace(self._given, start=self.checkpoint.to_bytes()))
         task = ray.remote(fit).options(num_cpus=0, max_retries=0, scheduling_strategy=here())
-        training = task.remote([given], self._workers, resources, spread)
+        training = task.remote([given], plan)
         try:
             yield training
         finally:
@@ -119,12 +127,18 @@ class Together:
         """Take what the workers leave until Ray Train has ended; what `fit` says of that."""
         import ray
 
-        start, told, begun = time.monotonic(), False, False
+        start, told, begun, starts = time.monotonic(), False, False, 0
         while True:
             # Before the last look, not after it.
             over, _ = ray.wait([training], timeout=_POLL_SECONDS)
             answer = self._given.post.get.remote(self._version)
-            self._version, content, error = ray.get(answer)
+            self._version, content, error, counted = ray.get(answer)
+            # Ray Train starts them again by itself; an actor that died counts anew.
+            starts += counted - self._begun if counted > self._begun else 0
+            self._begun = counted
+            if starts > 1:
+                starts = 1
+                self._failed("a worker died")
             if content is not None:
                 begun = True
                 self._take(content, on_batch, on_epoch)
@@ -171,15 +185,18 @@ class Together:
 
 
 def clear(folder: RunFolder) -> None:
-    """Remove what an earlier version had Ray Train keep in the folder, if it can be removed."""
-    where = folder.mirror
+    """Remove what Ray Train keeps beside the run's own files, if it can be removed."""
+    filesystem, path = _where(folder)
     with contextlib.suppress(OSError):
-        if where is not None:
-            remove(where.filesystem, f"{where.path}/.workers")
-            return
-        from pyarrow.fs import LocalFileSystem
+        remove(filesystem, f"{path}/{FOLDER}")
 
-        remove(LocalFileSystem(), str(folder.path.absolute() / ".workers"))
+
+def _where(folder: RunFolder) -> tuple[Any, str]:
+    if folder.mirror is not None:
+        return folder.mirror.filesystem, folder.mirror.path
+    from pyarrow.fs import LocalFileSystem
+
+    return LocalFileSystem(), str(folder.path.absolute())
 
 
 def _groups() -> list[tuple[Any, str]]:

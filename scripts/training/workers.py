@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import torch
 
 from qailab.backends import Backend
 from qailab.distributed import LauncherPool
 from qailab.errors import QailabError
 from training.checkpoint import Checkpoint
 from training.data import Digits
-from training.model import HybridClassifier
+from training.model import HybridClassifier, make_deterministic
 from training.team import ProcessGroup
 from training.trainer import Trainer
 
+FOLDER = ".workers"
+"""Where Ray Train keeps its own checkpoints while it runs, in the run's folder."""
+_FILE = "checkpoint.pt"
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # how soon a death is noticed
     # The program says how long workers may wait for their resources.
@@ -59,9 +63,28 @@ class Work:
         )
 
 
-def fit(
-    given: list[Any], workers: int, resources: dict[str, float], spread: bool
-) -> tuple[str, bool]:
+@dataclass(frozen=True)
+class Plan:
+    """How Ray Train runs the workers.
+
+    Args:
+        workers: how many.
+        resources: what each takes.
+        spread: whether they are spread over the nodes.
+        filesystem: where Ray Train keeps its checkpoints: pyarrow's filesystem.
+        path: the folder there.
+        max_failures: how often workers may die.
+    """
+
+    workers: int
+    resources: dict[str, float]
+    spread: bool
+    filesystem: Any
+    path: str
+    max_failures: int
+
+
+def fit(given: list[Any], plan: Plan) -> tuple[str, bool]:
     """Train with Ray Train until that ends; why it did, and whether it may be tried again.
 
     A task of Ray, not a thread of the program: Ray Train's ``fit`` cannot be interrupted, and all
@@ -69,42 +92,38 @@ def fit(
 
     Args:
         given: a reference to the `Work`. (In a list: by itself it would be resolved here.)
-        workers: how many.
-        resources: what each takes.
-        spread: whether they are spread over the nodes.
+        plan: how.
     """
     os.environ.update(_SETTINGS)  # before Ray Train is imported
     try:
-        _trainer(given, workers, resources, spread).fit()
+        _trainer(given, plan).fit()
     except Exception as error:
         return _ending(error)
     return "the workers' last checkpoint was lost", True  # for a program that has not all of them
 
 
-def _trainer(given: list[Any], workers: int, resources: dict[str, float], spread: bool) -> Any:
-    from fsspec.implementations.memory import MemoryFileSystem
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+def _trainer(given: list[Any], plan: Plan) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    # Failures are the program's matter: it has the last checkpoint, and counts them all.
-    failures = FailureConfig(max_failures=0, controller_failure_limit=0)
-    failures.max_preemption_failures = 0  # older Rays do not have it
     trainer = TorchTrainer(
         work,
         train_loop_config={"work": given},
         scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu="GPU" in resources,
-            resources_per_worker=resources,
-            placement_strategy="SPREAD" if spread else "PACK",
+            num_workers=plan.workers,
+            use_gpu="GPU" in plan.resources,
+            resources_per_worker=plan.resources,
+            placement_strategy="SPREAD" if plan.spread else "PACK",
         ),
         run_config=RunConfig(
-            name="qailab",
-            storage_path="/qailab",  # it wants a place for checkpoints, and gets none
-            storage_filesystem=PyFileSystem(FSSpecHandler(MemoryFileSystem())),
-            failure_config=failures,
+            name=FOLDER,
+            storage_path=plan.path,
+            storage_filesystem=plan.filesystem,
+            # Ray Train's own processes, and workers that die while they start, are the program's
+            # matter: it says so, and counts them.
+            failure_config=FailureConfig(plan.max_failures, controller_failure_limit=0),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
     )
@@ -151,14 +170,15 @@ def work(config: dict[str, list[Any]]) -> None:
     team = ProcessGroup()
     (reference,) = config["work"]
     given: Work = ray.get(reference)
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    make_deterministic()
     try:
-        start = Checkpoint.from_bytes(given.start, "the start")
+        start = _newest(Checkpoint.from_bytes(given.start, "the start"))
+        if team.rank == 0:
+            ray.get(given.post.begin.remote())
         with given.pool_of(team.rank, team.size) as pool:
             model = HybridClassifier(start.config, given.recipes[0])
             model.circuit.backend = pool
-            keeper = _Keeper(given.post if team.rank == 0 else None)
+            keeper = _Reports(given.post if team.rank == 0 else None)
             trainer = Trainer(
                 model,
                 Digits.load(start.config.samples),
@@ -169,7 +189,7 @@ def work(config: dict[str, list[Any]]) -> None:
                 team=team,
                 device=get_device(),
             )
-            trainer.run(on_batch=lambda _: keeper.save(trainer.checkpoint))
+            trainer.run(on_batch=lambda _: keeper.post(trainer.checkpoint))
             keeper.wait()
     except QailabError as error:
         # Not to be tried again, as the death of a worker is: actors that died were replaced.
@@ -177,8 +197,20 @@ def work(config: dict[str, list[Any]]) -> None:
         raise
 
 
-class _Keeper:
-    """Checkpoints go to the program, which saves them, and starts workers from the last one.
+def _newest(start: Checkpoint) -> Checkpoint:
+    """The checkpoint to go on from: the program's, or the one that was reported after it."""
+    from ray.train import get_checkpoint
+
+    reported = get_checkpoint()
+    if reported is None:
+        return start
+    with reported.as_directory() as folder:
+        last = Checkpoint.load(Path(folder) / _FILE)
+    return last if last.progress.place > start.progress.place else start
+
+
+class _Reports:
+    """Checkpoints go to Ray Train, which restores workers from them, and to the program.
 
     Args:
         post: the actor to leave them at, in the first worker; None in others.
@@ -189,13 +221,26 @@ class _Keeper:
         self._sent: Any = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Leave it there."""
+        """Report it; all workers come together here."""
+        from ray import train
+
+        metrics = {"epoch": checkpoint.progress.epoch}
+        if checkpoint.history:
+            last = checkpoint.history[-1]
+            metrics |= {"loss": last.loss, "test_accuracy": last.test_accuracy}
+        with self._folder(checkpoint) as folder:
+            kept = None if folder is None else train.Checkpoint.from_directory(folder)
+            train.report(metrics, checkpoint=kept)
+        self.post(checkpoint)
+
+    def save_step(self, checkpoint: Checkpoint) -> None:
+        """Nothing more than `post` does after each step."""
+
+    def post(self, checkpoint: Checkpoint) -> None:
+        """Leave it at the program, which saves it when it is interrupted."""
         if self._post is not None:
             self.wait()
             self._sent = self._post.put.remote(checkpoint.to_bytes())
-
-    def save_step(self, checkpoint: Checkpoint) -> None:
-        """Nothing more than is done after each step."""
 
     def wait(self) -> None:
         """Wait until the last one has arrived."""
@@ -203,3 +248,12 @@ class _Keeper:
 
         if self._sent is not None:
             ray.get(self._sent)
+
+    @contextlib.contextmanager
+    def _folder(self, checkpoint: Checkpoint) -> Iterator[str | None]:
+        if self._post is None:
+            yield None
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(Path(folder) / _FILE)
+            yield folder

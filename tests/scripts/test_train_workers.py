@@ -77,6 +77,7 @@ def kill_two(metrics: Path) -> int:
     wait_for(lambda: bool(processes()), "no worker was started")
     os.kill(processes()[0], signal.SIGKILL)
     wait_for(lambda: epochs_in(metrics) > 0, "no epoch was finished")
+    assert list(metrics.parent.glob(".workers/checkpoint_*")), "nothing was reported to Ray Train"
     victim, _ = processes()
     os.kill(victim, signal.SIGKILL)
     return epochs_in(metrics)
@@ -109,11 +110,11 @@ def test_a_run_is_held_by_one_program_at_a_time(
     assert looked
     monkeypatch.setattr("training.place._FREED_SECONDS", 30)
     with open_post("/storage/mine", lambda: None) as post:  # as soon as the other one has ended
-        assert ray.get(post.get.remote(0)) == (0, None, None)
+        assert ray.get(post.get.remote(0)) == (0, None, None, 0)
         ray.get(post.put.remote(b"one"))
-        seen, content, _ = ray.get(post.get.remote(0))
+        seen, content, *_ = ray.get(post.get.remote(0))
         assert content == b"one"
-        assert ray.get(post.get.remote(seen)) == (seen, None, None)
+        assert ray.get(post.get.remote(seen)) == (seen, None, None, 0)
         ray.kill(post, no_restart=False)  # as when its process dies
         wait_for(lambda: ray.get(post.get.remote(seen))[0] != seen, "it was not made again")
         ray.get(post.put.remote(b"two"))
@@ -139,7 +140,7 @@ def test_workers_that_find_no_room_are_an_error_in_the_end(
         team = make_together(tmp_path, Placement(worker_cpus=64), post)
         with pytest.raises(PoolError, match=r"2 of 64 CPU each are waited for.*too few CPU"):
             team.run(on_batch=lambda _: None, on_epoch=lambda _: None)
-    assert capfd.readouterr().err.count("No training worker has begun after 1 s") == 1
+    assert capfd.readouterr().err.count("No training worker has begun after") == 1
 
 
 def make_together(path: Path, placement: Placement | None = None, post: Any = None) -> Together:
@@ -160,6 +161,7 @@ def test_workers_that_die_again_and_again_are_an_error(
     said = capfd.readouterr().err.splitlines()
     assert said == [f"a worker died; going on from epoch 1 ({n} of 10)" for n in (1, 2)]
     endings = iter([("a worker died", True)] * 11)
+    team = make_together(tmp_path)
     with pytest.raises(WorkersError, match="failed more than 10 times, last: a worker died"):
         team.run(on_batch=lambda _: None, on_epoch=lambda _: None)
 
