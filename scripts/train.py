@@ -25,13 +25,14 @@ nothing had happened. The weights depend on the seed, not on the number of actor
 every batch, and all make the same step with the sum of their gradients; shot noise goes by a
 sample's place in the batch. So the weights are those of one worker but for the rounding of that
 sum, and a run may go on with another N. The workers share one pool of actors, or with --pool
-per-worker each has its part of them. When a worker dies, all go on from the last epoch. Circuits run
-on all actors with one worker, too: more workers are for what a process does besides, its own layers
-and handing out rows.
+per-worker each has its part of them. When a worker dies, all go on from the last epoch. Circuits
+run on all actors with one worker, too: more workers are for what a process does besides, its own
+layers and handing out rows.
 
 --placement says in one place where actors are and what each takes of its node. --storage keeps the
 run in a directory that all nodes share, or at a URI: a job that was killed is submitted again as
-it was, goes on by itself, and two jobs are never at one run at once.
+it was, and goes on by itself. A second program at the same run waits 30 s for the first, and then
+ends (by a lock in the run's folder; at a URI, by the name of the run within one Ray cluster).
 
     scripts/train --workers 2 --actors 4                       data-parallel on this machine
     scripts/train --address auto --workers 4 --actors 64 --storage s3://bucket/runs --name big
