@@ -1,8 +1,9 @@
 """``python -m qailab.journal PATH [--json]``: the jobs of a journal, their QPU seconds and cost.
 
 A line for each job (``--last N``: only the latest N; ``--steps``: none), one for each training
-step, and the totals. The file is only read, also while a training uses it. The exit code is 0, and
-2 if the arguments are not valid or the file is no journal.
+step, the totals, and the sessions that nobody has closed. The file is only read, also while a
+training uses it. The exit code is 0, and 2 if the arguments are not valid or the file is no
+journal.
 
 ``--json`` prints one document for programs instead::
 
@@ -18,12 +19,15 @@ step, and the totals. The file is only read, also while a training uses it. The 
                 "usage_unknown": ..., "cost": ..., "states": {"done": 2}},
      "circuits": [{"circuit": "...", "qubits": 6, "angles": 50, "jobs": 2}, ...],
      "sessions": [{"session": "...", "backend": "ibm_fez", "mode": "session", "state": "open",
-                   "created": 1.7e9, "updated": 1.7e9}, ...]}
+                   "given": false, "created": 1.7e9, "updated": 1.7e9}, ...]}
 
 ``stop`` is one past the last row; times are seconds since 1970; ``qpu_seconds`` is null until it
-is known, ``job_id`` until the server has the job, ``mode`` and ``session`` outside a session.
-``jobs`` has an entry for each that was recorded (``--last`` and ``--steps`` leave some out); the
-numbers of steps and totals are of all that reached the server. Keys may be added to a version.
+is known, ``job_id`` until the server has the job, ``mode`` and ``session`` outside a session, and
+``mode`` if an older qailab opened it. ``jobs`` has an entry for each that was recorded (``--last``
+and ``--steps`` leave some out); the numbers of steps and totals are of all that reached the server.
+A session is "closed" once it was closed or took no more jobs, and "open" before, even if the
+service has ended it at its max_time meanwhile; ``given`` tells those that somebody else opened, and
+closes. Keys may be added to a version.
 """
 
 from __future__ import annotations

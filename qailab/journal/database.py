@@ -29,6 +29,7 @@ VERSION = 1
 
 _SLICE = 0.5  # seconds that SQLite waits by itself, deaf to Ctrl-C
 _PAUSE = 0.002  # seconds, about a transaction
+# An older qailab also made a table `sessions`, which nothing filled: files may have it.
 _SCHEMA = """
 CREATE TABLE entries (
     id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, circuit TEXT NOT NULL,
@@ -44,9 +45,6 @@ CREATE TABLE results (
     width INTEGER NOT NULL, data BLOB NOT NULL);
 CREATE TABLE circuits (
     circuit TEXT PRIMARY KEY, qubits INTEGER NOT NULL, angles INTEGER NOT NULL);
-CREATE TABLE sessions (
-    session TEXT PRIMARY KEY, backend TEXT NOT NULL, mode TEXT NOT NULL, state TEXT NOT NULL,
-    created REAL NOT NULL, updated REAL NOT NULL);
 CREATE TABLE logs (
     name TEXT NOT NULL, number INTEGER NOT NULL, entry BLOB NOT NULL,
     PRIMARY KEY (name, number)) WITHOUT ROWID;

@@ -1,14 +1,10 @@
-"""What a journal knows besides jobs: the circuits they are of, and the sessions they ran in."""
+"""The circuits that a journal's jobs are of."""
 
 from __future__ import annotations
 
-import time
-
-from qailab.arguments import check_choice
 from qailab.errors import JournalError
 from qailab.journal.database import Database
 
-SESSION_STATES = ("open", "closed", "expired")
 _SHOWN = 8  # circuits in a message
 
 
@@ -49,29 +45,6 @@ def check_model(database: Database, circuit: str, qubits: int, angles: int) -> N
         f"model's is {circuit[:12]} ({_counted(qubits, 'qubit')}, {_counted(angles, 'angle')}); "
         "give this model another path, or go on with the model that the journal is of"
     )
-
-
-def last_session(database: Database, backend: str, mode: str) -> str | None:
-    """The session or batch that was noted last as open."""
-    query = (
-        "SELECT session FROM sessions WHERE backend = ? AND mode = ? AND state = 'open' "
-        "ORDER BY updated DESC, rowid DESC LIMIT 1"
-    )
-    with database.reading() as connection:
-        row = connection.execute(query, (backend, mode)).fetchone()
-    return None if row is None else str(row[0])
-
-
-def note_session(database: Database, backend: str, mode: str, session: str, state: str) -> None:
-    """Record a session's state; see `SESSION_STATES`."""
-    check_choice("state", state, SESSION_STATES)
-    query = (
-        "INSERT INTO sessions VALUES (?, ?, ?, ?, ?5, ?5) ON CONFLICT (session) DO UPDATE "
-        "SET backend = excluded.backend, mode = excluded.mode, state = excluded.state, "
-        "updated = excluded.updated"
-    )
-    with database.writing() as connection:
-        connection.execute(query, (session, backend, mode, state, time.time()))
 
 
 def _counted(number: int | None, what: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from qailab.errors import InputError
 from qailab.journal.database import Database
+from qailab.journal.sessions import read_sessions
 
 Record = dict[str, Any]
 
@@ -17,11 +18,11 @@ PRICE_PER_SECOND = 1.6
 """US dollars for a QPU second: 96 dollars a minute, IBM's pay-as-you-go plan."""
 
 _LONGEST_REASON = 60
+# The mode is not in the table: it is the session's.
 _JOBS = """
-SELECT id, step, purpose AS pass, start, stop, shots, e.backend AS backend, mode,
-       e.session AS session, job_id, tag, attempt, e.state AS state, usage_seconds AS qpu_seconds,
-       reason, circuit, seed, owner, e.created AS created, e.updated AS updated
-FROM entries AS e LEFT JOIN sessions AS s ON e.session = s.session ORDER BY id"""
+SELECT id, step, purpose AS pass, start, stop, shots, backend, NULL AS mode, session, job_id, tag,
+       attempt, state, usage_seconds AS qpu_seconds, reason, circuit, seed, owner, created, updated
+FROM entries ORDER BY id"""
 _STEPS = """
 SELECT step, count(job_id) AS jobs,
        sum(CASE WHEN job_id IS NULL THEN 0 ELSE stop - start END) AS rows,
@@ -34,7 +35,6 @@ SELECT circuit, max(qubits) AS qubits, max(angles) AS angles, sum(jobs) AS jobs 
     SELECT circuit, qubits, angles, 0 AS jobs FROM circuits
     UNION ALL SELECT circuit, NULL, NULL, count(job_id) FROM entries GROUP BY circuit)
 GROUP BY circuit ORDER BY circuit"""
-_SESSIONS = "SELECT session, backend, mode, state, created, updated FROM sessions ORDER BY created"
 _SUMMED = ("jobs", "rows", "executions", "qpu_seconds", "usage_unknown", "cost")
 
 
@@ -49,7 +49,7 @@ class Report:
         steps: what each step's jobs come to.
         totals: what all come to.
         circuits: those the jobs are of.
-        sessions: those the jobs ran in.
+        sessions: those that were opened for them.
     """
 
     path: str
@@ -84,12 +84,15 @@ def read_report(path: str | os.PathLike[str], *, price_per_second: float) -> Rep
             jobs, steps, circuits, sessions = [], [], [], []
         else:
             with database.reading() as connection:
-                jobs, steps, circuits, sessions = (
-                    _records(connection.execute(query))
-                    for query in (_JOBS, _STEPS, _CIRCUITS, _SESSIONS)
+                jobs, steps, circuits = (
+                    _records(connection.execute(query)) for query in (_JOBS, _STEPS, _CIRCUITS)
                 )
+                sessions = read_sessions(connection)
     finally:
         database.close()
+    modes = {session["session"]: session["mode"] for session in sessions}
+    for job in jobs:
+        job["mode"] = modes.get(job["session"])
     for step in steps:
         step["cost"] = step["qpu_seconds"] * price_per_second
     totals: Record = {name: sum(step[name] for step in steps) for name in _SUMMED}
@@ -128,24 +131,31 @@ _STEP_COLUMNS = ("step>", "jobs>", "rows>", "executions>", "QPU s>", "cost ($)>"
 
 
 def _job_cells(job: Record) -> list[str]:
-    session = "job" if job["session"] is None else f"{job['mode'] or 'session'} {job['session']}"
     # What is not printable (a server's colours) could garble the terminal.
     reason = "".join(c if c.isprintable() else " " for c in " ".join(job["reason"].split()))
     if len(reason) > _LONGEST_REASON:
         reason = reason[: _LONGEST_REASON - 3] + "..."
     return [
-        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["created"])),
+        _local_time(job["created"]),
         str(job["step"]),
         job["pass"],
         f"{job['start']}-{job['stop'] - 1}",
         str(job["shots"]),
         job["backend"],
-        session,
+        "job" if job["session"] is None else _in_words(job["mode"], job["session"]),
         job["job_id"] or "-",
         job["state"],
         "-" if job["qpu_seconds"] is None else f"{job['qpu_seconds']:.2f}",
         reason,
     ]
+
+
+def _in_words(mode: str | None, session: str) -> str:
+    return f"{mode or 'session'} {session}"  # IBM counts batches among the sessions
+
+
+def _local_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _step_cells(step: Record) -> list[str]:
@@ -154,6 +164,25 @@ def _step_cells(step: Record) -> list[str]:
 
 
 def _summary(report: Report) -> str:
+    return "\n".join([_jobs_summary(report), *_open_sessions(report)])
+
+
+def _open_sessions(report: Report) -> list[str]:
+    """A line that names what may still cost; what was given is for whoever opened it to close."""
+    left = [
+        f"{_in_words(session['mode'], session['session'])} on {session['backend']} since "
+        f"{_local_time(session['created'])}"
+        for session in report.sessions
+        if session["state"] == "open" and not session["given"]
+    ]
+    if not left:
+        return []
+    counted = "1 session is" if len(left) == 1 else f"{len(left)} sessions are"
+    # The service ends them by itself, and does not tell the journal.
+    return [f"{counted} open: {', '.join(left)} (unless max_time has passed)"]
+
+
+def _jobs_summary(report: Report) -> str:
     totals = report.totals
     if not report.jobs:
         return f"{report.path}: no jobs yet"

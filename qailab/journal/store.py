@@ -103,7 +103,7 @@ class Journal:
         Args:
             entry_id: whose it is.
             counts: how often each outcome came, shape ``(rows, K)``.
-            usage_seconds: QPU seconds; None if they are not known yet (see `usage`).
+            usage_seconds: QPU seconds; None if they are not known.
 
         Raises:
             InputError: if there are not as many rows of counts as the entry has.
@@ -131,7 +131,7 @@ class Journal:
             entry_id: whose it is.
             state: "failed", "cancelled" or "withdrawn".
             reason: why, for people.
-            usage_seconds: QPU seconds; None if they are not known yet (see `usage`).
+            usage_seconds: QPU seconds; None if they are not known.
 
         Raises:
             JournalError: if an entry that has a job is to be withdrawn.
@@ -148,14 +148,6 @@ class Journal:
                 state, reason = entry.state, entry.reason
             used = entries.usage_of(entry, usage_seconds)
             change(connection, entry_id, state=state, reason=reason, usage_seconds=used)
-
-    def usage(self, entry_id: int, seconds: float) -> None:
-        """Correct the QPU seconds of a job, which servers tell late."""
-        seconds = entries.checked_seconds(seconds)
-        with self._database.writing() as connection:
-            if self.path is not None:  # in memory it may be forgotten
-                entries.read_entry(connection, entry_id)
-            change(connection, entry_id, usage_seconds=seconds)
 
     def take_over(self, entry: Entry, owner: str) -> bool:
         """Become the owner of an intended entry whose own is gone.
@@ -174,44 +166,6 @@ class Journal:
         """
         with self._database.writing() as connection:
             return entries.change_intended(connection, entry, state="withdrawn", reason=reason)
-
-    def again(self, entry: Entry, owner: str, backend: str) -> Entry:
-        """An intended entry for the rows of one that ended without a result.
-
-        Returns:
-            The new entry; or, if these rows have a live entry (another process was faster), that.
-
-        Raises:
-            JournalError: if another process has split them: claim them again.
-        """
-        with self._database.writing() as connection:
-            most = entry.num_rows
-            made = entries.cover(
-                connection, entry.work, most_rows=most, group=1, backend=backend, owner=owner
-            )
-            if len(made) > 1:
-                raise JournalError(
-                    f"the rows of {named(entry)} were split by another process; claim them again"
-                )
-        return made[0]
-
-    def split(self, entry: Entry, owner: str, backend: str, group: int) -> list[Entry]:
-        """Intended entries for the two halves of an entry whose job was too long.
-
-        Args:
-            entry: one that ended without a result.
-            owner: who will send them.
-            backend: where they are to run.
-            group: how many consecutive rows must stay together; a single group stays whole.
-
-        Returns:
-            The halves in order; or whatever live entries another process made for these rows.
-        """
-        group = checked_integer("group", group)
-        groups = -(-entry.num_rows // group)
-        return self.claim(
-            entry.work, most_rows=-(-groups // 2) * group, group=group, backend=backend, owner=owner
-        )
 
     def entry(self, entry_id: int) -> Entry:
         """An entry as it is now.
@@ -242,14 +196,6 @@ class Journal:
             JournalError: if so; it says of which circuits the jobs are.
         """
         models.check_model(self._database, circuit, qubits, angles)
-
-    def last_session(self, backend: str, mode: str) -> str | None:
-        """The session (or batch, by the mode) on a backend that was noted last as open."""
-        return models.last_session(self._database, backend, mode)
-
-    def note_session(self, backend: str, mode: str, session: str, state: str) -> None:
-        """Record a session or batch as "open", "closed" or "expired"."""
-        models.note_session(self._database, backend, mode, session, state)
 
     def log(self, name: str) -> JournalLog:
         """A list that all processes append to, and see alike; kept under that name."""

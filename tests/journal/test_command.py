@@ -1,14 +1,24 @@
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+import time
 
 import pytest
 
 from qailab.errors import InputError
 from qailab.journal import Journal, __main__
 from qailab.journal.report import read_report
+from qailab.journal.sessions import log_name
 from tests.journal.rows import claim, finish, work
+
+
+def happened(journal, what, session="s-1", *, when=1.7e9, backend="ibm_fez", settings="a", **more):
+    """What `qailab.backends.ibm.sessions` notes of a session."""
+    log = journal.log(log_name(backend, settings))
+    event = {"event": what, "id": session, "time": when, **more}
+    assert log.append(len(log.read(0)), json.dumps(event).encode())
 
 
 @pytest.fixture
@@ -16,7 +26,8 @@ def path(tmp_path):
     path = tmp_path / "jobs.db"
     with Journal(path) as journal:
         journal.register("c1", 6, 50)
-        journal.note_session("ibm_fez", "batch", "s-1", "open")
+        happened(journal, "opening", None, owner="me")
+        happened(journal, "open", mode="batch")
         (forward,) = claim(journal, work(0, 4, purpose="forward"))
         finish(journal, forward, job_id="d1", usage_seconds=2.0)
         first, second = claim(journal, work(0, 10), most_rows=5, backend="ibm_torino")
@@ -36,6 +47,7 @@ def run(capsys, *arguments):
 def test_the_table_while_a_training_uses_the_file(path, capsys):
     code, out = run(capsys, path)
     assert code == 0
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1.7e9))
     lines = [" ".join(line.split()) for line in out.splitlines() if line]
     assert lines[0] == "time step pass rows shots backend mode/session job id state QPU s reason"
     cells = [line.split(" ", 2)[2] for line in lines[2:6]]
@@ -52,6 +64,7 @@ def test_the_table_while_a_training_uses_the_file(path, capsys):
         "3 jobs were sent: 15 rows, 1,500 executions, 2.50 QPU seconds, 4.00 $ (1.6 $ a second); "
         "1 done, 1 failed, 1 submitted, 1 withdrawn\n"
         "QPU seconds of 1 jobs are not known yet\n"
+        f"1 session is open: batch s-1 on ibm_fez since {since} (unless max_time has passed)\n"
     ) in out
     titles, rule, *rows = out.splitlines()[:6]
     assert {len(row) <= len(rule) for row in rows} == {True}
@@ -60,7 +73,7 @@ def test_the_table_while_a_training_uses_the_file(path, capsys):
 
 def test_less_of_it(path, capsys):
     _, out = run(capsys, path, "--steps", "--price-per-second", "2")
-    assert "ibm_fez" not in out
+    assert "ibm_torino" not in out
     assert "5.00 $ (2 $ a second)" in out
     _, out = run(capsys, path, "--last", "1")
     assert out.startswith("the last 1 of 4 jobs\n")
@@ -90,7 +103,10 @@ def test_json_is_for_programs(path, capsys):
         "cost": 4.0, "states": {"done": 1, "failed": 1, "submitted": 1, "withdrawn": 1},
     }  # fmt: skip
     assert report["circuits"] == [{"circuit": "c1", "qubits": 6, "angles": 50, "jobs": 3}]
-    assert report["sessions"][0]["session"] == "s-1"
+    assert report["sessions"] == [
+        {"session": "s-1", "backend": "ibm_fez", "mode": "batch", "state": "open", "given": False,
+         "created": 1.7e9, "updated": 1.7e9}
+    ]  # fmt: skip
     documented = __main__.__doc__
     for record in (report, report["jobs"][0], report["totals"], report["sessions"][0]):
         assert all(f'"{key}"' in documented for key in record)
@@ -98,6 +114,53 @@ def test_json_is_for_programs(path, capsys):
     assert json.loads(out)["jobs"] == []
     _, out = run(capsys, path, "--json", "--last", "2")
     assert [job["id"] for job in json.loads(out)["jobs"]] == [3, 4]
+
+
+def sessions_of(path, *names):
+    report = read_report(path, price_per_second=1.0)
+    return [tuple(session[name] for name in names) for session in report.sessions]
+
+
+def test_a_session_is_open_until_it_is_gone(path, capsys):
+    with Journal(path) as journal:
+        journal.log("budget").append(0, b"no JSON")
+        happened(journal, "gone", when=1.7e9 + 5)
+        happened(journal, "refused", None, when=1.7e9 + 6, mode="session", text="no plan")
+        happened(journal, "open", "s-2", when=1.7e9 + 7)  # of an older qailab: without a mode
+        happened(journal, "open", "s-3", when=1.7e9 + 3, mode="session", backend="ibm_torino")
+    assert sessions_of(path, "session", "backend", "mode", "state", "created", "updated") == [
+        ("s-1", "ibm_fez", "batch", "closed", 1.7e9, 1.7e9 + 5),
+        ("s-3", "ibm_torino", "session", "open", 1.7e9 + 3, 1.7e9 + 3),
+        ("s-2", "ibm_fez", None, "open", 1.7e9 + 7, 1.7e9 + 7),
+    ]
+    _, out = run(capsys, path)
+    assert "\n2 sessions are open: session s-3 on ibm_torino since" in out
+    assert ", session s-2 on ibm_fez since" in out
+
+
+def test_a_session_that_was_given_is_for_whoever_opened_it_to_close(path, capsys):
+    with Journal(path) as journal:
+        for session in ("s-1", "s-2"):
+            settings = f"given {session}"
+            happened(journal, "open", session, settings=settings, given=True, mode="batch")
+    assert sessions_of(path, "session", "given") == [("s-1", False), ("s-2", True)]
+    assert "\n1 session is open: batch s-1 on" in run(capsys, path)[1]
+    with Journal(path) as journal:  # gone for one, it is for all
+        happened(journal, "gone", "s-1", settings="given s-1", when=1.7e9 + 5)
+    assert sessions_of(path, "state", "updated") == [("closed", 1.7e9 + 5), ("open", 1.7e9)]
+    assert "open" not in run(capsys, path, "--steps")[1]
+
+
+def test_a_file_of_before_with_a_table_of_sessions_that_nothing_filled(path):
+    columns = "session TEXT PRIMARY KEY, backend, mode, state, created REAL, updated REAL"
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"CREATE TABLE sessions ({columns})")
+    connection.close()
+    with Journal(path) as journal:
+        finish(journal, claim(journal, work(step=4))[0], job_id="d4")
+    report = read_report(path, price_per_second=1.0)
+    assert (report.jobs[-1]["job_id"], report.jobs[-1]["mode"]) == ("d4", "batch")
+    assert sessions_of(path, "session") == [("s-1",)]
 
 
 def test_an_empty_journal(tmp_path, capsys):

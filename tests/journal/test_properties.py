@@ -20,7 +20,7 @@ CLAIM = st.tuples(
 OTHERS = st.tuples(
     st.sampled_from(
         ["submit", "submit", "done", "failed", "cancelled", "withdraw", "take over", "again",
-         "split", "crash"]
+         "halve", "crash"]
     ),
     OWNERS,
     NUMBERS,
@@ -89,20 +89,12 @@ class Model:
             assert self.journal.withdraw(entry, "lost") == (entry.state == "intended")
         elif kind == "take over":
             assert self.journal.take_over(entry, owner) == (entry.state == "intended")
-        elif kind == "again" and entry.state not in LIVE and not self.others(entry):
-            self.saw(entry.work, data, [self.journal.again(entry, owner, "b")])
-        elif kind == "split" and entry.state not in LIVE:
-            self.saw(entry.work, data, self.journal.split(entry, owner, "b", group))
-
-    def others(self, entry):
-        """Whether others have some of an entry's rows: to try all again is then not possible."""
-        probe = [self.journal.entry(number) for number in self.entries]
-        return any(
-            other.state in LIVE and other.key == entry.key
-            and self.entries[other.id] == self.entries[entry.id]
-            and other.start < entry.stop and other.stop > entry.start
-            for other in probe
-        )  # fmt: skip
+        elif kind in ("again", "halve") and entry.state not in LIVE:
+            most = entry.num_rows if kind == "again" else -(-entry.num_rows // 2)
+            made = self.journal.claim(
+                entry.work, most_rows=max(most, group), group=group, backend="b", owner=owner
+            )
+            self.saw(entry.work, data, made)
 
     def check(self):
         live = collections.Counter()

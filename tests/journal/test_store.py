@@ -45,7 +45,7 @@ def test_a_job_from_claim_to_result(journal):
     journal.done(entry.id, counts_of(entry))
     assert journal.entry(entry.id).state == "done"
     assert journal.entry(entry.id).usage_seconds is None
-    journal.usage(entry.id, 2.5)
+    journal.done(entry.id, counts_of(entry), 2.5)  # servers tell late
     assert journal.totals() == Totals(jobs=1, rows=10, executions=1000, qpu_seconds=2.5)
     counts = journal.counts(entry.id)
     assert counts.dtype == np.uint32
@@ -113,7 +113,7 @@ def test_a_withdrawn_entry_leaves_its_tag_to_the_next(journal):
     assert journal.withdraw(entry, "not at the server")
     assert journal.entry(entry.id).state == "withdrawn"
     assert not journal.withdraw(entry, "again")
-    new = journal.again(entry, "me", "ibm_fez")
+    (new,) = claim(journal, entry.work)
     assert new.id != entry.id
     assert (new.tag, new.attempt) == (entry.tag, 0)  # a job that turns up late is found by it
 
@@ -129,34 +129,15 @@ def test_only_one_takes_over(journal):
     assert not journal.take_over(mine, "two")
 
 
-def test_again_makes_one_entry_whoever_asks(journal):
-    (entry,) = claim(journal, work())
-    assert journal.again(entry, "me", "ibm_fez") == entry  # it is still live
-    journal.ended(entry.id, "failed", "lost")
-    new = journal.again(entry, "one", "ibm_torino")
-    assert (new.start, new.stop, new.owner, new.backend) == (0, 10, "one", "ibm_torino")
-    assert journal.again(entry, "two", "ibm_fez") == new
-    finish(journal, new)
-    assert journal.again(entry, "two", "ibm_fez").state == "done"
-
-
-def test_split_makes_two_halves_whoever_asks(journal):
+def test_what_ended_is_cut_anew_once_whoever_asks(journal):
     (entry,) = claim(journal, work(0, 10), group=2)
+    journal.submitted(entry.id, job_id="d1", backend="ibm_fez", session=None)
     journal.ended(entry.id, "failed", "ran too long")
-    halves = journal.split(entry, "one", "ibm_fez", 2)
+    halves = claim(journal, entry.work, most_rows=6, group=2, owner="one", backend="ibm_torino")
     assert spans(halves) in ([(0, 4), (4, 10)], [(0, 6), (6, 10)])
-    assert journal.split(entry, "two", "ibm_fez", 2) == halves
-    with pytest.raises(JournalError, match="split by another process; claim them again"):
-        journal.again(entry, "two", "ibm_fez")
-    for half in halves:
-        journal.ended(half.id, "failed", "ran too long")
-    assert spans(journal.split(halves[0], "one", "ibm_fez", 2))[0][0] == 0
-
-
-def test_a_single_group_is_not_split(journal):
-    (entry,) = claim(journal, work(4, 6), group=2)
-    journal.ended(entry.id, "failed", "ran too long")
-    assert spans(journal.split(entry, "one", "ibm_fez", 2)) == [(4, 6)]
+    assert {(half.owner, half.backend) for half in halves} == {("one", "ibm_torino")}
+    assert claim(journal, entry.work, most_rows=6, group=2, owner="two") == halves
+    assert claim(journal, entry.work, owner="two") == halves
 
 
 def test_a_result_is_never_thrown_away(journal):
@@ -244,7 +225,8 @@ def test_what_cannot_be_recorded(journal):
         journal.submitted(entry.id, job_id="", backend="ibm_fez", session=None)
     for seconds in (-1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="QPU seconds must be finite"):
-            journal.usage(entry.id, seconds)
+            journal.ended(entry.id, "failed", "", seconds)
+    assert journal.entry(entry.id) == entry
 
 
 @pytest.mark.parametrize("largest", [1, 255, 256, 65535, 65536, 2**32 - 1])
@@ -302,22 +284,6 @@ def test_models_are_told_apart(journal):
     journal.check_model("c2", 4, 20)
 
 
-def test_sessions(journal):
-    assert journal.last_session("ibm_fez", "session") is None
-    journal.note_session("ibm_fez", "session", "s1", "open")
-    journal.note_session("ibm_fez", "session", "s2", "open")
-    journal.note_session("ibm_fez", "batch", "b1", "open")
-    journal.note_session("ibm_torino", "session", "t1", "open")
-    assert journal.last_session("ibm_fez", "session") == "s2"
-    journal.note_session("ibm_fez", "session", "s2", "closed")
-    assert journal.last_session("ibm_fez", "session") == "s1"
-    journal.note_session("ibm_fez", "session", "s1", "expired")
-    assert journal.last_session("ibm_fez", "session") is None
-    assert journal.last_session("ibm_fez", "batch") == "b1"
-    with pytest.raises(InputError, match="'open', 'closed', 'expired'"):
-        journal.note_session("ibm_fez", "session", "s1", "lost")
-
-
 def test_a_log_takes_only_the_next_entry(journal):
     log = journal.log("budget")
     assert log.read(0) == []
@@ -343,7 +309,6 @@ def test_memory_forgets_and_files_do_not(journal):
         return
     with pytest.raises(JournalError, match="there is none"):
         journal.entry(entries[0].id)
-    journal.usage(entries[0].id, 3.0)  # servers tell late
     (new,) = claim(journal, work(0, 5))
     assert new.id not in [entry.id for entry in entries]
 

@@ -31,6 +31,7 @@ from qailab.backends.shared_log import LocalLog, SharedLog
 from qailab.errors import BackendError
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.journal import Journal, this_owner
+from qailab.journal.sessions import log_name
 
 _KEPT_PROGRAMS = 64
 _CLOSE_SECONDS = 15.0
@@ -202,7 +203,7 @@ class Live:
         recipe = self._recipe
         what = (device, recipe.mode, recipe.max_seconds, recipe.session_id, recipe.account)
         told = hashlib.sha256(repr((*what, recipe.instance)).encode()).hexdigest()[:12]
-        name = f"session/{device}/{told}"
+        name = log_name(device, told)
         if self._journal.path is not None:
             return self._journal.log(name)
         if self._sharing is not None:

@@ -5,6 +5,8 @@ live for another to go on::
 
     opening --> open --> gone --> opening ...
        +--> refused: the plan has none, and all go on in the next mode
+
+In a journal, `qailab.journal.sessions` reads "open" and "gone" for its report.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ class Sessions:
                         self._append(event="gone", id=self._last["id"])
                         continue
                 if self._given is not None and event is None:
-                    self._append(event="open", id=self._given, given=True)
+                    self._append(event="open", id=self._given, mode=self._mode, given=True)
                 elif event != "opening" or self._is_stale():
                     if self._append(event="opening", owner=this_owner()):
                         self._open()
@@ -140,7 +142,7 @@ class Sessions:
             self._append(event="failed", text=fault.text)
             raise
         session_id = str(session.session_id)
-        if self._append(event="open", id=session_id):
+        if self._append(event="open", id=session_id, mode=self._mode):
             self._live[session_id] = session
         else:  # it took so long that another process has opened one meanwhile
             session.close()

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from qailab.backends.ibm import sessions as module
 from qailab.backends.ibm.sessions import Sessions
 from qailab.backends.shared_log import LocalLog
+from qailab.journal.report import read_report, tables
+from tests.backends.ibm.conftest import device, gradient_rows
 
 REFUSED = "You are not authorized to run a session when using the open plan."
 
@@ -95,6 +97,8 @@ def test_a_plan_without_sessions_falls_back_and_says_so(plan, mode, caplog):
         assert (session_id is None) == (mode == "job")
     assert "this plan has no mode 'session'" in caplog.text
     assert REFUSED in caplog.text
+    modes = [event["mode"] for event in map(json.loads, log.read(0)) if event["event"] == "open"]
+    assert modes == [mode] * (mode != "job")
 
 
 def test_a_given_session_is_used_and_not_closed():
@@ -107,3 +111,28 @@ def test_a_given_session_is_used_and_not_closed():
     assert sessions.current()[0] == "session-0"
     sessions.close()
     assert service.closed == ["session-0"]
+
+
+def test_the_journal_tells_of_sessions_and_names_those_left_open(rehearse, tmp_path):
+    server = rehearse()
+    path = tmp_path / "journal.sqlite"
+    canonical, rows = gradient_rows(samples=1)
+    backend = device(mode="batch", journal=path)
+    backend.evaluate(canonical, rows)
+    left = read_report(path, price_per_second=1.0)  # as if it were killed now
+    session = server.sessions[0].id
+    assert [(job["mode"], job["session"]) for job in left.jobs] == [("batch", session)]
+    told = {"session": session, "backend": server.jobs[0].backend, "mode": "batch"}
+    assert [left.sessions[0] | told | {"state": "open", "given": False}] == left.sessions
+    assert f"1 session is open: batch {session} on" in tables(left, last=None, jobs=True)
+
+    theirs = device(mode="batch", journal=path, session_id=session)
+    theirs.evaluate(canonical, gradient_rows(samples=1, seed=2)[1])
+    theirs.close()
+    assert read_report(path, price_per_second=1.0).sessions[0]["state"] == "open"
+    backend.close()
+    report = read_report(path, price_per_second=1.0)
+    assert [job["mode"] for job in report.jobs] == ["batch", "batch"]
+    assert [session["state"] for session in report.sessions] == ["closed"]
+    assert report.sessions[0]["updated"] > report.sessions[0]["created"]
+    assert "open" not in tables(report, last=None, jobs=True)
