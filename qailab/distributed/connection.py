@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import secrets
 import socket
 import sys
@@ -225,8 +226,12 @@ def undeclared(resources: Iterable[str]) -> set[str]:
     return set(resources) - set(ray.cluster_resources())
 
 
-def available_resources() -> str:
-    """The cluster's free and total resources, for messages."""
+def available_resources(needs: str) -> str:
+    """The cluster's free and total resources, for messages.
+
+    Args:
+        needs: what is waited for, as `options.needs_in_words` has it.
+    """
     import ray
 
     free, total = ray.available_resources(), ray.cluster_resources()
@@ -234,6 +239,11 @@ def available_resources() -> str:
     known = ("memory", "object_store_memory", "node:", "CPU_group_", "GPU_group_", "bundle_group_")
     names = sorted(name for name in total if not name.startswith(known))
     shown = [f"{name} {free.get(name, 0):g} of {total[name]:g} free" for name in names]
+    named = set(re.findall(r"[\d.]+ (\w+)", needs)) - {"CPU", "GPU"}
+    shown += [
+        f"no {name} on any node (one that has it needs ray start --resources='{{\"{name}\": 1}}')"
+        for name in sorted(named - set(total))
+    ]
     return ", ".join(shown) or "none"
 
 

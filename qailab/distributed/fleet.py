@@ -219,7 +219,7 @@ class Fleet:
         return PoolError(
             f"{wanted} of {len(self.slots)} actors could start within {waited:g} s; "
             f"{slot.backend!r} needs {slot.needs}, and the cluster has: "
-            f"{self._workers.free_resources()}. Close what holds them, or ask for less: "
+            f"{self._workers.free_resources(slot.needs)}. Close what holds them, or ask for less: "
             "actor_options={'num_cpus': 0.5}; where machines take longer to come up, raise "
             f"start_timeout.{trouble}"
         )
@@ -289,7 +289,7 @@ class Fleet:
             slow[0].index,
             slow[0].backend,
             slow[0].needs,
-            self._workers.free_resources(),
+            self._workers.free_resources(slow[0].needs),
         )
 
 

@@ -169,8 +169,8 @@ class RayWorkers:
             for ref in closing:
                 _forget(ref)
 
-    def free_resources(self) -> str:
-        return available_resources() if self.connected else "shut down"
+    def free_resources(self, needs: str) -> str:
+        return available_resources(needs) if self.connected else "shut down"
 
     def wait_for_one(self, timeout: float) -> None:
         """Wait until an actor may have opened, in a way that Ray knows of.

@@ -106,8 +106,8 @@ class Workers(Protocol):
     def end(self, slots: Sequence[Slot]) -> None:
         """Close the backends that these slots have, and let go of their processes."""
 
-    def free_resources(self) -> str:
-        """What the machines have left, in words."""
+    def free_resources(self, needs: str) -> str:
+        """What the machines have left for one that needs this, in words."""
 
 
 class Events(Protocol):

@@ -243,7 +243,7 @@ class SimulatedWorkers:
     def end(self, slots):
         pass
 
-    def free_resources(self):
+    def free_resources(self, needs):
         return "nothing"
 
 

@@ -146,7 +146,7 @@ def test_ray_up_starts_nodes_that_a_job_is_submitted_to(
     assert main([*SETTINGS, f"--runs-dir={alone}"]) == 0
     assert_same(trained(runs), trained(alone))
 
-    # The server proves who it is, and asks who is there. (The status depends on who hangs up first.)
+    # The server proves who it is, and asks who is there. (Its status goes by who hangs up first.)
     files = home / ".qailab" / "tls"
     ask = f"openssl s_client -connect {head.address}:6379 -CAfile {files}/ca.crt"
     mine = f"-cert {files}/node.crt -key {files}/node.key"
