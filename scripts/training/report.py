@@ -27,7 +27,7 @@ def write_report(folder: RunFolder, checkpoint: Checkpoint) -> str:
     rows = sum(metrics.rows for metrics in checkpoint.history)
     return (
         f"Test accuracy {last.test_accuracy:.4f}: {np.trace(confusion)} of {confusion.sum()} "
-        f"digits, after {last.epoch} epochs.\n"
+        f"digits, after {last.epoch} epoch{'' if last.epoch == 1 else 's'}.\n"
         f"Training took {seconds:.1f} s for {rows:,} rows, {rows / seconds:,.0f} rows/s.\n"
         f"{_worst(confusion)}\n"
         f"{folder.path}/: config.json, metrics.jsonl, checkpoint.pt, "
