@@ -20,7 +20,8 @@ EXCLUDES = (
     ".git", ".venv", "venv", "/env/", ".tox", "node_modules", "__pycache__", "*.py[cod]",
     "*.egg-info", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", ".cache",
     ".ipynb_checkpoints", ".coverage", ".DS_Store", ".idea", ".vscode", "/build/", "/dist/",
-    "/data/", "/datasets/", "/runs/", "/sweeps/", "/logs/", "/checkpoints/", "*.pt", "*.pth", "*.sqlite*",
+    "/data/", "/datasets/", "/runs/", "/sweeps/", "/logs/", "/checkpoints/", "*.pt",
+    "*.pth", "*.sqlite*",
 )  # fmt: skip
 """What no job needs, as patterns of .gitignore: large, made by programs, or somebody's own."""
 

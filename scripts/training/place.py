@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from training.interrupts import Interrupts
 
 _DEVICES_SECONDS = 120.0
 """For all devices to be connected to: a connection is tried for 30 s, and processes start first."""
-_FREED_SECONDS = 30.0
+_TOLD_SECONDS, _FREED_SECONDS = 2.0, 30.0
 """For a cluster to notice that the program that had a run before is gone."""
 
 
@@ -55,12 +56,13 @@ class Post:
 
     def __init__(self) -> None:
         self._content: bytes | None = None
-        self._version = self._begun = 0
+        self._version = 0
         self._error: Exception | None = None
+        self._troubles: list[str] = []
 
-    def begin(self) -> None:
-        """Count a start of the workers."""
-        self._begun += 1
+    def note(self, trouble: str) -> None:
+        """Leave what ended a worker, if Ray Train is to start it again."""
+        self._troubles.append(trouble)
 
     def put(self, content: bytes) -> None:
         """Leave a checkpoint."""
@@ -71,10 +73,14 @@ class Post:
         """Leave what ends the run."""
         self._error = self._error or error
 
-    def get(self, seen: int) -> tuple[int, bytes | None, Exception | None, int]:
-        """The last checkpoint, if it is not the one that was seen, its version, and the starts."""
+    def get(self, seen: int) -> tuple[int, bytes | None, Exception | None, list[str]]:
+        """The last checkpoint, if it is not the one that was seen, its version, and troubles.
+
+        What was noted is told once.
+        """
         newer = self._content if self._version != seen else None
-        return self._version, newer, self._error, self._begun
+        troubles, self._troubles = self._troubles, []
+        return self._version, newer, self._error, troubles
 
 
 @contextlib.contextmanager
@@ -101,17 +107,20 @@ def open_post(run: str | None, check: Callable[[], None]) -> Iterator[Any]:
     if run is not None:
         digest = hashlib.sha256(run.encode()).hexdigest()[:24]
         options |= {"name": f"qailab-run-{digest}", "namespace": NAMESPACE}
-    deadline = time.monotonic() + _FREED_SECONDS
+    began, told = time.monotonic(), False
     while True:
         try:
             post = ray.remote(Post).options(**options).remote()
             break
         except ValueError as error:
-            if time.monotonic() > deadline:
+            if (waited := time.monotonic() - began) > _FREED_SECONDS:
                 raise InputError(
                     f"another program on this cluster is training {run}; wait for it or stop it, "
                     "or give another --name"
                 ) from error
+        if waited > _TOLD_SECONDS and not told:
+            print(f"waiting for another program, which is at {run}", file=sys.stderr, flush=True)
+            told = True
         time.sleep(0.5)
         check()
     try:

@@ -27,6 +27,8 @@ MAX_FAILURES = 10
 _TOLD_SECONDS, _START_SECONDS = 30.0, 900.0
 """When it is said that workers do not start, and when that is an error: clusters may grow."""
 _POLL_SECONDS, _END_SECONDS = 0.1, 10.0
+_BAD_LUCK = ("a worker died", "the process of Ray Train died")
+"""Troubles that may well come twice at the same step."""
 
 
 class WorkersError(QailabError, RuntimeError):
@@ -60,7 +62,8 @@ class Together:
         self._placement = placement
         self._given = given
         self._check = check
-        self._version = self._begun = self._failures = 0
+        self._version = self._failures = 0
+        self._last_failure: tuple[str, tuple[int, int]] | None = None
 
     def run(
         self,
@@ -79,18 +82,29 @@ class Together:
         """
         self._folder.save(self.checkpoint)
         while self.checkpoint.progress.epoch < self.checkpoint.config.epochs:
+            counted = self._failures
             with self._training() as training:
                 what, again = self._follow(training, on_batch, on_epoch)
             if self.checkpoint.progress.epoch == self.checkpoint.config.epochs:
                 return
             if not again:
                 raise WorkersError(f"the workers cannot be started: {what}")
-            if self._failures == MAX_FAILURES:
-                raise WorkersError(f"workers failed more than {MAX_FAILURES} times, last: {what}")
-            self._failed(what)
+            if what or counted == self._failures:
+                self._failed(what or _BAD_LUCK[0])
 
     def _failed(self, what: str) -> None:
+        """Count a failure, and say what it is.
+
+        Raises:
+            WorkersError: if it is one too many.
+        """
         self._failures += 1
+        if self._failures > MAX_FAILURES:
+            raise WorkersError(f"workers failed more than {MAX_FAILURES} times, last: {what}")
+        here = (what, self.checkpoint.progress.place)
+        if what not in _BAD_LUCK and here == self._last_failure:
+            raise WorkersError(f"{what}, and again at the same step")
+        self._last_failure = here
         epoch = self.checkpoint.progress.epoch + 1
         _say(f"{what}; going on from epoch {epoch} ({self._failures} of {MAX_FAILURES})")
 
@@ -108,7 +122,7 @@ class Together:
         )
         given = ray.put(dataclasses.replace(self._given, start=self.checkpoint.to_bytes()))
         task = ray.remote(fit).options(num_cpus=0, max_retries=0, scheduling_strategy=here())
-        training = task.remote([given], plan)
+        training = task.remote([given], plan, self._given.post)
         try:
             yield training
         finally:
@@ -127,28 +141,25 @@ class Together:
         """Take what the workers leave until Ray Train has ended; what `fit` says of that."""
         import ray
 
-        start, told, begun, starts = time.monotonic(), False, False, 0
+        last, told = time.monotonic(), False  # when workers were last heard of
         while True:
             # Before the last look, not after it.
             over, _ = ray.wait([training], timeout=_POLL_SECONDS)
             answer = self._given.post.get.remote(self._version)
-            self._version, content, error, counted = ray.get(answer)
-            # Ray Train starts them again by itself; an actor that died counts anew.
-            starts += counted - self._begun if counted > self._begun else 0
-            self._begun = counted
-            if starts > 1:
-                starts = 1
-                self._failed("a worker died")
+            self._version, content, error, troubles = ray.get(answer)
+            if content is not None or troubles:
+                last, told = time.monotonic(), False
             if content is not None:
-                begun = True
                 self._take(content, on_batch, on_epoch)
             if error is not None:
                 raise error
+            for what in troubles:
+                self._failed(what)
             if over:
                 break
             self._check()
-            waited = time.monotonic() - start
-            if begun or waited < (_START_SECONDS if told else _TOLD_SECONDS):
+            waited = time.monotonic() - last
+            if waited < (_START_SECONDS if told else _TOLD_SECONDS):
                 continue
             if any(state == "CREATED" for _, state in _groups()):
                 continue  # they have what they need, and only take their time

@@ -7,7 +7,9 @@ program's own modules later than at the top.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from typing import Any
 from qailab.backends import Backend
 from qailab.distributed import LauncherPool
 from qailab.errors import QailabError
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, SaveError
 from training.data import Digits
 from training.model import HybridClassifier, make_deterministic
 from training.team import ProcessGroup
@@ -26,6 +28,7 @@ from training.trainer import Trainer
 FOLDER = ".workers"
 """Where Ray Train keeps its own checkpoints while it runs, in the run's folder."""
 _FILE = "checkpoint.pt"
+_LOST = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset)|TCPStore")
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # how soon a death is noticed
     # The program says how long workers may wait for their resources.
@@ -84,8 +87,10 @@ class Plan:
     max_failures: int
 
 
-def fit(given: list[Any], plan: Plan) -> tuple[str, bool]:
+def fit(given: list[Any], plan: Plan, post: Any) -> tuple[str, bool]:
     """Train with Ray Train until that ends; why it did, and whether it may be tried again.
+
+    Nothing is told of what ended workers: that was noted at the post.
 
     A task of Ray, not a thread of the program: Ray Train's ``fit`` cannot be interrupted, and all
     that it has started ends with the process that called it.
@@ -93,19 +98,29 @@ def fit(given: list[Any], plan: Plan) -> tuple[str, bool]:
     Args:
         given: a reference to the `Work`. (In a list: by itself it would be resolved here.)
         plan: how.
+        post: the actor that hears what ended workers.
     """
     os.environ.update(_SETTINGS)  # before Ray Train is imported
     try:
-        _trainer(given, plan).fit()
+        _trainer(given, plan, post).fit()
     except Exception as error:
         return _ending(error)
     return "the workers' last checkpoint was lost", True  # for a program that has not all of them
 
 
-def _trainer(given: list[Any], plan: Plan) -> Any:
+def _trainer(given: list[Any], plan: Plan, post: Any) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.callback import UserCallback
     from ray.train.v2.api.config import LoggingConfig
+
+    class Troubles(UserCallback):
+        """Leaves what ended workers at the post, from Ray Train's controller."""
+
+        def after_exception(
+            self, run_context: Any, worker_exceptions: dict[int, Exception]
+        ) -> None:
+            post.note.remote(trouble([*worker_exceptions.values()]))
 
     trainer = TorchTrainer(
         work,
@@ -124,6 +139,7 @@ def _trainer(given: list[Any], plan: Plan) -> Any:
             # matter: it says so, and counts them.
             failure_config=FailureConfig(plan.max_failures, controller_failure_limit=0),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[Troubles()],
             logging_config=LoggingConfig(log_level="CRITICAL"),
         ),
     )
@@ -140,18 +156,32 @@ def _trainer(given: list[Any], plan: Plan) -> Any:
 def _ending(error: Exception) -> tuple[str, bool]:
     from ray.exceptions import RayActorError, RayError
 
-    found = getattr(error, "worker_failures", None)  # by rank
-    failures = [*found.values()] if found else [getattr(error, "controller_failure", error)]
-    failures = [getattr(each, "health_check_failure", each) for each in failures]
-    names = {type(each).__name__ for each in failures}
-    if "WorkerGroupStartupFailedError" in names or any(
-        isinstance(each, RayActorError) for each in failures
-    ):
+    if getattr(error, "worker_failures", None):
+        return "", True
+    failure = getattr(error, "controller_failure", error)
+    if type(failure).__name__ == "WorkerGroupStartupFailedError":
         return "a worker died", True
-    # Others than workers' errors come again, such as that of settings which Ray Train refuses.
-    if found or "PreemptionError" in names or isinstance(failures[0], RayError):
-        return f"a worker failed ({_shortly(failures[0])})", True
-    return _shortly(failures[0]), False
+    if isinstance(failure, RayActorError):
+        return "the process of Ray Train died", True
+    if isinstance(failure, RayError) or type(failure).__name__ == "PreemptionError":
+        return f"Ray Train failed ({_shortly(failure)})", True
+    return _shortly(failure), False  # it comes again, such as that of settings which are refused
+
+
+def trouble(failures: list[Exception]) -> str:
+    """What ended workers, in words.
+
+    Args:
+        failures: those of the workers, as Ray Train has them.
+    """
+    from ray.exceptions import RayActorError
+
+    failures = [getattr(each, "health_check_failure", each) for each in failures]
+    # When a worker dies, the others find that out by themselves, and perhaps before Ray does.
+    own = [each for each in failures if not _LOST.search(str(each))]
+    if not own or any(isinstance(each, RayActorError) for each in failures):
+        return "a worker died"
+    return f"a worker failed ({_shortly(own[0])})"
 
 
 def _shortly(error: Exception) -> str:
@@ -167,14 +197,13 @@ def work(config: dict[str, list[Any]]) -> None:
     import ray
     from ray.train.torch import get_device
 
+    logging.disable(logging.INFO)  # Ray Train has a line for each report, whatever its level is
     team = ProcessGroup()
     (reference,) = config["work"]
     given: Work = ray.get(reference)
     make_deterministic()
     try:
         start = _newest(Checkpoint.from_bytes(given.start, "the start"))
-        if team.rank == 0:
-            ray.get(given.post.begin.remote())
         with given.pool_of(team.rank, team.size) as pool:
             model = HybridClassifier(start.config, given.recipes[0])
             model.circuit.backend = pool
@@ -230,7 +259,13 @@ class _Reports:
             metrics |= {"loss": last.loss, "test_accuracy": last.test_accuracy}
         with self._folder(checkpoint) as folder:
             kept = None if folder is None else train.Checkpoint.from_directory(folder)
-            train.report(metrics, checkpoint=kept)
+            try:
+                train.report(metrics, checkpoint=kept)
+            except OSError as error:
+                raise SaveError(
+                    f"the run's folder cannot be written ({type(error).__name__}: {error}); make "
+                    "room there, or correct its rights"
+                ) from error
         self.post(checkpoint)
 
     def save_step(self, checkpoint: Checkpoint) -> None:

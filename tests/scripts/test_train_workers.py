@@ -21,7 +21,7 @@ from training.placement import Placement
 from training.runs import RunFolder
 from training.settings import Config
 from training.together import Together, WorkersError
-from training.workers import Work, _ending
+from training.workers import Work, _ending, trouble
 
 from qailab.errors import InputError, PoolError
 from tests.scripts.test_train_team import assert_close, train_as_team
@@ -110,11 +110,11 @@ def test_a_run_is_held_by_one_program_at_a_time(
     assert looked
     monkeypatch.setattr("training.place._FREED_SECONDS", 30)
     with open_post("/storage/mine", lambda: None) as post:  # as soon as the other one has ended
-        assert ray.get(post.get.remote(0)) == (0, None, None, 0)
+        assert ray.get(post.get.remote(0)) == (0, None, None, [])
         ray.get(post.put.remote(b"one"))
         seen, content, *_ = ray.get(post.get.remote(0))
         assert content == b"one"
-        assert ray.get(post.get.remote(seen)) == (seen, None, None, 0)
+        assert ray.get(post.get.remote(seen)) == (seen, None, None, [])
         ray.kill(post, no_restart=False)  # as when its process dies
         wait_for(lambda: ray.get(post.get.remote(seen))[0] != seen, "it was not made again")
         ray.get(post.put.remote(b"two"))
@@ -175,17 +175,31 @@ def test_deaths_are_told_from_what_comes_again() -> None:
     )
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-    died = ("a worker died", True)
-    found = {0: RuntimeError("closed"), 1: WorkerHealthCheckFailedError("", ActorDiedError())}
-    assert _ending(WorkerGroupError("", found)) == died
-    assert _ending(ControllerError(ActorDiedError())) == died
-    assert _ending(ControllerError(WorkerGroupStartupFailedError())) == died
-    assert _ending(ActorDiedError()) == died  # Ray Train's controller
-    failed = ("a worker failed (RuntimeError: closed)", True)
-    assert _ending(WorkerGroupError("", {0: RuntimeError("closed")})) == failed
+    dead = WorkerHealthCheckFailedError("", ActorDiedError())
+    assert trouble([RuntimeError("closed"), dead]) == "a worker died"
+    lost = RuntimeError("[../gloo/transport/tcp/pair.cc] Connection closed by peer")
+    assert trouble([lost]) == "a worker died"
+    assert trouble([lost, OSError("no")]) == "a worker failed (OSError: no)"
+    assert _ending(WorkerGroupError("", {0: lost})) == ("", True)  # is noted when it happens
+    assert _ending(ControllerError(WorkerGroupStartupFailedError())) == ("a worker died", True)
+    gone = ("the process of Ray Train died", True)
+    assert _ending(ControllerError(ActorDiedError())) == gone
+    assert _ending(ActorDiedError()) == gone  # Ray Train's controller
     inside = RayTaskError("f", "ray::f()\nOSError: no", OSError("no"))
-    assert _ending(ControllerError(inside)) == ("a worker failed (OSError: no)", True)
+    assert _ending(ControllerError(inside)) == ("Ray Train failed (OSError: no)", True)
     assert _ending(ControllerError(ValueError("no"))) == ("ValueError: no", False)
+
+
+def test_what_fails_twice_at_one_step_ends_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    team = make_together(tmp_path)
+    team._failed("a worker died")
+    team._failed("a worker died")  # bad luck
+    team._failed("a worker failed (OSError: no)")
+    with pytest.raises(WorkersError, match=r"failed \(OSError: no\), and again at the same step"):
+        team._failed("a worker failed (OSError: no)")
+    assert capfd.readouterr().err.count("going on from epoch 1") == 3
 
 
 @pytest.mark.ray
