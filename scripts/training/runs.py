@@ -241,7 +241,7 @@ class RunFolder:
         if epochs < begun:
             raise CheckpointError(
                 f"the run {self.path} has already begun epoch {begun}, so --epochs {epochs} "
-                f"cannot be; give at least {begun}, or leave --epochs out for {config.epochs}"
+                f"cannot be; give at least {begun}; it was begun for {config.epochs}"
             )
         return dataclasses.replace(checkpoint, config=dataclasses.replace(config, epochs=epochs))
 
