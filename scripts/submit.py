@@ -11,8 +11,8 @@ its results that lasts. Everything after -- is the program's own, and a program 
 run by the cluster's Python; inside a job, Ray's address is known to it.
 
 What is installed on the cluster is compared with pyproject.toml as scripts/constraints.txt pins it
-(or requirements.txt of --working-dir), and only what differs is installed for the job: that takes minutes the first time,
-because Ray copies its own environment for it.
+(or requirements.txt of --working-dir), and only what differs is installed for the job: that takes
+minutes the first time, because Ray copies its own environment for it.
 
 The output of the job is shown until it ends. Ctrl-C leaves the job alone:
 

@@ -250,9 +250,9 @@ def _parser(manual: str) -> argparse.ArgumentParser:
         metavar="PATH|URI",
         help="keep the run, NAME, in a directory that all nodes share or at a URI of pyarrow or "
         "fsspec (s3://bucket/runs); given again with the same --name and settings, it goes on "
-        "with it. One program at a time trains a run: others wait 30 s for it, then end. That holds for all who "
-        "reach its folder, if the file system has locks; at a URI, only for programs of one Ray "
-        "cluster and those with one --runs-dir",
+        "with it. One program at a time trains a run: others wait 30 s for it, then end. That "
+        "holds for all who reach its folder, if the file system has locks; at a URI, only for "
+        "programs of one Ray cluster and those with one --runs-dir",
     )
     group.add_argument(
         "--runs-dir", default="runs", metavar="DIR", help="folder of all runs (default: runs)"
