@@ -174,13 +174,14 @@ class LocalCluster:
             [sys.executable, "-c", _JOIN, repr((*given, _STORE_BYTES))],
             environment or {},
         )
-        self._wait_until(lambda: self.alive_nodes() > before, "the node to join")
+        self._wait_until(lambda: self.alive_nodes() - before, "the node to join")
         return node
 
-    def alive_nodes(self) -> int:
-        """How many nodes the head believes to be alive; it notices a dead one after a while."""
+    def alive_nodes(self) -> set[str]:
+        """The nodes that the head believes to be alive; it notices a dead one after a while."""
         answer = self.get("/nodes?view=summary")
-        return sum(one["raylet"].get("state") == "ALIVE" for one in answer["data"]["summary"])
+        raylets = [one["raylet"] for one in answer["data"]["summary"]]
+        return {raylet["nodeId"] for raylet in raylets if raylet.get("state") == "ALIVE"}
 
     def get(self, path: str) -> Any:
         """What the dashboard answers, with the token: JSON, or text that is none."""
@@ -223,11 +224,11 @@ class LocalCluster:
     def _ready(self) -> bool:
         """Whether jobs can be submitted: the head's agent, which starts them, comes last."""
         try:
-            return self.alive_nodes() > 0 and self.get("/api/jobs/") is not None
+            return bool(self.alive_nodes()) and self.get("/api/jobs/") is not None
         except (OSError, KeyError, TypeError, urllib.error.HTTPError):
             return False
 
-    def _wait_until(self, condition: Callable[[], bool], what: str) -> None:
+    def _wait_until(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not condition():
             self.nodes[-1].check_alive()
