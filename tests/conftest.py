@@ -27,13 +27,14 @@ hypothesis.settings.load_profile("qailab")
 RAY_CPUS = 4
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Whole programs take turns, and so do those who share a Ray; the rest runs anywhere."""
+    """One process has all tests that share a Ray, and a file of programs shares its fixtures."""
     for item in items:
-        for marker in ("integration", "ray"):
-            if item.get_closest_marker(marker):
-                item.add_marker(pytest.mark.xdist_group(marker))
-                break
+        if "ray_cluster" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif item.get_closest_marker("integration"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.gradients import NoiseStream, ParamShiftPlan, PointRows, RowBatch, canonicalize
 from tests import oracles
 
-DEADLINE = 60
+DEADLINE = 120
 
 
 def model(qubits=3, reps=1, measure_qubits=None):

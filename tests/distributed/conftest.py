@@ -2,7 +2,7 @@
 
 import time
 
-DEADLINE = 60
+DEADLINE = 120
 SMALL = {"num_cpus": 0.5}  # eight actors fit the test cluster
 
 

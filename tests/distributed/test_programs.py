@@ -46,7 +46,7 @@ def check(future):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
@@ -151,17 +151,16 @@ def test_ctrl_c_in_the_middle_of_backward_leaves_the_pool_usable():
             inputs = torch.rand(40, 3)
             outputs = layer(inputs)
             threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-            began = time.monotonic()
             try:
                 outputs.sum().backward()
             except KeyboardInterrupt:
                 pass
             else:
                 raise AssertionError("the interrupt was lost")
-            assert time.monotonic() - began < 10
             slots = pool._dispatcher.slots
             wait_until(lambda: not any(slot.chunks_in_flight for slot in slots))
             before = pool.stats()["rows"]
+            assert before < 40 + 40 * 2 * 9  # not all: it did not wait for the end
             time.sleep(1)
             assert pool.stats()["rows"] == before  # nothing is evaluated for nobody
             layer(inputs[:2]).sum().backward()

@@ -16,7 +16,7 @@ from qailab.errors import EvaluationError, InputError, InputTypeError
 from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, Gradient, QuantumLauncher
 from tests import oracles
 
-DEADLINE = 60
+DEADLINE = 120
 
 
 def problem(qubits=2):

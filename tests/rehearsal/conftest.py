@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     from qiskit_ibm_runtime import QiskitRuntimeService
     from qiskit_ibm_runtime.executor_sampler import Sampler
 
-DEADLINE = 20
+DEADLINE = 60
 A, B = Parameter("a"), Parameter("b")
 
 

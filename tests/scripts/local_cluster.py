@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 MARK = "QAILAB_TEST_NODE"
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 _STORE_BYTES = 80 << 20
 _SHORT = "/tmp"  # Ray's sockets lie below, and their paths must be shorter than 108 characters
 

@@ -144,7 +144,7 @@ def test_a_journal_that_differs_from_the_server_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 @pytest.mark.slow
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_a_sample_of_all_kinds(tmp_path: Path) -> None:
     options = ["--faults", "3", "--hopeless", "1", "--kills", "2", "--budgets", "1"]
     options += ["--pool-every", "0", "--steps", "2", "--deadline", "60", "--out", str(tmp_path)]
@@ -161,7 +161,7 @@ def test_a_sample_of_all_kinds(tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        output, _ = run.communicate(timeout=180)
+        output, _ = run.communicate(timeout=380)
     except subprocess.TimeoutExpired:
         os.killpg(run.pid, signal.SIGKILL)
         output, _ = run.communicate(timeout=10)

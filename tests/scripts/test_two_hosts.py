@@ -19,7 +19,7 @@ from tests.scripts.hosts import ADDRESSES, Host, TwoHosts, unavailable
 from tests.scripts.training_runs import assert_same
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 120.0
+DEADLINE = 240.0
 SETTINGS = (
     "--qubits=4", "--reps=1", "--shots=64", "--seed=3", "--samples=100", "--batch-size=20",
     "--epochs=2", "--name=same",

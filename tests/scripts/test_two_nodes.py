@@ -17,7 +17,7 @@ from tests.scripts.local_cluster import LocalCluster, marked
 from tests.scripts.training_runs import assert_same
 
 ROOT = Path(__file__).parent.parent.parent
-DEADLINE = 100
+DEADLINE = 180
 KEY = "key-that-only-one-node-may-have-0123456789"
 MODEL = ("--qubits=4", "--reps=1", "--shots=64", "--seed=3", "--batch-size=10")
 

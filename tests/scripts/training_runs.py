@@ -38,7 +38,7 @@ SMALL_IBM = [
 PASSES = 2 * (2 + 2 + 1)  # epochs: two steps of a forward and a backward pass each, and one test
 TOGETHER = f"--devices={','.join(DEVICES)}"
 
-DEADLINE = 100.0  # for one program; most of it is the start of Ray on a busy machine
+DEADLINE = 180.0  # for one program; most of it is the start of Ray on a busy machine
 
 
 class Stopped(Exception):

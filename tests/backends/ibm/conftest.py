@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     import qiskit_ibm_runtime  # noqa: F401
     from qiskit_ibm_runtime.fake_provider import FakeManilaV2  # noqa: F401
 
-DEADLINE = 60
+DEADLINE = 120
 IMPATIENT = IBMWaits(request_seconds=1.0, patience_seconds=4.0, settle_seconds=1.0)
 
 

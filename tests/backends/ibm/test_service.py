@@ -361,7 +361,7 @@ UNSURVIVABLE = [
     (on("job-cancelled", times=0), EvaluationError),
     (on("job-too-long", times=0), EvaluationError),
     (on("job-stuck", times=0), TransientBackendError),
-    (on("hang", "GET /jobs/ID", seconds=30.0, processed=False, times=0), TransientBackendError),
+    (on("hang", "GET /jobs/ID", seconds=300.0, processed=False, times=0), TransientBackendError),
 ]
 
 
@@ -373,7 +373,7 @@ def test_what_it_does_not_survive_is_an_error_in_time(rehearse, fault, error):
     began = time.monotonic()
     with pytest.raises(error) as caught:
         backend.evaluate(canonical, rows)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 200
     if server.jobs:
         assert any(job.id in str(caught.value) for job in server.jobs)
     assert server.duplicates() == []
