@@ -501,7 +501,7 @@ class FakeIBM(BaseHTTPRequestHandler):
 
     def _identity(self):
         if self.hangs:
-            time.sleep(20)
+            time.sleep(200)
         if self.refuses:
             return self._answer({"errorMessage": "Provided API key could not be found."}, 400)
         now = int(time.time())
@@ -571,9 +571,9 @@ def test_a_server_that_does_not_answer(tmp_path):
     with fake_ibm(hangs=True) as url:
         started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60,
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=190,
             env={**os.environ, **ibm_at(url), "NO_PROXY": "127.0.0.1", "HOME": str(tmp_path)},
         )  # fmt: skip
-        assert time.monotonic() - started < 18  # the server holds its answer for 20 s
+        assert time.monotonic() - started < 150  # the server holds its answer for 200 s
     assert done.returncode == 1
     assert rows_of(done.stdout)["IBM account"][0] == "no answer within 4 s"
