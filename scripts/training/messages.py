@@ -53,6 +53,12 @@ def shots(config: Config) -> str:
     return "with exact probabilities" if number is None else f"of {number:,} shots"
 
 
+def finished(run: Session) -> str:
+    """That nothing is left to train, and what there may be more."""
+    epochs = "its epoch" if run.config.epochs == 1 else f"all its {run.config.epochs} epochs"
+    return f"The run {run.folder.path} has had {epochs}; to train it further, give more --epochs."
+
+
 def stopped(run: Session, done: Progress, error: BaseException, *, saved: bool) -> str:
     """How far the run is, and how to go on with it.
 
@@ -67,9 +73,10 @@ def stopped(run: Session, done: Progress, error: BaseException, *, saved: bool) 
     if not saved:
         kept = f"this cannot be saved, and {run.folder.path} keeps its last checkpoint"
     paid = f"{journal_line(run)}\n" if run.config.backend == "ibm" else ""
+    test = " and before their test" if done.batch == run.steps else ""
     return (
         f"\nStopped after {done.epoch} of {run.config.epochs} epochs and {done.batch} of "
-        f"{run.steps} steps; {kept}. {paid}To go on{how}:\n"
+        f"{run.steps} steps{test}; {kept}. {paid}To go on{how}:\n"
         f"  {resume_command(run)}"
     )
 

@@ -133,8 +133,8 @@ class RunFolder:
             self.path.exists() and not self.path.is_dir()
         ):
             raise InputError(
-                f"there is something at {self.path} that is no run of this program; give another "
-                "--name"
+                f"there is something at {self.path}, and it has no checkpoint.pt to go on from; "
+                "give another --name"
             )
 
     def discard(self) -> None:

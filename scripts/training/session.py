@@ -19,7 +19,7 @@ from training.cost import cost_table, run_costs
 from training.data import Digits
 from training.display import Display
 from training.interrupts import Interrupts
-from training.messages import introduction, journal_line, shots, stopped
+from training.messages import finished, introduction, journal_line, shots, stopped
 from training.model import HybridClassifier, make_backend, make_deterministic
 from training.options import Options, cores
 from training.place import connected, open_post, wait_for_devices
@@ -130,6 +130,9 @@ class Session:
             dataclasses.replace(self.folder, mirror=None).save(trainer.checkpoint)
             if self.config.backend == "ibm" and self.options.hardware.journal is not None:
                 self.folder.link_journal(self.options.hardware.journal)
+            if trainer.checkpoint.progress.epoch == self.config.epochs:
+                print(f"{finished(self)}\n{write_report(self.folder, trainer.checkpoint)}")
+                return
             with self._placed(trainer, post, interrupts) as (team, actors):
                 began = True
                 self._train(team, actors, interrupts)

@@ -100,6 +100,23 @@ def test_a_pool_that_fails_in_a_step_ends_with_its_message_and_a_checkpoint(
     assert_same(Checkpoint.load(Path("runs/mine/checkpoint.pt")), whole)
 
 
+def test_a_finished_run_starts_nothing(
+    in_process: type[InProcessPool],
+    whole: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*arguments_of(TINY), "--name=mine"]) == 0
+    monkeypatch.setattr("training.session.LauncherPool", throw)
+    Path("runs/mine/curves.png").unlink()
+    assert main(["--resume=mine"]) == 0
+    said = capsys.readouterr().out
+    assert "The run runs/mine has had all its 3 epochs; to train it further, give more" in said
+    assert said.count("Test accuracy") == 2
+    assert Path("runs/mine/curves.png").is_file()
+    assert_same(Checkpoint.load(Path("runs/mine/checkpoint.pt")), whole)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_a_step_saves_the_state_before_it(
     number: signal.Signals,

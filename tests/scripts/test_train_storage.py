@@ -105,7 +105,7 @@ def test_something_else_of_that_name_is_refused(capsys: pytest.CaptureFixture[st
     Path("shared/mine").mkdir(parents=True)
     Path("shared/mine/thesis.tex").touch()
     assert main([*RUN, "--storage=shared"]) == 2
-    assert "is no run of this program" in capsys.readouterr().err
+    assert "has no checkpoint.pt to go on from" in capsys.readouterr().err
     assert main(["--resume=mine", "--storage=shared"]) == 2
     assert "there is no checkpoint in shared/mine" in capsys.readouterr().err
 
