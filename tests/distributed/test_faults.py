@@ -169,7 +169,7 @@ def test_two_processes_share_a_pool_and_one_owner_replaces_its_actors():
 
 
 def test_a_handle_without_an_owner_says_so():
-    pool = LauncherPool([AerBackend()], actor_options=SMALL, start_timeout=4.0)
+    pool = LauncherPool([AerBackend()], actor_options=SMALL, start_timeout=10.0)
     handle = pickle.loads(pickle.dumps(pool))
     assert_runs(handle)
     pool.close()

@@ -121,7 +121,8 @@ def test_stats_count_rows_chunks_bytes_and_seconds():
     assert stats["rows"] == sum(actor["rows"] for actor in stats["actors"]) == batch.num_rows
     assert stats["chunks"] == batch.num_rows // 6
     assert stats["retries"] == 0
-    assert stats["bytes_received"] == 16 * batch.num_rows
+    raced = stats["bytes_received"] - 16 * batch.num_rows  # chunks that two actors answered
+    assert 0 <= raced <= 16 * stats["rows_again"]
     assert stats["bytes_sent"] > 0
     assert stats["seconds"] > 0
     assert [actor["backend"] for actor in stats["actors"]] == ["AerBackend()"] * 2

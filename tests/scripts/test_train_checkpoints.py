@@ -202,7 +202,7 @@ def test_a_name_in_use_is_refused(run: RunFolder) -> None:
     with pytest.raises(InputError, match=r"already something at .*--resume mine"):
         RunFolder.new(run.path.parent, "mine")
     (run.path.parent / "file").touch()
-    with pytest.raises(InputError, match=r"something at .*file that is no run"):
+    with pytest.raises(InputError, match=r"something at .*file, and it has no checkpoint"):
         RunFolder.new(run.path.parent, "file")
 
 

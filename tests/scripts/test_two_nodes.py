@@ -72,7 +72,8 @@ def test_a_job_on_two_nodes_ends_with_the_weights_of_one_process(
     cluster: LocalCluster, tmp_path: Path, without_ray: None
 ) -> None:
     second = cluster.add_node(cpus=1)
-    settings = (*MODEL, "--samples=100", "--epochs=4", "--name=same")
+    # Many epochs: it begins with the first actor, and the other is to be lost in the middle.
+    settings = (*MODEL, "--samples=100", "--epochs=40", "--name=same")
     runs = tmp_path / "runs"
     program = submit(cluster, tmp_path, *settings, "--actors=2", f"--runs-dir={runs}")
     busy = "ray::LauncherActor"
