@@ -131,7 +131,9 @@ class Session:
             if self.config.backend == "ibm" and self.options.hardware.journal is not None:
                 self.folder.link_journal(self.options.hardware.journal)
             if trainer.checkpoint.progress.epoch == self.config.epochs:
-                print(f"{finished(self)}\n{write_report(self.folder, trainer.checkpoint)}")
+                self.folder.save(trainer.checkpoint)  # its mirror may be behind
+                print(finished(self))
+                self._report(trainer)
                 return
             with self._placed(trainer, post, interrupts) as (team, actors):
                 began = True
@@ -225,9 +227,7 @@ class Session:
         try:
             with Display(self.config, trainer.checkpoint, self.steps, interrupts.check) as display:
                 trainer.run(on_batch=display.on_batch, on_epoch=display.on_epoch)
-            print(write_report(self.folder, trainer.checkpoint), flush=True)
-            if self.config.backend == "ibm":
-                print(journal_line(self), flush=True)
+            self._report(trainer)
         except (KeyboardInterrupt, QailabError, OSError, *_ray_errors()) as error:
             saved = True
             try:
@@ -242,6 +242,11 @@ class Session:
                 first_line = (str(error).splitlines() or [""])[0]
                 raise PoolError(f"Ray failed ({type(error).__name__}: {first_line})") from error
             raise
+
+    def _report(self, trainer: Trainer | Together) -> None:
+        print(write_report(self.folder, trainer.checkpoint), flush=True)
+        if self.config.backend == "ibm":
+            print(journal_line(self), flush=True)
 
 
 def _ray_errors() -> tuple[type[BaseException], ...]:

@@ -170,6 +170,16 @@ def test_of_two_copies_the_one_that_is_readable_and_further_counts(
         assert_same(Checkpoint.load(folder.checkpoint), whole)
 
 
+def test_a_finished_run_mends_its_copy(stopped: Checkpoint, whole: Checkpoint) -> None:
+    here, there = RunFolder(Path("runs/mine")), RunFolder(Path("bucket/runs/mine"))
+    for folder, checkpoint in ((here, whole), (there, stopped)):
+        folder.path.mkdir(parents=True)
+        folder.save(checkpoint)
+    assert main([*RUN, f"--storage={REMOTE}"]) == 0
+    assert_same(Checkpoint.load(there.checkpoint), whole)
+    assert there.metrics.read_text() == here.metrics.read_text()
+
+
 def test_two_damaged_copies_and_copies_of_two_runs_are_refused(
     stopped: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:

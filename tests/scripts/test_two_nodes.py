@@ -78,8 +78,9 @@ def test_a_job_on_two_nodes_ends_with_the_weights_of_one_process(
     program = submit(cluster, tmp_path, *settings, "--actors=2", f"--runs-dir={runs}")
     busy = "ray::LauncherActor"
     wait_until(lambda: any(busy in command(pid) for pid in marked(second.name)), program)
-    wait_until(lambda: list(runs.glob("*/metrics.jsonl")), program)  # an epoch is done
+    wait_until(lambda: any(p.stat().st_size for p in runs.glob("*/metrics.jsonl")), program)
     second.kill()
+    assert checkpoint(runs).progress.epoch < 40  # else it came too late
     finished(program)
     alone = tmp_path / "alone"
     assert main([*settings, f"--runs-dir={alone}"]) == 0
