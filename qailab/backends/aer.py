@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import threading
 from typing import Any, Literal, get_args
 
 from qiskit.providers import BackendV2
@@ -19,7 +20,7 @@ from qailab.backends.aer_programs import (
     for_ideal,
     for_noise,
 )
-from qailab.backends.base import ActorResources, Backend, Outcomes
+from qailab.backends.base import ActorResources, Backend, BackendTraits, Probabilities
 from qailab.backends.readout import ReadoutErrors
 from qailab.errors import (
     BackendBuildError,
@@ -28,8 +29,8 @@ from qailab.errors import (
     InputTypeError,
     MemoryLimitError,
 )
-from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
+from qailab.gradients.rows import RowBatch
 
 Method = Literal["automatic", "statevector", "density_matrix", "matrix_product_state"]
 Device = Literal["CPU", "GPU"]
@@ -42,7 +43,7 @@ MAX_DENSITY_QUBITS = 10
 """Up to here a density matrix beats 1024 noisy trajectories, and fits 16 MiB."""
 
 _SLICE_BYTES = 32 << 20  # what one Aer call and the arrays made of it may take; more is no faster
-_MAX_ROWS_AT_ONCE = 4096  # Aer keeps a few kilobytes of Python objects for each result
+_MAX_ROWS_PER_CALL = 4096  # Aer keeps a few kilobytes of Python objects for each result
 _MAX_MPS_QUBITS = 63  # Aer's own limit
 _CACHED_PROGRAMS = 64
 
@@ -75,9 +76,6 @@ class AerBackend(Backend):
     >>> AerBackend(method="statevector")
     AerBackend(method='statevector')
     """
-
-    supports_exact = True
-    repeatable = True
 
     def __init__(
         self,
@@ -112,51 +110,16 @@ class AerBackend(Backend):
         self.from_backend = _without_service(from_backend)
         self.threads = threads
         self.max_memory_mb = max_memory_mb
-
-    @property
-    def resources(self) -> ActorResources:
-        """One core for each thread, and a GPU if the device is one."""
-        return ActorResources(num_cpus=self.threads, num_gpus=float(self.device == "GPU"))
+        self.traits = BackendTraits(
+            supports_exact=True,
+            idempotent=True,
+            resources=ActorResources(num_cpus=threads, num_gpus=float(device == "GPU")),
+        )
 
     @property
     def noisy(self) -> bool:
         """Whether gates or measurements have errors."""
         return self.noise_model is not None or self.from_backend is not None
-
-    def validate(self, circuit: CanonicalCircuit, shots: int | None, num_rows: int = 1) -> None:
-        """Check that the circuit fits the device and the memory.
-
-        Raises:
-            MemoryLimitError: if it does not fit the memory; the message says how much it needs.
-            BackendError: if it has too many qubits, or exact probabilities cannot be had.
-        """
-        qubits, outcomes = len(circuit.active_qubits), circuit.num_outcomes
-        limit = self._memory_limit()
-        table = 8 * outcomes * num_rows
-        if table > limit:
-            raise MemoryLimitError(
-                f"{len(circuit.measured_qubits)} measured qubits have {outcomes} outcomes: their "
-                f"probabilities for {num_rows} row(s) need {_mib(table)}, more than the limit of "
-                f"{_mib(limit)}; measure fewer qubits, or raise max_memory_mb"
-            )
-        widest = self._most_qubits()
-        if circuit.circuit.num_qubits > widest:
-            raise BackendError(
-                f"the circuit has {circuit.circuit.num_qubits} qubits, and {self!r} has {widest}"
-            )
-        if self.noise_model is not None and shots is None:
-            self._check_readout(ReadoutErrors.of(self.noise_model))
-        if self.method == "matrix_product_state":
-            return
-        density = self._uses_density_matrix(qubits, shots)
-        state = 16 << (2 * qubits if density else qubits)
-        if state > limit:
-            raise MemoryLimitError(
-                f"the {'density matrix' if density else 'statevector'} of {qubits} qubits needs "
-                f"{_mib(state)}, more than the limit of {_mib(limit)}; "
-                f"{'use shots instead of shots=None, or ' if density and shots is None else ''}"
-                "use fewer qubits, another method, or raise max_memory_mb"
-            )
 
     def open(self) -> None:
         """Check the device. Simulators are built with the circuits they run.
@@ -178,15 +141,52 @@ class AerBackend(Backend):
         """Drop compiled circuits."""
         self.__dict__.pop("_live_programs", None)
 
-    def rows_at_once(self, circuit: CanonicalCircuit) -> int:
+    def max_rows_per_call(self, circuit: CanonicalCircuit, shots: int | None) -> int:
+        """Rows that fit what is fastest, about 32 MiB.
+
+        Raises:
+            MemoryLimitError: if not even one fits the memory; the message says how much it needs.
+            BackendError: if the circuit has too many qubits, or exact probabilities cannot be had.
+        """
+        self._check_fits(circuit, shots)
         qubits = len(circuit.active_qubits)
         # Aer's state, our copy and their sum, and six tables over the outcomes.
         state = 0 if self.noisy or self.method == "matrix_product_state" else 48 << min(qubits, 40)
         per_row = state + 8 * 6 * circuit.num_outcomes
-        return max(1, min(_MAX_ROWS_AT_ONCE, _SLICE_BYTES // per_row))
+        return max(1, min(_MAX_ROWS_PER_CALL, _SLICE_BYTES // per_row))
 
-    def outcomes(self, circuit: CanonicalCircuit, batch: RowBatch) -> Outcomes:
-        return self._program(circuit, batch.shots).outcomes(batch)
+    def probabilities(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Probabilities:
+        return self._program(circuit, batch.shots).probabilities(batch)
+
+    def _check_fits(self, circuit: CanonicalCircuit, shots: int | None) -> None:
+        qubits, outcomes = len(circuit.active_qubits), circuit.num_outcomes
+        limit = self._memory_limit()
+        if 8 * outcomes > limit:
+            raise MemoryLimitError(
+                f"{len(circuit.measured_qubits)} measured qubits have {outcomes} outcomes: their "
+                f"probabilities need {_mib(8 * outcomes)}, more than the limit of {_mib(limit)}; "
+                "measure fewer qubits, or raise max_memory_mb"
+            )
+        widest = self._most_qubits()
+        if circuit.circuit.num_qubits > widest:
+            raise BackendError(
+                f"the circuit has {circuit.circuit.num_qubits} qubits, and {self!r} has {widest}"
+            )
+        if self.noise_model is not None and shots is None:
+            self._check_readout(ReadoutErrors.of(self.noise_model))
+        if self.method == "matrix_product_state":
+            return
+        density = self._uses_density_matrix(qubits, shots)
+        state = 16 << (2 * qubits if density else qubits)
+        if state > limit:
+            raise MemoryLimitError(
+                f"the {'density matrix' if density else 'statevector'} of {qubits} qubits needs "
+                f"{_mib(state)}, more than the limit of {_mib(limit)}; "
+                f"{'use shots instead of shots=None, or ' if density and shots is None else ''}"
+                "use fewer qubits, another method, or raise max_memory_mb"
+            )
 
     def _program(self, circuit: CanonicalCircuit, shots: int | None) -> Program:
         if "_live_programs" not in self.__dict__:
@@ -216,7 +216,7 @@ class AerBackend(Backend):
         readout = ReadoutErrors({}) if noise_model is None else ReadoutErrors.of(noise_model)
         if exact:  # the device's layout may have taken more qubits than the circuit has
             self._check_readout(readout)
-            self.validate(runnable, None)
+            self._check_fits(runnable, None)
         shots = None if exact else 1
         if exact or (
             readout is not None

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from qiskit import transpile
 from qiskit.circuit import Parameter, QuantumCircuit, QuantumRegister
 
-from qailab.backends.base import Outcomes
+from qailab.backends.base import Probabilities
 from qailab.backends.readout import ReadoutErrors
 from qailab.backends.sampling import (
     counts_to_frequencies,
@@ -29,9 +29,8 @@ from qailab.backends.sampling import (
 )
 from qailab.errors import EvaluationError
 from qailab.gradients.angles import AngleMap
-from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit, canonicalize
-from qailab.gradients.rows import FloatArray, ShiftedRows
+from qailab.gradients.rows import FloatArray, RowBatch, ShiftedRows
 
 _TRANSPILER_SEED = 0  # a layout must be the same in every actor
 
@@ -58,7 +57,7 @@ class Program(ABC):
         """The circuit with what the simulator is to save."""
 
     @abstractmethod
-    def outcomes(self, batch: RowBatch) -> Outcomes:
+    def probabilities(self, batch: RowBatch) -> Probabilities:
         """Run the rows of a batch."""
 
     def _run(self, angles: FloatArray, **options: Any) -> list[Any]:
@@ -83,12 +82,12 @@ class AmplitudeProgram(Program):
     """Noiseless outcomes from statevectors."""
 
     def _prepare(self, circuit: CanonicalCircuit) -> QuantumCircuit:
-        self._phases, self._twins = _phases_and_twins(circuit)
+        self._phases, self._equivalents = _phases_and_equivalents(circuit)
         runnable = circuit.circuit.remove_final_measurements(inplace=False)
         runnable.save_statevector()
         return runnable
 
-    def outcomes(self, batch: RowBatch) -> Outcomes:
+    def probabilities(self, batch: RowBatch) -> Probabilities:
         rows = batch.rows
         states = (
             self._shifted(rows) if isinstance(rows, ShiftedRows) else self._states(rows.angles())
@@ -105,7 +104,7 @@ class AmplitudeProgram(Program):
         first, last = rows.start // terms, -(-rows.stop // terms)
         pairs = np.arange(first, last)
         owner = pairs // len(rows.columns) - rows.first_sample
-        shifted = self._twins[rows.columns[pairs % len(rows.columns)]]
+        shifted = self._equivalents[rows.columns[pairs % len(rows.columns)]]
         # Each different state is simulated once.
         runs, run_of_pair = np.unique(
             owner * self._circuit.num_angles + shifted, return_inverse=True
@@ -146,7 +145,7 @@ class ProbabilityProgram(Program):
         runnable.save_probabilities(list(circuit.measured_qubits))
         return runnable
 
-    def outcomes(self, batch: RowBatch) -> Outcomes:
+    def probabilities(self, batch: RowBatch) -> Probabilities:
         data = self._run(batch.rows.angles(), shots=1)
         exact = np.array([saved.probabilities for saved in data])
         if self._readout is not None:
@@ -164,13 +163,13 @@ class CountsProgram(Program):
     def _prepare(self, circuit: CanonicalCircuit) -> QuantumCircuit:
         return circuit.circuit
 
-    def outcomes(self, batch: RowBatch) -> Outcomes:
+    def probabilities(self, batch: RowBatch) -> Probabilities:
         seeds = batch.noise.integer_seeds(batch.rows.start, batch.num_rows)
         counts = [
             self._run(row[None], shots=batch.shots, seed_simulator=seed)[0].counts
             for row, seed in zip(batch.rows.angles(), seeds, strict=True)
         ]
-        return Outcomes(counts_to_frequencies(counts, self._circuit.num_outcomes))
+        return Probabilities(counts_to_frequencies(counts, self._circuit.num_outcomes))
 
 
 def for_device(circuit: CanonicalCircuit, simulator: Any) -> tuple[CanonicalCircuit, AngleMap]:
@@ -208,7 +207,7 @@ def for_ideal(circuit: CanonicalCircuit, simulator: Any) -> CanonicalCircuit:
     return CanonicalCircuit(native, circuit.angles, measured)
 
 
-def _phases_and_twins(
+def _phases_and_equivalents(
     circuit: CanonicalCircuit,
 ) -> tuple[NDArray[np.complex128], NDArray[np.int64]]:
     """For each angle: the phase of its state shifted by pi, and the angle that shifts likewise.
@@ -219,7 +218,7 @@ def _phases_and_twins(
     """
     column_of = {angle: column for column, angle in enumerate(circuit.angles)}
     phases = np.ones(circuit.num_angles, dtype=np.complex128)
-    twins = np.arange(circuit.num_angles)
+    equivalents = np.arange(circuit.num_angles)
     previous: dict[Any, tuple[str, list[Any], int | None]] = {}  # by qubit: its last gate
     for instruction in circuit.circuit.data:
         name, qubits = instruction.operation.name, list(instruction.qubits)
@@ -231,14 +230,14 @@ def _phases_and_twins(
             if before[0] is not None and all(gate is before[0] for gate in before):
                 last_name, last_qubits, last_column = before[0]
                 if (last_name, last_qubits) == (name, qubits) and last_column is not None:
-                    twins[column] = twins[last_column]
+                    equivalents[column] = equivalents[last_column]
         gate = (name, qubits, column)
         previous.update(dict.fromkeys(qubits, gate))
-    return phases, twins
+    return phases, equivalents
 
 
-def _with_shots(exact: FloatArray, batch: RowBatch) -> Outcomes:
+def _with_shots(exact: FloatArray, batch: RowBatch) -> Probabilities:
     if batch.shots is None:
-        return Outcomes(exact, exact)
+        return Probabilities(exact, exact)
     drawn = sample_frequencies(exact, batch.shots, batch.noise, batch.rows.start)
-    return Outcomes(drawn, exact)
+    return Probabilities(drawn, exact)

@@ -1,7 +1,10 @@
 """The seam between rows and the places that run them.
 
-A backend implements `Backend.outcomes` (probabilities of some rows); contraction with
-``grad_output``, slicing to bounded memory, and asynchronous submission come with the base class.
+A backend answers one question: the probabilities of some rows. `evaluate` slices a batch to what
+the backend takes at once, contracts its answers with the cotangents, and names the row that fails::
+
+    batch --evaluate--> slices --Backend.probabilities--> Probabilities --contraction--> answers
+
 Backends are recipes: cheap to make, picklable, without anything live until `Backend.open`.
 """
 
@@ -11,37 +14,21 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from qailab.backends.blame import evaluate_naming_rows
-from qailab.backends.future import RowFuture
-from qailab.backends.shared_log import SharedLog
+from qailab.backends.locate import locate_failing_row
+from qailab.backends.shared import SharedState
 from qailab.errors import EvaluationError, TransientBackendError
-from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import FloatArray
+from qailab.gradients.rows import FloatArray, RowBatch
 
 MAX_TRANSIENT_FAULTS = 20
 """How often the same rows may fail for transient reasons before somebody has to look."""
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """What a backend says about some rows.
-
-    Args:
-        estimate: estimated probabilities, shape ``(n, K)``.
-        distribution: the exact probabilities that the estimate was drawn from, shape ``(n, K)``,
-            where the backend knows them; the shot variance is then exact as well.
-    """
-
-    estimate: FloatArray
-    distribution: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +46,36 @@ class ActorResources:
     custom: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BackendTraits:
+    """What a pool needs to know of a backend to use it well.
+
+    Args:
+        supports_exact: ``shots=None`` (exact probabilities) is possible.
+        idempotent: rows may run twice at no cost, as on a simulator. A pool then sends a second
+            copy of what stragglers hold, and the row that an error is about is located.
+        detect_hangs: a call that takes far longer than others may be taken for hung. Not on a
+            device whose queue may last hours.
+        max_concurrency: calls that may run at once, each in a thread of its own.
+        call_overhead_seconds: time of a call whatever its rows; chunks are made large beside it.
+        packs_jobs: makes jobs of its own of whatever rows it is given, where a job costs money or
+            a place in a queue, and retries by itself. It gets all rows there are, in one chunk.
+        queue_name: the queue its rows wait in, where several processes share it.
+        resources: what an actor with it takes from its node.
+        close_seconds: time that `Backend.close` may take.
+    """
+
+    supports_exact: bool = False
+    idempotent: bool = False
+    detect_hangs: bool = True
+    max_concurrency: int = 1
+    call_overhead_seconds: float = 0.003
+    packs_jobs: bool = False
+    queue_name: str | None = None
+    resources: ActorResources = field(default_factory=ActorResources)
+    close_seconds: float = 5.0
+
+
 @dataclass(frozen=True)
 class Usage:
     """What a device was used for.
@@ -71,77 +88,73 @@ class Usage:
     jobs: int = 0
     qpu_seconds: float = 0.0
 
-    def since(self, earlier: Usage) -> Usage:
-        """What was used since an earlier reading."""
-        return Usage(self.jobs - earlier.jobs, self.qpu_seconds - earlier.qpu_seconds)
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.jobs + other.jobs, self.qpu_seconds + other.qpu_seconds)
 
 
 NOTHING_USED = Usage()
 
 
+@dataclass(frozen=True)
+class Probabilities:
+    """The probabilities of some rows' outcomes.
+
+    Args:
+        sampled: estimates from shots, shape ``(n, K)``; the exact ones if ``shots`` is None.
+        exact: the probabilities that the shots were drawn from, shape ``(n, K)``, where the backend
+            knows them; the shot variance is then exact as well.
+        usage: what a device was used for since the last call returned.
+    """
+
+    sampled: FloatArray
+    exact: FloatArray | None = None
+    usage: Usage = NOTHING_USED
+
+
+class Evaluation(NamedTuple):
+    """The answers of a batch, in row order, and what they took.
+
+    Args:
+        answers: probabilities ``(n, K)``, or values and variances ``(n, 2)``; see `RowBatch`.
+        usage: what a device was used for.
+    """
+
+    answers: FloatArray
+    usage: Usage
+
+
+class RowFuture(Future[FloatArray]):
+    """Answers of a batch of rows, in row order, some time later.
+
+    Unlike a plain future, ``cancel`` also reaches work that has begun: what is in flight is
+    stopped as soon as the backend can, and the result is a ``CancelledError``.
+
+    Args:
+        on_cancel: called once when the future is cancelled before it is done.
+    """
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        super().__init__()
+        self._on_cancel = on_cancel
+
+    def cancel(self) -> bool:
+        """Stop the evaluation; False if it is already done."""
+        if super().cancel():  # it is never marked as running, so this is whether it was done
+            self._on_cancel()
+        return self.cancelled()
+
+
 class Backend(ABC):
     """A place that runs the rows of canonical circuits.
 
+    Four methods and the traits make a backend; `validate` and `share` are hooks for those that
+    have more to check or to agree on. `submit` runs it in this process.
+
     Attributes:
-        supports_exact: whether ``shots=None`` (exact probabilities) is possible.
-        repeatable: whether rows may run twice at no cost, as on a simulator. A pool then races a
-            second copy of what holds everybody up, and looks for the row that an error is about.
-        watched: whether a call that takes far longer than others did may be held to hang. Not on
-            a device whose queue may last hours: it has deadlines of its own.
-        call_seconds: what a call takes whatever its rows; chunks are made large beside it.
-        calls_at_once: how many calls of `evaluate` may run at once, each in a thread of its own.
-        packs_rows: whether it makes jobs of its own of whatever rows it is given, where a job
-            costs money or a place in a queue, and tries again by itself what may be tried again.
-            It is then given all rows there are, in one chunk.
-        close_seconds: how long `close` may take.
+        traits: what a pool needs to know of it.
     """
 
-    supports_exact: bool = False
-    repeatable: bool = False
-    watched: bool = True
-    call_seconds: float = 0.003
-    calls_at_once: int = 1
-    packs_rows: bool = False
-    close_seconds: float = 5.0
-
-    @property
-    def queue_name(self) -> str | None:
-        """What its rows wait for, where several processes share it; None if nothing."""
-        return None
-
-    @property
-    def usage(self) -> Usage:
-        """What the device was used for since `open`."""
-        return NOTHING_USED
-
-    @property
-    def resources(self) -> ActorResources:
-        """What an actor with this backend needs."""
-        return ActorResources()
-
-    def validate(  # noqa: B027 (a backend without limits has nothing to check)
-        self, circuit: CanonicalCircuit, shots: int | None, num_rows: int = 1
-    ) -> None:
-        """Raise a clear error if rows of this circuit cannot run here. Nothing is built or run.
-
-        Args:
-            circuit: the circuit.
-            shots: shots for each row, None for exact probabilities.
-            num_rows: how many rows' probabilities are held at once.
-
-        Raises:
-            BackendError: if they cannot.
-        """
-
-    def share(  # noqa: B027 (most have nothing to agree on)
-        self, group: str, log_of: Callable[[str], SharedLog]
-    ) -> None:
-        """Say how the processes that have this recipe agree on things; before `open`.
-
-        Args:
-            group: the name of these processes together; they are closed together.
-            log_of: a log that all processes of the cluster see, by its name.
-        """
+    traits: BackendTraits = BackendTraits()
 
     @abstractmethod
     def open(self) -> None:
@@ -151,92 +164,62 @@ class Backend(ABC):
             BackendBuildError: if it cannot be built here.
         """
 
-    @abstractmethod
-    def outcomes(self, circuit: CanonicalCircuit, batch: RowBatch) -> Outcomes:
-        """Run all rows of the batch and return their probabilities.
-
-        Args:
-            circuit: the circuit; compiled on first use and kept by its key.
-            batch: rows, shots and noise. ``batch.vectors`` is not looked at.
-
-        Returns:
-            Outcomes, shape ``(batch.num_rows, K)``.
-
-        Raises:
-            BackendError: if the rows cannot be run.
-        """
-
-    @abstractmethod
-    def rows_at_once(self, circuit: CanonicalCircuit) -> int:
-        """How many rows `outcomes` may be given at once within bounded memory; at least 1."""
-
-    def outcomes_until(
-        self, stop: threading.Event | None, circuit: CanonicalCircuit, batch: RowBatch
-    ) -> Outcomes:
-        """`outcomes`, given up when ``stop`` is set; for backends where that saves something.
-
-        Raises:
-            CancelledError: if it was set.
-            BackendError: if the rows cannot be run.
-        """
-        return self.outcomes(circuit, batch)
-
-    def close(self) -> None:  # noqa: B027 (nor to release)
+    def close(self) -> None:  # noqa: B027 (nothing to release is a valid case)
         """Release what `open` built. Safe to call twice."""
 
-    def evaluate(
-        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event | None = None
-    ) -> FloatArray:
-        """Answer a batch, here and now.
+    @abstractmethod
+    def probabilities(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Probabilities:
+        """Run all rows of the batch.
+
+        Args:
+            circuit: the circuit; compile it on first use and keep it by its key.
+            batch: rows, shots and noise. Its cotangents are not looked at.
+            stop: set when nobody waits any more; look at it where that saves something.
+
+        Raises:
+            BackendError: if the rows cannot be run.
+            CancelledError: if ``stop`` was set.
+        """
+
+    @abstractmethod
+    def max_rows_per_call(self, circuit: CanonicalCircuit, shots: int | None) -> int:
+        """How many rows `probabilities` takes at once within bounded memory; at least 1.
 
         Args:
             circuit: the circuit.
-            batch: the rows and what is wanted of them.
-            stop: set it to give up between two slices.
-
-        Returns:
-            Probabilities ``(n, K)``, or values and variances ``(n, 2)`` if the batch has vectors.
+            shots: shots of each row, None for exact probabilities.
 
         Raises:
-            CancelledError: if ``stop`` was set.
-            BackendError: if the rows cannot be run.
+            BackendError: if rows of this circuit cannot run here at all. Nothing is built or run.
         """
-        rows = batch.rows
-        answers = np.empty((batch.num_rows, batch.answer_width(circuit.num_outcomes)))
-        group = rows.group
-        stride = max(group, self.rows_at_once(circuit) // group * group)
-        for start in range(rows.start, rows.stop, stride):
-            if stop is not None and stop.is_set():
-                raise CancelledError("the evaluation was cancelled")
-            piece = batch.part(start, min(start + stride, rows.stop))
-            outcomes = self.outcomes_until(stop, circuit, piece)
-            self._check_shape(outcomes, (piece.num_rows, circuit.num_outcomes))
-            first = start - rows.start
-            # An infinite grad_output (a gradient scaler's overflow) is no reason to warn.
-            with np.errstate(invalid="ignore", over="ignore"):
-                answers[first : first + piece.num_rows] = _answers(outcomes, piece)
-        return answers
 
-    def answer(
-        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event | None = None
-    ) -> FloatArray:
-        """`evaluate`, with errors that name the row they are about."""
-        return evaluate_naming_rows(
-            lambda part: self.evaluate(circuit, part, stop), batch, repeatable=self.repeatable
-        )
+    def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
+        """Raise a clear error if rows of this circuit cannot run here, before anything runs.
 
-    def _check_shape(self, outcomes: Outcomes, expected: tuple[int, int]) -> None:
-        for table in (outcomes.estimate, outcomes.distribution):
-            if table is not None and table.shape != expected:
-                raise EvaluationError(
-                    f"{self!r}.outcomes must return shape {expected}, got {table.shape}"
-                )
+        Args:
+            circuit: the circuit.
+            shots: shots of each row, None for exact probabilities.
+
+        Raises:
+            BackendError: if they cannot.
+        """
+        self.max_rows_per_call(circuit, shots)
+
+    def share(self, state: SharedState) -> None:  # noqa: B027 (most have nothing to agree on)
+        """Agree with the other processes that hold this recipe through ``state``; before `open`."""
+
+    @property
+    def supports_exact(self) -> bool:
+        """Whether ``shots=None`` is possible."""
+        return self.traits.supports_exact
 
     def submit(self, circuit: CanonicalCircuit, batch: RowBatch) -> RowFuture:
         """Answer a batch in this process, on a thread of this backend's own.
 
         Returns:
-            A future of what `evaluate` returns.
+            A future of the answers of `evaluate`.
         """
         stop = threading.Event()
         future = RowFuture(on_cancel=stop.set)
@@ -250,18 +233,20 @@ class Backend(ABC):
         # comes second, the cancel or the answers, finds it done.
         with suppress(InvalidStateError):
             try:
-                answers = self._patiently(lambda: self.answer(circuit, batch, stop))
+                answers = self._evaluate_with_retries(circuit, batch, stop)
             except BaseException as error:
                 future.set_exception(error)
             else:
                 future.set_result(answers)
 
-    def _patiently(self, evaluate: Callable[[], FloatArray]) -> FloatArray:
+    def _evaluate_with_retries(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> FloatArray:
         """Try again after transient faults, as a pool does with another actor."""
-        for _ in range(0 if self.packs_rows else MAX_TRANSIENT_FAULTS - 1):
+        for _ in range(0 if self.traits.packs_jobs else MAX_TRANSIENT_FAULTS - 1):
             with suppress(TransientBackendError):
-                return evaluate()
-        return evaluate()
+                return evaluate(self, circuit, batch, stop).answers
+        return evaluate(self, circuit, batch, stop).answers
 
     def _executor(self) -> ThreadPoolExecutor:
         # Mostly one thread: a live simulator is used by one call at a time, whatever thread asks.
@@ -271,7 +256,9 @@ class Backend(ABC):
             here = os.getpid()  # a forked child has none of its parent's threads
             if here not in executors:
                 name = f"qailab-{type(self).__name__}"
-                executors[here] = ThreadPoolExecutor(self.calls_at_once, thread_name_prefix=name)
+                executors[here] = ThreadPoolExecutor(
+                    self.traits.max_concurrency, thread_name_prefix=name
+                )
             return executors[here]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -282,21 +269,87 @@ class Backend(ABC):
 _EXECUTOR_LOCK = threading.Lock()
 
 
-def _answers(outcomes: Outcomes, batch: RowBatch) -> FloatArray:
-    """What the batch wants of the outcomes, shape ``(n, K)`` or ``(n, 2)``."""
-    if batch.vectors is None:
-        return outcomes.estimate
-    vectors = batch.vectors[batch.rows.samples()]
+def evaluate(
+    backend: Backend, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+) -> Evaluation:
+    """Answer a batch, here and now.
+
+    Args:
+        backend: where; it is open.
+        circuit: the circuit.
+        batch: the rows and what is wanted of them.
+        stop: set it to give up between two slices.
+
+    Raises:
+        BackendError: if the rows cannot be run; the message names the row where it is known.
+        CancelledError: if ``stop`` was set.
+    """
+    used = NOTHING_USED
+
+    def answers_of(part: RowBatch) -> FloatArray:
+        nonlocal used
+        answers, usage = _evaluate_slices(backend, circuit, part, stop)
+        used += usage
+        return answers
+
+    answers = locate_failing_row(answers_of, batch, idempotent=backend.traits.idempotent)
+    return Evaluation(answers, used)
+
+
+def _evaluate_slices(
+    backend: Backend, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+) -> Evaluation:
+    answers = np.empty((batch.num_rows, batch.answer_width(circuit.num_outcomes)))
+    used = NOTHING_USED
+    rows, group = batch.rows, batch.rows.group
+    most = backend.max_rows_per_call(circuit, batch.shots)
+    stride = max(group, most // group * group)
+    for start in range(rows.start, rows.stop, stride):
+        if stop.is_set():
+            raise CancelledError("the evaluation was cancelled")
+        piece = batch.part(start, min(start + stride, rows.stop))
+        found = backend.probabilities(circuit, piece, stop)
+        _check_shape(backend, found, (piece.num_rows, circuit.num_outcomes))
+        first = start - rows.start
+        # An infinite grad_output (a gradient scaler's overflow) is no reason to warn.
+        with np.errstate(invalid="ignore", over="ignore"):
+            answers[first : first + piece.num_rows] = contract(found, piece)
+        used += found.usage
+    return Evaluation(answers, used)
+
+
+def _check_shape(backend: Backend, found: Probabilities, expected: tuple[int, int]) -> None:
+    for table in (found.sampled, found.exact):
+        if table is not None and table.shape != expected:
+            raise EvaluationError(
+                f"{backend!r}.probabilities must return shape {expected}, got {table.shape}"
+            )
+
+
+def contract(found: Probabilities, batch: RowBatch) -> FloatArray:
+    """What a batch wants of its probabilities.
+
+    Args:
+        found: probabilities of the batch's rows, shape ``(n, K)``.
+        batch: the rows, with or without cotangents.
+
+    Returns:
+        The probabilities ``(n, K)``; or with cotangents ``c`` of each row's sample the value
+        ``sum_k c[k] p[k]`` and its shot variance, ``(n, 2)``.
+    """
+    if batch.cotangents is None:
+        return found.sampled
+    cotangents = batch.cotangents[batch.rows.samples()]
     # Products summed row by row: unlike matrix products, independent of how many rows there are.
-    values = (outcomes.estimate * vectors).sum(axis=1)
+    values = (found.sampled * cotangents).sum(axis=1)
     if batch.shots is None:
         return np.stack([values, np.zeros_like(values)], axis=1)
-    if outcomes.distribution is not None:
-        probabilities, degrees = outcomes.distribution, batch.shots
-        means = (probabilities * vectors).sum(axis=1)
+    if found.exact is not None:
+        probabilities, degrees = found.exact, batch.shots
+        means = (probabilities * cotangents).sum(axis=1)
     else:  # the sample variance of one shot has no value
-        probabilities, means = outcomes.estimate, values
+        probabilities, means = found.sampled, values
         degrees = batch.shots - 1
-    spread = (probabilities * (vectors - means[:, None]) ** 2).sum(axis=1)
+    spread = (probabilities * (cotangents - means[:, None]) ** 2).sum(axis=1)
     variances = spread / degrees if degrees else np.full_like(spread, np.nan)
     return np.stack([values, variances], axis=1)

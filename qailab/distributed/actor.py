@@ -20,7 +20,8 @@ from typing import TypeVar
 
 import ray
 
-from qailab.backends.base import NOTHING_USED, Backend, Usage
+from qailab.backends import IBMBackend
+from qailab.backends.base import Backend, Usage, evaluate
 from qailab.distributed.shared_log import RayLog
 from qailab.distributed.slots import KNOWN_CIRCUITS
 from qailab.distributed.wire import decode_batch, encode_answers
@@ -95,7 +96,6 @@ class LauncherActor:
         self._tried_to_open = threading.Event()
         self._lock = threading.Lock()  # between the threads that evaluate and the others
         self._running: dict[Ticket, _Run] = {}
-        self._reported = NOTHING_USED
         self._warnings = _Warnings()
         logging.getLogger("qailab.backends").addHandler(self._warnings)
         self._closing = False
@@ -106,7 +106,8 @@ class LauncherActor:
         if self._backend is None:
             try:
                 backend: Backend = pickle.loads(self._recipe)
-                backend.share(self._pool, RayLog)
+                if isinstance(backend, IBMBackend):
+                    backend.share_logs(self._pool, RayLog)
                 backend.open()
                 self._backend = backend
             except QailabError as error:
@@ -179,7 +180,7 @@ class LauncherActor:
         self._tried_to_open.wait(_OPEN_SECONDS)
         if self._backend is None:
             return
-        deadline = time.monotonic() + _SHARE_OF_CLOSE * self._backend.close_seconds
+        deadline = time.monotonic() + _SHARE_OF_CLOSE * self._backend.traits.close_seconds
         while self._running and time.monotonic() < deadline:
             time.sleep(0.01)
         self._backend.close()
@@ -199,8 +200,9 @@ class LauncherActor:
         answer: bytes | None = None
         error: QailabError | None = None
         trace = ""
+        usage = Usage()
         try:
-            answers = self._backend.answer(circuit, decode_batch(message), run.stop)
+            answers, usage = evaluate(self._backend, circuit, decode_batch(message), run.stop)
             answer = encode_answers(answers)
         except CancelledError:
             error = Cancelled("cancelled while it ran")
@@ -213,12 +215,4 @@ class LauncherActor:
             with self._lock:
                 del self._running[ticket]
         seconds = time.perf_counter() - run.began
-        return Reply(answer, error, trace, seconds, self._unreported(), self._warnings.taken())
-
-    def _unreported(self) -> Usage:
-        """What the device was used for since the last reply; calls may overlap."""
-        assert self._backend is not None
-        with self._lock:
-            now = self._backend.usage
-            used, self._reported = now.since(self._reported), now
-        return used
+        return Reply(answer, error, trace, seconds, usage, self._warnings.taken())

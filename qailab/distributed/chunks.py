@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
+from qailab.gradients.rows import RowBatch
 
 ChunkRows = int | Literal["auto"]
 
@@ -60,7 +60,7 @@ class ChunkSizer:
     def __init__(self, batch: RowBatch, answer_bytes: int, chunk_rows: ChunkRows) -> None:
         self._rows = batch.rows
         self._chunk_rows = chunk_rows
-        limit = MAX_PROBABILITY_BYTES if batch.vectors is None else MAX_INLINE_BYTES
+        limit = MAX_PROBABILITY_BYTES if batch.cotangents is None else MAX_INLINE_BYTES
         self._most_rows = max(1, limit // answer_bytes)
         self._most_rows_of_share = max(1, MAX_SHARE_BYTES // answer_bytes)
         self._size = 0.0  # rows of a chunk of this round, for an actor of average speed

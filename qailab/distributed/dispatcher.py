@@ -23,7 +23,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from qailab.backends.future import RowFuture
+from qailab.backends.base import RowFuture
 from qailab.distributed.books import Books
 from qailab.distributed.faults import ray_is_gone
 from qailab.distributed.jobs import Job
@@ -34,8 +34,8 @@ from qailab.distributed.ray_workers import RayWorkers
 from qailab.distributed.scheduler import Scheduler
 from qailab.distributed.slots import Slot
 from qailab.errors import BackendBuildError, PoolClosedError, PoolError
-from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
+from qailab.gradients.rows import RowBatch
 
 logger = logging.getLogger("qailab.distributed")
 

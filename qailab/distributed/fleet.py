@@ -156,12 +156,12 @@ class Fleet:
             return
         slot.faults += 1
         slot.last_error = reason
-        most = MAX_FAULTS_OF_DEVICES if slot.backend.packs_rows else MAX_FAULTS
+        most = MAX_FAULTS_OF_DEVICES if slot.backend.traits.packs_jobs else MAX_FAULTS
         if slot.faults < most or full:
             pause = min(_LONGEST_BACK_OFF, BACK_OFF_SECONDS * 2 ** (slot.faults - 1))
             slot.resting_until = self._clock() + pause
             return
-        self._give_back(slot, self._retire(slot, gently=slot.backend.packs_rows), False)
+        self._give_back(slot, self._retire(slot, gently=slot.backend.traits.packs_jobs), False)
         self._set_aside(slot, reason, REST_SECONDS)
 
     def tick(self, *, waiting: bool) -> None:
@@ -234,9 +234,9 @@ class Fleet:
         """Whether a slot's process is ready, or replaces one that may have left a session open."""
         if slot.state == "ready":
             return True
-        queue = slot.backend.queue_name
+        queue = slot.backend.traits.queue_name
         heir = slot.state == "starting" and slot.starts_at is None and slot.replaced > 0
-        others = [other.backend.queue_name for other in self.slots if other.state == "ready"]
+        others = [other.backend.traits.queue_name for other in self.slots if other.state == "ready"]
         return heir and queue is not None and queue not in others
 
     def _retire(self, slot: Slot, *, hangs: bool = False, gently: bool = False) -> list[Parcel]:

@@ -10,13 +10,12 @@ from contextlib import suppress
 
 import numpy as np
 
-from qailab.backends.future import RowFuture
+from qailab.backends.base import RowFuture
 from qailab.distributed.chunks import ChunkRows, ChunkSizer, estimated_row_seconds
 from qailab.distributed.slots import Chunk, Pace, Slot, average_speed
 from qailab.errors import QailabError
-from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import FloatArray
+from qailab.gradients.rows import FloatArray, RowBatch
 
 
 class Job:
@@ -54,7 +53,7 @@ class Job:
         self.began = began
         self.answered = 0
         self.doomed_by: QailabError | None = None
-        self.pace: Pace = (circuit.key, batch.shots, batch.vectors is None)
+        self.pace: Pace = (circuit.key, batch.shots, batch.cotangents is None)
         self.answer_bytes = 8 * batch.answer_width(circuit.num_outcomes)
         self._answers = np.empty((batch.num_rows, self.answer_bytes // 8))
         self._chunk_rows = chunk_rows
@@ -91,7 +90,7 @@ class Job:
             return self._cut(
                 self._sizer.end_of_chunk(self._next_row, actors=1, seconds_per_row=1.0)
             )
-        if all(other.backend.packs_rows for other in sharing):
+        if all(other.backend.traits.packs_jobs for other in sharing):
             return self._cut(self._sizer.end_of_share(self._next_row, _devices(sharing)))
         average = average_speed(self.pace, sharing) or 1.0 / self._guess
         own = slot.speeds.get(self.pace)
@@ -100,7 +99,8 @@ class Job:
             actors=len(sharing),
             seconds_per_row=1.0 / average,
             relative_speed=None if own is None else own / average,
-            call_seconds=sum(other.backend.call_seconds for other in sharing) / len(sharing),
+            call_seconds=sum(other.backend.traits.call_overhead_seconds for other in sharing)
+            / len(sharing),
         )
         return self._cut(end)
 
@@ -142,4 +142,4 @@ class Job:
 
 def _devices(slots: Sequence[Slot]) -> int:
     """How many devices there are: rows of one are not split among the processes that use it."""
-    return len({slot.backend.queue_name or slot.index for slot in slots})
+    return len({slot.backend.traits.queue_name or slot.index for slot in slots})

@@ -123,7 +123,7 @@ def custom_needs(
     total: dict[str, float] = {}
     for each, backend in zip(options, backends, strict=True):
         if "resources" not in each:
-            for name, amount in backend.resources.custom.items():
+            for name, amount in backend.traits.resources.custom.items():
                 total[name] = total.get(name, 0.0) + amount
     return total
 
@@ -134,7 +134,7 @@ def with_custom_needs(
     """The options with what the backends ask for, where the user did not say."""
     complete = []
     for each, backend in zip(options, backends, strict=True):
-        custom = {k: v for k, v in backend.resources.custom.items() if k not in without}
+        custom = {k: v for k, v in backend.traits.resources.custom.items() if k not in without}
         complete.append({"resources": custom, **each})
     return tuple(complete)
 
@@ -151,7 +151,7 @@ def _for_actor(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]
     cpus = overrides.get("num_cpus", 0)
     if isinstance(cpus, bool) or not isinstance(cpus, int | float) or cpus < 0:
         raise InputTypeError(f"actor_options['num_cpus'] must be a number of CPUs, got {cpus!r}")
-    needs = backend.resources
+    needs = backend.traits.resources
     return {
         "num_cpus": needs.num_cpus,
         "num_gpus": needs.num_gpus,
@@ -159,7 +159,7 @@ def _for_actor(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]
         # and retries would run rows again behind its back.
         "max_restarts": 0,
         "max_task_retries": 0,
-        "max_concurrency": backend.calls_at_once,
+        "max_concurrency": backend.traits.max_concurrency,
         **overrides,
     }
 

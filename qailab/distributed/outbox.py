@@ -18,8 +18,8 @@ from qailab.distributed.tail import Expected, chunks_to_race
 from qailab.distributed.wire import encode_batch
 from qailab.distributed.workers import Workers
 from qailab.errors import EvaluationError, PoolError, QailabError, TransientBackendError
-from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
+from qailab.gradients.rows import RowBatch
 
 logger = logging.getLogger("qailab.distributed")
 
@@ -94,7 +94,7 @@ class Outbox:
                 self._send(slot, *taken)
 
     def _most_parcels(self, slot: Slot) -> int:
-        return self._settings.max_in_flight or max(_PARCELS, slot.backend.calls_at_once)
+        return self._settings.max_in_flight or max(_PARCELS, slot.backend.traits.max_concurrency)
 
     def _next_chunks(self, slot: Slot, sharing: list[Slot]) -> tuple[Job, list[Chunk]] | None:
         """The next chunks for a slot, from each job in turn."""
@@ -175,12 +175,12 @@ class Outbox:
 
 def _queues_in_turn(slots: list[Slot]) -> list[Slot]:
     """The slots, so that each device comes once before one comes a second time."""
-    if not any(slot.backend.queue_name for slot in slots):
+    if not any(slot.backend.traits.queue_name for slot in slots):
         return slots
     seen: dict[object, int] = {}
     turns = []
     for slot in slots:
-        queue = slot.backend.queue_name or slot.index
+        queue = slot.backend.traits.queue_name or slot.index
         turns.append(seen.get(queue, 0))
         seen[queue] = turns[-1] + 1
     return [slot for _, slot in sorted(zip(turns, slots, strict=True), key=lambda one: one[0])]

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from qailab.arguments import checked_integer
-from qailab.backends.base import Backend
-from qailab.backends.future import RowFuture
+from qailab.backends.base import Backend, RowFuture
 from qailab.distributed.chunks import ChunkRows
 from qailab.distributed.connection import connect, disconnect, undeclared
 from qailab.distributed.options import (
@@ -26,9 +25,8 @@ from qailab.distributed.options import (
 )
 from qailab.distributed.slots import Slot
 from qailab.errors import InputError, InputTypeError, PoolClosedError, PoolError
-from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import FloatArray
+from qailab.gradients.rows import FloatArray, RowBatch
 
 if TYPE_CHECKING:  # Ray reads settings when it is first imported, which `connect` must come before
     from qailab.distributed.books import PoolStats
@@ -132,7 +130,7 @@ class LauncherPool:
         """
         self._check_open()
         for backend in self._distinct():
-            backend.validate(circuit, shots, num_rows)
+            backend.validate(circuit, shots)
 
     def submit(self, circuit: CanonicalCircuit, batch: RowBatch) -> RowFuture:
         """Start evaluating a batch of rows.
@@ -309,7 +307,7 @@ def _end(dispatcher: Dispatcher, pid: int, session: str | None) -> None:
     if pid != os.getpid():
         return
     try:
-        slowest = max(slot.backend.close_seconds for slot in dispatcher.slots)
+        slowest = max(slot.backend.traits.close_seconds for slot in dispatcher.slots)
         dispatcher.stop(2 * slowest)
     finally:
         disconnect(session)

@@ -133,7 +133,7 @@ class RayWorkers:
         self._opening.pop(slot.index, None)
         if gently and actor is not None and self._owned and self.connected:
             with _unless_it_fails("close", slot):
-                self._close_and_end(actor, slot.backend.close_seconds)
+                self._close_and_end(actor, slot.backend.traits.close_seconds)
                 return
         if actor is not None and (self._owned or hangs) and self.connected:
             with _unless_it_fails("end", slot):
@@ -163,7 +163,7 @@ class RayWorkers:
         for slot in slots:
             with _unless_it_fails("close", slot):
                 closing.append(self._actors[slot.index].close.remote())
-                patience.append(slot.backend.close_seconds)
+                patience.append(slot.backend.traits.close_seconds)
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=max(patience))
             for ref in closing:

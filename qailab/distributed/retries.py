@@ -117,7 +117,12 @@ class Retries:
                 self._books.retried(slot, "lost")
                 if self._is_to_blame(job, chunk):
                     self._fail(job, _poisonous(slot, chunk))
-                elif guilty and place == 0 and len(parcel.chunks) == 1 and slot.backend.repeatable:
+                elif (
+                    guilty
+                    and place == 0
+                    and len(parcel.chunks) == 1
+                    and slot.backend.traits.idempotent
+                ):
                     for half in chunk.halves(job.batch.rows.group):
                         job.give_back(half)
                 else:

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from qailab.backends.future import RowFuture
+from qailab.backends.base import RowFuture
 from qailab.distributed.books import Books
 from qailab.distributed.fleet import Fleet
 from qailab.distributed.jobs import Job
@@ -243,7 +243,11 @@ class Scheduler:
 
     def _expected(self, slot: Slot, pace: Pace, chunks: int, rows: int) -> float | None:
         speed = slot.speeds.get(pace) or average_speed(pace, self.slots)
-        return None if speed is None else chunks * slot.backend.call_seconds + rows / speed
+        return (
+            None
+            if speed is None
+            else chunks * slot.backend.traits.call_overhead_seconds + rows / speed
+        )
 
     # Ending.
 

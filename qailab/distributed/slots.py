@@ -236,7 +236,7 @@ class Slot:
             self._forget_old_paces()
             return
         # Beside the fixed time; at least a tenth, as the fixed time is only roughly known.
-        newest = rows / max(seconds - self.backend.call_seconds, seconds / 10, 1e-6)
+        newest = rows / max(seconds - self.backend.traits.call_overhead_seconds, seconds / 10, 1e-6)
         known = self.speeds.pop(pace, newest)
         if pace in self.guessed:
             self.guessed.discard(pace)

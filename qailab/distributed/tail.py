@@ -76,13 +76,13 @@ def chunks_to_race(
     Yields:
         A chunk for each idle slot that can help: first those that are waited for longest.
     """
-    helpers = [slot for slot in idle if slot.backend.repeatable]
+    helpers = [slot for slot in idle if slot.backend.traits.idempotent]
     if not helpers:
         return
     held = [
         (left, other, parcel, chunk)
         for other in ready
-        if other.in_flight and other.backend.repeatable
+        if other.in_flight and other.backend.traits.idempotent
         for parcel, left in remaining_seconds(other, now, expected)
         if (chunk := _unfinished(parcel)) is not None
     ]
@@ -141,7 +141,7 @@ class HangWatch:
         """Ask who has taken too long; give up who does not answer."""
         now = self._clock()
         for slot in self._slots:
-            if slot.state != "ready" or not slot.in_flight or not slot.backend.watched:
+            if slot.state != "ready" or not slot.in_flight or not slot.backend.traits.detect_hangs:
                 continue
             if slot.inquired is not None:
                 # As long again: Aer holds Python's lock while it runs, and answers only then.
@@ -176,5 +176,5 @@ class HangWatch:
             first = max((other.firsts.get(head.pace, 0.0) for other in self._slots), default=0.0)
             seconds = seconds + first if first else None
         if seconds is None:
-            return max(UNKNOWN_SECONDS, HANG_FACTOR * slot.backend.call_seconds)
+            return max(UNKNOWN_SECONDS, HANG_FACTOR * slot.backend.traits.call_overhead_seconds)
         return max(HANG_SECONDS, HANG_FACTOR * seconds)

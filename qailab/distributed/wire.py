@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from qailab.errors import QailabError
-from qailab.gradients.batch import RowBatch
 from qailab.gradients.noise import NoiseStream
-from qailab.gradients.rows import FloatArray, PointRows, Rows, ShiftedRows
+from qailab.gradients.rows import FloatArray, PointRows, RowBatch, Rows, ShiftedRows
 from qailab.gradients.shift_rule import TWO_TERM_RULE, ShiftRule
 
 
@@ -27,7 +26,7 @@ def encode_batch(batch: RowBatch) -> bytes:
             rows.base.shape,
             rows.base.tobytes(),
             (rows.first_sample, rows.start, rows.stop),
-            _encode_vectors(batch.vectors),
+            _encode_vectors(batch.cotangents),
             batch.shots,
             (noise.seed, noise.step, noise.purpose),
             (batch.resent, batch.evaluation),

@@ -1,11 +1,10 @@
 """Gradients of circuits: canonical circuit, shift rule, rows and plans. No torch, no Ray."""
 
 from qailab.gradients.angles import AngleMap
-from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit, canonicalize
 from qailab.gradients.noise import NoiseStream
 from qailab.gradients.plans import GradientPlan, ParamShiftPlan, SampleGradients, SpsaPlan
-from qailab.gradients.rows import PointRows, Rows, ShiftedRows
+from qailab.gradients.rows import PointRows, RowBatch, Rows, ShiftedRows
 from qailab.gradients.shift_rule import TWO_TERM_RULE, ShiftRule
 
 __all__ = [

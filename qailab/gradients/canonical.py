@@ -44,8 +44,7 @@ from qiskit.circuit.library import (
 
 from qailab.circuit.amplitude import AmplitudeEncodingGate
 from qailab.errors import CircuitError
-from qailab.gradients.angles import AngleMap, PreparedAngles
-from qailab.gradients.expressions import ExpressionMap
+from qailab.gradients.angles import AngleMap, ExpressionMap, PreparedAngles
 from qailab.gradients.instructions import (
     as_expression,
     definition_of,

@@ -103,8 +103,8 @@ class ParamShiftPlan(GradientPlan):
         variances = np.zeros((samples, angles))
         variances[:, columns] = terms[..., 1] @ coefficients**2
         return SampleGradients(
-            self.angle_map.pull_back(self.parameters, slopes),
-            self.angle_map.pull_back(self.parameters, variances, squared=True),
+            self.angle_map.vjp(self.parameters, slopes),
+            self.angle_map.vjp(self.parameters, variances, squared=True),
         )
 
 

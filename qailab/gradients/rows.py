@@ -1,4 +1,4 @@
-"""Rows: which angles of the canonical circuit an evaluation runs, by number.
+"""Rows: which angles of the canonical circuit an evaluation runs, by number; and batches of them.
 
 A row is one set of angles. Rows are numbered sample by sample; for shifted rows the order is
 
@@ -6,6 +6,12 @@ A row is one set of angles. Rows are numbered sample by sample; for shifted rows
 
 Rows travel as their recipe (base angles and row numbers), never as an ``(N, A)`` table, and any
 stretch of them can be cut out without changing their numbers.
+
+A batch is rows with what is wanted of them. Its answers are, in row order,
+
+* probabilities of the K outcomes, shape ``(num_rows, K)``, if it has no cotangents (forward);
+* ``sum_k cotangents[sample, k] * p_k`` and the shot variance of that sum, shape ``(num_rows, 2)``,
+  if it has (backward): two floats for a row, however many outcomes there are.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from qailab.gradients.noise import NoiseStream
 from qailab.gradients.shift_rule import TWO_TERM_RULE, ShiftRule
 
 FloatArray = NDArray[np.float64]
@@ -165,3 +172,42 @@ class ShiftedRows(Rows):
         angles = self.base[self.samples()]
         angles[np.arange(self.num_rows), shifted] += np.asarray(self.rule.shifts)[term]
         return angles
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows of one canonical circuit, ready to run anywhere.
+
+    Args:
+        rows: which angles to run.
+        shots: shots for each row, or None for exact probabilities.
+        noise: the stream that shot noise is drawn from, by row number.
+        cotangents: one row of ``grad_output`` for each sample in ``rows.base``, shape ``(S, K)``,
+            or None if the probabilities themselves are wanted.
+        resent: whether a process that is gone may have begun with them: where running costs,
+            its jobs are looked for first.
+        evaluation: names the evaluation that the rows are of; the same when they are sent again.
+    """
+
+    rows: Rows
+    shots: int | None
+    noise: NoiseStream
+    cotangents: FloatArray | None = None
+    resent: bool = False
+    evaluation: str = ""
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows the batch has."""
+        return self.rows.num_rows
+
+    def part(self, start: int, stop: int) -> RowBatch:
+        """The rows numbered ``start .. stop - 1``, with only the data they need."""
+        cotangents = self.cotangents
+        if cotangents is not None:
+            cotangents = cotangents[self.rows.touched(start, stop)]
+        return replace(self, rows=self.rows.part(start, stop), cotangents=cotangents)
+
+    def answer_width(self, num_outcomes: int) -> int:
+        """How many floats answer one row."""
+        return num_outcomes if self.cotangents is None else 2

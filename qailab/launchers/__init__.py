@@ -1,8 +1,13 @@
 """Problem, algorithm and backend, joined by the `QuantumLauncher`."""
 
 from qailab.launchers.algorithms import Algorithm, BackwardPass, ForwardPass
-from qailab.launchers.handle import LaunchHandle
-from qailab.launchers.launcher import Gradient, QuantumLauncher, RowEvaluator
+from qailab.launchers.launcher import (
+    Gradient,
+    LaunchHandle,
+    QuantumLauncher,
+    RowEvaluator,
+    StepContext,
+)
 from qailab.launchers.problem import CircuitProblem
 
 __all__ = [
@@ -14,4 +19,5 @@ __all__ = [
     "LaunchHandle",
     "QuantumLauncher",
     "RowEvaluator",
+    "StepContext",
 ]

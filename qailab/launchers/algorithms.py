@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qailab.arguments import check_choice, checked_integer
 from qailab.errors import InputError
-from qailab.gradients.noise import NoiseStream, Purpose, check_seed
+from qailab.gradients.noise import NoiseStream, check_seed
 from qailab.gradients.plans import GradientPlan, ParamShiftPlan, SpsaPlan
 from qailab.gradients.rows import FloatArray, PointRows
 from qailab.launchers.problem import CircuitProblem
@@ -34,18 +33,6 @@ class Algorithm:
 
     shots: int | None
     seed: int | None
-
-    def with_seed(self, seed: int | None) -> Self:
-        """The same algorithm with another seed."""
-        moved = copy.copy(self)
-        object.__setattr__(moved, "seed", seed)  # subclasses are frozen, this copy is nobody's yet
-        return moved
-
-    def noise(self, step: int, purpose: Purpose) -> NoiseStream:
-        """The noise of one step."""
-        if self.seed is None:
-            return NoiseStream.fresh(purpose)
-        return NoiseStream(self.seed, step, purpose)
 
 
 @dataclass(frozen=True)

@@ -5,25 +5,88 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from qiskit.circuit import Parameter
 
 from qailab.arguments import checked_integer
-from qailab.errors import InputError, InputTypeError
-from qailab.gradients.batch import RowBatch
+from qailab.errors import InputError, InputTypeError, MemoryLimitError
 from qailab.gradients.canonical import CanonicalCircuit
+from qailab.gradients.noise import NoiseStream, Purpose
 from qailab.gradients.plans import SampleGradients
-from qailab.gradients.rows import FloatArray
+from qailab.gradients.rows import FloatArray, RowBatch
 from qailab.launchers.algorithms import Algorithm, BackwardPass, ForwardPass
-from qailab.launchers.handle import LaunchHandle
 from qailab.launchers.problem import CircuitProblem
+
+Result = TypeVar("Result")
+
+
+class LaunchHandle(Generic[Result]):
+    """A running evaluation, in the words of ``concurrent.futures``.
+
+    Args:
+        answers: the rows' answers, some time later.
+        finish: turns the answers into the result; called once, by whoever asks first.
+    """
+
+    def __init__(self, answers: Future[FloatArray], finish: Callable[[FloatArray], Result]) -> None:
+        self._answers = answers
+        self._finish = finish
+        self._finished: list[Result] = []
+        self._lock = threading.Lock()
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for the result.
+
+        An interrupt (Ctrl-C) while waiting cancels the evaluation, also what is in flight.
+
+        Args:
+            timeout: seconds to wait at most; the evaluation goes on after a time-out.
+
+        Raises:
+            TimeoutError: if it takes longer.
+            CancelledError: if it was cancelled.
+            QailabError: whatever went wrong where the rows ran.
+        """
+        try:
+            answers = self._answers.result(timeout)
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+        with self._lock:
+            if not self._finished:
+                self._finished.append(self._finish(answers))
+            return self._finished[0]
+
+    def done(self) -> bool:
+        """Whether the evaluation has ended, one way or another."""
+        return self._answers.done()
+
+    def cancel(self) -> bool:
+        """Stop the evaluation; False if it is already done."""
+        return self._answers.cancel()
+
+    def cancelled(self) -> bool:
+        """Whether the evaluation was cancelled."""
+        return self._answers.cancelled()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the end and return the error, or None if there is none.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Raises:
+            TimeoutError: if it takes longer.
+        """
+        return self._answers.exception(timeout)
 
 
 class RowEvaluator(Protocol):
@@ -34,7 +97,7 @@ class RowEvaluator(Protocol):
         """Whether ``shots=None`` is possible there."""
         ...
 
-    def validate(self, circuit: CanonicalCircuit, shots: int | None, num_rows: int = 1) -> None:
+    def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         """Raise a clear error if rows of the circuit cannot run there."""
 
     def submit(self, circuit: CanonicalCircuit, batch: RowBatch) -> Future[FloatArray]:
@@ -59,6 +122,30 @@ class Gradient:
     weight_std_error: FloatArray | None
 
 
+@dataclasses.dataclass(frozen=True)
+class StepContext:
+    """What changes from step to step.
+
+    Args:
+        seed: seed of the shot noise; None for the algorithm's own.
+        step: the training step, which shot noise depends on.
+        first_sample: the number of the first sample, which shot noise depends on as well: where a
+            batch is one worker's part of a larger one, its place in that.
+        on_gradient: called with each gradient (for its standard errors).
+
+    Raises:
+        InputError: if the first sample's number is negative.
+    """
+
+    seed: int | None = None
+    step: int = 0
+    first_sample: int = 0
+    on_gradient: Callable[[Gradient], None] | None = None
+
+    def __post_init__(self) -> None:
+        checked_integer("first_sample", self.first_sample, least=0)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class QuantumLauncher:
     """A problem bound to an algorithm and a backend.
@@ -67,10 +154,7 @@ class QuantumLauncher:
         problem: what.
         algorithm: how; `ForwardPass` for `forward`, `BackwardPass` for `backward`.
         backend: where: a backend of this process, or a ``LauncherPool``.
-        step: the training step, which shot noise depends on.
-        first_sample: the number of the first sample, which shot noise depends on as well: where a
-            batch is one worker's part of a larger one, its place in that.
-        on_gradient: called with each gradient (for its standard errors).
+        context: the seed, step and samples that this evaluation is of.
 
     Raises:
         InputError: if the backend cannot give what the algorithm asks for.
@@ -80,16 +164,13 @@ class QuantumLauncher:
     problem: CircuitProblem
     algorithm: Algorithm
     backend: RowEvaluator
-    step: int = dataclasses.field(default=0, kw_only=True)
-    first_sample: int = dataclasses.field(default=0, kw_only=True)
-    on_gradient: Callable[[Gradient], None] | None = dataclasses.field(default=None, kw_only=True)
+    context: StepContext = dataclasses.field(default=StepContext(), kw_only=True)
 
     def __post_init__(self) -> None:
         if isinstance(self.backend, type) or not hasattr(self.backend, "submit"):
             raise InputTypeError(
                 f"backend must be a qailab backend or a LauncherPool, got {self.backend!r}"
             )
-        checked_integer("first_sample", self.first_sample, least=0)
         if self.algorithm.shots is None and not self.backend.supports_exact:
             raise InputError(
                 f"shots=None asks for exact probabilities, which only simulators have; "
@@ -97,20 +178,9 @@ class QuantumLauncher:
             )
         self.backend.validate(self.problem.canonical, self.algorithm.shots)
 
-    def at(
-        self,
-        seed: int | None,
-        step: int,
-        on_gradient: Callable[[Gradient], None] | None = None,
-        first_sample: int = 0,
-    ) -> QuantumLauncher:
-        """The same launcher with the noise of another seed, step and sample."""
-        moved = copy.copy(self)  # not dataclasses.replace: what was validated stays valid
-        object.__setattr__(moved, "algorithm", self.algorithm.with_seed(seed))
-        object.__setattr__(moved, "step", step)
-        object.__setattr__(moved, "on_gradient", on_gradient)
-        object.__setattr__(moved, "first_sample", first_sample)
-        return moved
+    def at(self, context: StepContext) -> QuantumLauncher:
+        """The same launcher at another step."""
+        return dataclasses.replace(self, context=context)
 
     def submit(
         self, inputs: ArrayLike, weights: ArrayLike, grad_output: ArrayLike | None = None
@@ -155,9 +225,9 @@ class QuantumLauncher:
         lead, parameters = self._parameters(inputs, weights)
         outcomes = self.problem.num_outcomes
         batch = RowBatch(
-            self.algorithm.rows(self.problem, parameters, self.first_sample),
+            self.algorithm.rows(self.problem, parameters, self.context.first_sample),
             self.algorithm.shots,
-            self.algorithm.noise(self.step, "forward"),
+            self._noise("forward"),
         )
         return LaunchHandle(self._start(batch), lambda answers: answers.reshape(*lead, outcomes))
 
@@ -189,30 +259,32 @@ class QuantumLauncher:
         if not isinstance(self.algorithm, BackwardPass):
             raise InputError(f"a backward pass needs a BackwardPass, not {self.algorithm!r}")
         lead, parameters = self._parameters(inputs, weights)
-        vectors = np.asarray(grad_output, dtype=np.float64)
-        if vectors.shape != (*lead, self.problem.num_outcomes):
+        cotangents = np.asarray(grad_output, dtype=np.float64)
+        if cotangents.shape != (*lead, self.problem.num_outcomes):
             raise InputError(
                 f"grad_output must have shape {(*lead, self.problem.num_outcomes)}, "
-                f"got {vectors.shape}"
+                f"got {cotangents.shape}"
             )
         wanted = np.array(
             [for_inputs] * self.problem.num_inputs + [for_weights] * self.problem.num_weights,
             dtype=bool,
         )
-        noise = self.algorithm.noise(self.step, "backward")
-        plan = self.algorithm.plan(self.problem, parameters, wanted, noise, self.first_sample)
+        noise = self._noise("backward")
+        plan = self.algorithm.plan(
+            self.problem, parameters, wanted, noise, self.context.first_sample
+        )
         batch = RowBatch(
             plan.rows,
             self.algorithm.shots,
             noise,
-            vectors.reshape(len(parameters), self.problem.num_outcomes),
+            cotangents.reshape(len(parameters), self.problem.num_outcomes),
         )
 
         def finish(answers: FloatArray) -> Gradient:
             with np.errstate(invalid="ignore", over="ignore"):  # infinities pass through
                 gradient = self._gradient(plan.reconstruct(answers), lead, for_inputs, for_weights)
-            if self.on_gradient is not None:
-                self.on_gradient(gradient)
+            if self.context.on_gradient is not None:
+                self.context.on_gradient(gradient)
             return gradient
 
         return LaunchHandle(self._start(batch), finish)
@@ -222,9 +294,27 @@ class QuantumLauncher:
             done: Future[FloatArray] = Future()
             done.set_result(np.empty((0, batch.answer_width(self.problem.num_outcomes))))
             return done
-        if batch.vectors is None:  # the probabilities of all rows are held at once
-            self.backend.validate(self.problem.canonical, batch.shots, batch.num_rows)
+        if batch.cotangents is None:
+            self._check_table(batch.num_rows)
         return self.backend.submit(self.problem.canonical, batch)
+
+    def _check_table(self, num_rows: int) -> None:
+        """Raise if the probabilities of all rows, which are held at once, do not fit the memory."""
+        outcomes = self.problem.num_outcomes
+        table = 8 * outcomes * num_rows
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        if table > limit:
+            raise MemoryLimitError(
+                f"the probabilities of {outcomes:,} outcomes for {num_rows:,} rows need "
+                f"{table / 2**20:,.0f} MiB, more than half of this machine's memory "
+                f"({limit / 2**20:,.0f} MiB); use smaller batches, or measure fewer qubits"
+            )
+
+    def _noise(self, purpose: Purpose) -> NoiseStream:
+        seed = self.algorithm.seed if self.context.seed is None else self.context.seed
+        if seed is None:
+            return NoiseStream.fresh(purpose)
+        return NoiseStream(seed, self.context.step, purpose)
 
     def _gradient(
         self, each: SampleGradients, lead: tuple[int, ...], for_inputs: bool, for_weights: bool

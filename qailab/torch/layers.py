@@ -19,6 +19,7 @@ from qailab.launchers import (
     Gradient,
     QuantumLauncher,
     RowEvaluator,
+    StepContext,
 )
 from qailab.launchers.algorithms import Method
 from qailab.torch.autograd import ArgMax, ExpVQCFunction
@@ -136,9 +137,11 @@ class QLayer(nn.Module):
         return self._probabilities(inputs)
 
     def _probabilities(self, inputs: Tensor) -> Tensor:
-        seed, step, first = int(self.seed), int(self.step), self.first_sample
-        forward = self._forward_launcher.at(seed, step, first_sample=first)
-        backward = self._backward_launcher.at(seed, step, self._keep_std_errors, first)
+        context = StepContext(
+            int(self.seed), int(self.step), self.first_sample, self._keep_std_errors
+        )
+        forward = self._forward_launcher.at(context)
+        backward = self._backward_launcher.at(context)
         apply: Callable[..., Tensor] = ExpVQCFunction.apply  # torch leaves it untyped
         outputs = apply(inputs, self.weight, forward, backward)
         self.step += 1

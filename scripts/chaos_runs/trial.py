@@ -17,6 +17,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
+from qailab.backends.rehearsal import RehearsalBackend
+
 from chaos_runs.arena import Arena
 from chaos_runs.injector import Injector
 from chaos_runs.processes import Process, descendants, wait_until_gone
@@ -24,7 +26,6 @@ from chaos_runs.report import Report
 from chaos_runs.schedule import Schedule, draw
 from chaos_runs.workload import CountingPool, SlowAer, Training, rows_of, train
 from qailab.backends import AerBackend
-from qailab.backends.rehearsal import RehearsalBackend
 from qailab.errors import PoolError
 
 _HANG_SECONDS = 30.0  # beyond chunk_timeout: 10 s to answer a question, and a busy machine's share

@@ -10,7 +10,7 @@ from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
-from qailab.backends import AerBackend, Outcomes, aer
+from qailab.backends import AerBackend, Probabilities, aer
 from qailab.backends.aer_programs import AmplitudeProgram
 from qailab.errors import (
     BackendBuildError,
@@ -21,8 +21,8 @@ from qailab.errors import (
     MemoryLimitError,
 )
 from qailab.gradients import ParamShiftPlan, canonicalize
-from tests import oracles
-from tests.backends.contract import BackendContract, backward_batch, forward_batch, model
+from tests.support import oracles
+from tests.support.contracts import BackendContract, answers, backward_batch, forward_batch, model
 
 
 def noise_model():
@@ -98,7 +98,7 @@ def test_rows_sampled_by_aer_are_independent(noisy, monkeypatch):
     canonical, angle_map = canonicalize(circuit, [])
     backend = AerBackend(noise_model=noise_model() if noisy else None)
     batch = forward_batch(angle_map, np.empty((40, 0)), shots=6400)  # they would share 2/3
-    ones = backend.evaluate(canonical, batch)[:, 1]
+    ones = answers(backend, canonical, batch)[:, 1]
     assert np.unique(ones).size > 25
     neighbours = np.corrcoef(ones[:-1], ones[1:])[0, 1]
     assert abs(neighbours) < 3 / np.sqrt(40)
@@ -106,7 +106,7 @@ def test_rows_sampled_by_aer_are_independent(noisy, monkeypatch):
 
 def exact_bits(backend, circuit, angles, values):
     canonical, angle_map = canonicalize(circuit, angles)
-    return backend.evaluate(canonical, forward_batch(angle_map, np.array([values]), None))[0]
+    return answers(backend, canonical, forward_batch(angle_map, np.array([values]), None))[0]
 
 
 def test_noise_stays_on_its_qubits_also_beside_idle_ones():
@@ -157,8 +157,8 @@ def test_a_users_simulator_is_taken_and_left_alone():
     mine = AerSimulator()
     before = mine.options.method
     circuit, canonical, angle_map, values = model(qubits=2)
-    (exact,) = AerBackend(from_backend=mine).evaluate(
-        canonical, forward_batch(angle_map, values[:1], None)
+    (exact,) = answers(
+        AerBackend(from_backend=mine), canonical, forward_batch(angle_map, values[:1], None)
     )
     ideal = oracles.probabilities(circuit, circuit.parameters, values[0])
     np.testing.assert_allclose(exact, ideal, atol=1e-12)
@@ -192,18 +192,18 @@ def test_a_forked_child_can_go_on():
 
 def test_a_backend_that_answers_in_another_shape():
     class Wrong(AerBackend):
-        def outcomes(self, circuit, batch):
-            return Outcomes(super().outcomes(circuit, batch).estimate[:1])
+        def probabilities(self, circuit, batch, stop):
+            return Probabilities(super().probabilities(circuit, batch, stop).sampled[:1])
 
     _, canonical, angle_map, values = model(qubits=2)
     with pytest.raises(EvaluationError, match=r"must return shape \(3, 4\), got \(1, 4\)"):
-        Wrong().evaluate(canonical, forward_batch(angle_map, values, shots=50))
+        answers(Wrong(), canonical, forward_batch(angle_map, values, shots=50))
 
 
 def assert_is_plain_aers(backend, simulator, qubits, measure_qubits, shots, **options):
     """Exact noisy probabilities are what Aer samples from the measured circuit, and not ideal."""
     circuit, canonical, angle_map, values = model(qubits, measure_qubits=measure_qubits)
-    (exact,) = backend.evaluate(canonical, forward_batch(angle_map, values[:1], shots=None))
+    (exact,) = answers(backend, canonical, forward_batch(angle_map, values[:1], shots=None))
     ready = transpile(circuit, simulator, seed_transpiler=0, **options)
     bound = ready.assign_parameters(dict(zip(circuit.parameters, values[0], strict=True)))
     counts = simulator.run(bound, shots=shots, seed_simulator=3).result().get_counts()
@@ -231,15 +231,15 @@ def test_noisy_gradients_are_exact_derivatives_of_the_noisy_probabilities():
     backend = AerBackend(noise_model=noise_model())
     batch = backward_batch(canonical, angle_map, values, shots=None)
     plan = ParamShiftPlan.of(angle_map, values, np.ones(values.shape[1], dtype=bool))
-    gradient = plan.reconstruct(backend.evaluate(canonical, batch)).values
+    gradient = plan.reconstruct(answers(backend, canonical, batch)).values
     step = 1e-4
     for i in range(values.shape[1]):
         e = step * np.eye(values.shape[1])[i]
         up, down = (
-            backend.evaluate(canonical, forward_batch(angle_map, values + s * e, None))
+            answers(backend, canonical, forward_batch(angle_map, values + s * e, None))
             for s in (1, -1)
         )
-        slopes = ((up - down) * batch.vectors).sum(axis=1) / (2 * step)
+        slopes = ((up - down) * batch.cotangents).sum(axis=1) / (2 * step)
         np.testing.assert_allclose(gradient[:, i], slopes, atol=1e-6)
 
 
@@ -270,8 +270,8 @@ def test_neighbours_of_one_kind_share_simulations_and_change_nothing(monkeypatch
         "_states",
         lambda self, angles: simulated.append(len(angles)) or original(self, angles),
     )
-    answers = AerBackend().evaluate(canonical, batch)
-    reference = AerBackend(method="density_matrix").evaluate(canonical, batch)
+    answers = answers(AerBackend(), canonical, batch)
+    reference = answers(AerBackend(method="density_matrix"), canonical, batch)
     np.testing.assert_allclose(answers, reference, atol=1e-12)
     assert simulated == [2 * (1 + 16 - 4)]  # ry, rx, p and rzx each have one twin
 
@@ -280,10 +280,10 @@ def test_exact_variances_of_shots():
     _, canonical, angle_map, values = model()
     backend = AerBackend()
     batch = backward_batch(canonical, angle_map, values, shots=50)
-    variances = backend.evaluate(canonical, batch)[:, 1]
+    variances = answers(backend, canonical, batch)[:, 1]
     spread = np.var(
         [
-            backend.evaluate(canonical, backward_batch(canonical, angle_map, values, 50, seed))[
+            answers(backend, canonical, backward_batch(canonical, angle_map, values, 50, seed))[
                 :, 0
             ]
             for seed in range(300)
@@ -297,7 +297,7 @@ def test_exact_variances_of_shots():
 def test_sampled_variances_of_one_shot_are_not_a_number(monkeypatch):
     monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
     _, canonical, angle_map, values = model()
-    answers = AerBackend().evaluate(canonical, backward_batch(canonical, angle_map, values, 1))
+    answers = answers(AerBackend(), canonical, backward_batch(canonical, angle_map, values, 1))
     assert np.isnan(answers[:, 1]).all()
     assert np.isfinite(answers[:, 0]).all()
 
@@ -305,24 +305,24 @@ def test_sampled_variances_of_one_shot_are_not_a_number(monkeypatch):
 def test_memory_stays_bounded_by_slices(monkeypatch):
     _, canonical, angle_map, values = model()
     whole_batch = backward_batch(canonical, angle_map, values, shots=50)
-    whole = AerBackend().evaluate(canonical, whole_batch)
-    monkeypatch.setattr(AerBackend, "rows_at_once", lambda self, circuit: 5)
-    np.testing.assert_array_equal(AerBackend().evaluate(canonical, whole_batch), whole)
+    whole = answers(AerBackend(), canonical, whole_batch)
+    monkeypatch.setattr(AerBackend, "max_rows_per_call", lambda self, circuit, shots: 5)
+    np.testing.assert_array_equal(answers(AerBackend(), canonical, whole_batch), whole)
 
 
 def test_cancelled_between_slices(monkeypatch):
     _, canonical, angle_map, values = model()
     batch = backward_batch(canonical, angle_map, values, shots=50)
     began, go_on = threading.Event(), threading.Event()
-    original = AerBackend.outcomes
+    original = AerBackend.probabilities
 
-    def slow(self, circuit, batch):
+    def slow(self, circuit, batch, stop):
         began.set()
         assert go_on.wait(30)
-        return original(self, circuit, batch)
+        return original(self, circuit, batch, stop)
 
-    monkeypatch.setattr(AerBackend, "outcomes", slow)
-    monkeypatch.setattr(AerBackend, "rows_at_once", lambda self, circuit: 2)
+    monkeypatch.setattr(AerBackend, "probabilities", slow)
+    monkeypatch.setattr(AerBackend, "max_rows_per_call", lambda self, circuit, shots: 2)
     future = AerBackend().submit(canonical, batch)
     assert began.wait(30)
     assert future.cancel()
@@ -361,7 +361,7 @@ def test_noise_of_the_measurement_itself_has_no_exact_probabilities():
     canonical, angle_map = canonicalize(circuit, [])
     with pytest.raises(BackendError, match="use shots"):
         backend.validate(canonical, None)
-    (sampled,) = backend.evaluate(canonical, forward_batch(angle_map, np.empty((1, 0)), 20_000))
+    (sampled,) = answers(backend, canonical, forward_batch(angle_map, np.empty((1, 0)), 20_000))
     assert sampled[1] == pytest.approx(0.05, abs=0.01)
 
 

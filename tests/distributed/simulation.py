@@ -8,9 +8,9 @@ import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
+from qailab.backends.future import RowFuture
 
 from qailab.backends import Backend, Outcomes, Usage
-from qailab.backends.future import RowFuture
 from qailab.distributed.books import Books
 from qailab.distributed.jobs import Job
 from qailab.distributed.options import Settings

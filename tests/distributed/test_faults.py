@@ -20,8 +20,8 @@ from qailab.errors import (
     PoolError,
     TransientBackendError,
 )
-from tests.backends.contract import backward_batch, model
 from tests.distributed.conftest import DEADLINE, SMALL, actor_handles, actor_pids, wait_until
+from tests.support.contracts import backward_batch, model
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

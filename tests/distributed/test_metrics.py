@@ -19,7 +19,7 @@ import ray
 from qailab.backends import RehearsalBackend
 from qailab.distributed import LauncherPool, metrics
 from qailab.distributed.metrics import CHUNK_SECONDS, METRICS, SAMPLE, PoolMetrics
-from tests.backends.contract import backward_batch, model
+from tests.support.contracts import backward_batch, model
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "qailab.json"
 SUFFIXES = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}

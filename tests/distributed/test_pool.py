@@ -32,8 +32,8 @@ from qailab.errors import (
     PoolExhaustedError,
 )
 from qailab.torch import QLayer
-from tests.backends.contract import backward_batch, forward_batch, model
 from tests.distributed.conftest import DEADLINE, SMALL, actor_handles, actor_pids, wait_until
+from tests.support.contracts import backward_batch, forward_batch, model
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from qailab.backends import AerBackend, RehearsalBackend
 from qailab.distributed import LauncherPool
-from tests.backends.contract import backward_batch, model
+from tests.support.contracts import backward_batch, model
 
 _, CANONICAL, ANGLE_MAP, VALUES = model()
 BATCH = backward_batch(CANONICAL, ANGLE_MAP, np.tile(VALUES, (20, 1)), shots=50)
@@ -237,7 +237,7 @@ def test_a_full_object_store_is_no_obstacle():
         held = [ray.put(np.zeros(10 << 20, dtype=np.uint8)) for _ in range(12)]
         with LauncherPool([AerBackend()] * 2) as pool:
             check(pool.submit(CANONICAL, BATCH))
-            from tests.backends.contract import forward_batch
+            from tests.support.contracts import forward_batch
             _, wide, angles, values = model(qubits=12)
             values = np.tile(values, (40, 1))
             many = forward_batch(angles, values, shots=50)  # 3.9 MB of answers

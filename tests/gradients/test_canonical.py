@@ -25,7 +25,7 @@ from qailab.circuit import AmplitudeEncodingGate
 from qailab.errors import CircuitError
 from qailab.gradients import canonicalize
 from qailab.gradients.canonical import SHIFTABLE_GATES
-from tests import oracles
+from tests.support import oracles
 
 x, y, z = (Parameter(name) for name in "xyz")
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from qiskit.circuit import Parameter, ParameterVector
 
 from qailab.errors import CircuitError, InputError
-from qailab.gradients.expressions import ExpressionMap
+from qailab.gradients.angles import ExpressionMap
 
 x, y = Parameter("x"), Parameter("y")
 CASES = {
@@ -46,11 +46,9 @@ def test_values_and_derivatives(name):
         ],
         axis=1,
     )
+    np.testing.assert_allclose(mapping.vjp(POINTS, cotangent), cotangent * differences, atol=1e-7)
     np.testing.assert_allclose(
-        mapping.pull_back(POINTS, cotangent), cotangent * differences, atol=1e-7
-    )
-    np.testing.assert_allclose(
-        mapping.pull_back(POINTS, cotangent**2, squared=True),
+        mapping.vjp(POINTS, cotangent**2, squared=True),
         (cotangent * differences) ** 2,
         atol=1e-7,
     )
@@ -95,7 +93,7 @@ def test_any_expression_has_its_value_and_derivative(tree):
     slopes = [
         (function(point + step * e) - function(point - step * e)) / (2 * step) for e in np.eye(2)
     ]
-    pulled = mapping.pull_back(point[None], np.ones((1, 1)))[0]
+    pulled = mapping.vjp(point[None], np.ones((1, 1)))[0]
     np.testing.assert_allclose(pulled, slopes, rtol=1e-5, atol=1e-6)
 
 
@@ -122,4 +120,4 @@ def test_a_value_that_is_no_number_names_instruction_and_sample():
         mapping.values(np.array([[1.0], [-1.0]]))
     root = ExpressionMap([x**0.5], [x], ["instruction 0"])
     with pytest.raises(InputError, match=r"derivative.*instruction 0.*sample 0"):
-        root.pull_back(np.array([[0.0]]), np.array([[1.0]]))
+        root.vjp(np.array([[0.0]]), np.array([[1.0]]))

@@ -6,8 +6,8 @@ from qiskit.circuit import Parameter, QuantumCircuit
 
 from qailab.circuit import AmplitudeEncoder, RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.gradients import NoiseStream, ParamShiftPlan, SpsaPlan, canonicalize
-from tests import oracles
 from tests.gradients.test_canonical import GATES, circuit_of
+from tests.support import oracles
 
 ALL = slice(None)
 

@@ -27,7 +27,7 @@ def test_any_part_has_the_same_rows_with_the_same_numbers(batch, data):
     part = batch.part(start, stop)
     np.testing.assert_array_equal(part.rows.angles(), rows.angles()[start:stop])
     np.testing.assert_array_equal(
-        part.vectors[part.rows.samples()], batch.vectors[rows.samples()[start:stop]]
+        part.vectors[part.rows.samples()], batch.cotangents[rows.samples()[start:stop]]
     )
     # and a part of a part
     middle = (start + stop) // 2

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from qiskit.circuit import Parameter, QuantumCircuit
 
-from qailab.backends import AerBackend, Backend, Outcomes
+from qailab.backends import AerBackend, Backend, Probabilities
 from qailab.circuit import (
     AmplitudeEncoder,
     RealAmplitudesBlock,
@@ -14,7 +14,7 @@ from qailab.circuit import (
 )
 from qailab.errors import EvaluationError, InputError, InputTypeError
 from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, Gradient, QuantumLauncher
-from tests import oracles
+from tests.support import oracles
 
 DEADLINE = 120
 
@@ -36,10 +36,10 @@ class SamplesOnly(Backend):
     def open(self):
         raise AssertionError("nothing was to run")
 
-    def outcomes(self, circuit, batch):
+    def probabilities(self, circuit, batch, stop):
         raise AssertionError("nothing was to run")
 
-    def rows_at_once(self, circuit):
+    def max_rows_per_call(self, circuit, shots):
         return 1
 
     def __repr__(self):
@@ -116,9 +116,9 @@ def test_spsa_needs_two_rows_a_sample():
     rows = []
 
     class Counting(AerBackend):
-        def evaluate(self, circuit, batch, stop=None):
+        def probabilities(self, circuit, batch, stop):
             rows.append(batch.num_rows)
-            return super().evaluate(circuit, batch, stop)
+            return super().probabilities(circuit, batch, stop)
 
     algorithm = BackwardPass("spsa", 100, 1, spsa_resamplings=2)
     gradient = QuantumLauncher(what, algorithm, Counting()).run(inputs, weights, np.ones((3, 8)))
@@ -139,13 +139,13 @@ def test_a_handle_speaks_of_the_future(monkeypatch):
     what = problem()
     inputs, weights = points(what)
     go_on = threading.Event()
-    original = AerBackend.outcomes
+    original = AerBackend.probabilities
 
-    def slow(self, circuit, batch):
+    def slow(self, circuit, batch, stop):
         assert go_on.wait(DEADLINE)
-        return original(self, circuit, batch)
+        return original(self, circuit, batch, stop)
 
-    monkeypatch.setattr(AerBackend, "outcomes", slow)
+    monkeypatch.setattr(AerBackend, "probabilities", slow)
     backend = AerBackend()
     launcher = QuantumLauncher(what, ForwardPass(), backend)
     first, second = (launcher.submit_forward(inputs, weights) for _ in range(2))
@@ -185,10 +185,10 @@ def test_ctrl_c_while_waiting_cancels():
 
 
 def test_an_error_of_the_backend_arrives(monkeypatch):
-    def broken(self, circuit, batch):
+    def broken(self, circuit, batch, stop):
         raise EvaluationError("the simulator is out of order")
 
-    monkeypatch.setattr(AerBackend, "outcomes", broken)
+    monkeypatch.setattr(AerBackend, "probabilities", broken)
     what = problem()
     handle = QuantumLauncher(what, ForwardPass(), AerBackend()).submit_forward(*points(what))
     assert isinstance(handle.exception(DEADLINE), EvaluationError)
@@ -314,5 +314,5 @@ def test_outcomes_of_a_hand_made_circuit_without_inputs():
 
 
 def test_backends_outcomes_are_a_plain_value():
-    outcomes = Outcomes(np.ones((1, 1)))
-    assert outcomes.distribution is None
+    outcomes = Probabilities(np.ones((1, 1)))
+    assert outcomes.exact is None

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
-
 from qailab.backends.future import RowFuture
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from qailab.circuit import AmplitudeEncoder, RealAmplitudesBlock, RotationalEnco
 from qailab.errors import InputError, InputTypeError
 from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, QuantumLauncher
 from qailab.torch import ArgMax, ExpVQCFunction
-from tests import oracles
+from tests.support import oracles
 
 
 def two_registers():
@@ -106,9 +106,9 @@ def test_only_what_autograd_needs_is_computed(for_inputs, for_weights):
     rows = []
 
     class Counting(AerBackend):
-        def evaluate(self, circuit, batch, stop=None):
+        def probabilities(self, circuit, batch, stop):
             rows.append(batch.num_rows)
-            return super().evaluate(circuit, batch, stop)
+            return super().probabilities(circuit, batch, stop)
 
     backward = QuantumLauncher(backward.problem, backward.algorithm, Counting())
     inputs, weight = tensors(forward.problem, 3)

@@ -126,9 +126,9 @@ def test_evaluation_runs_no_shifted_circuits(mode):
     rows = []
 
     class Counting(AerBackend):
-        def evaluate(self, circuit, batch, stop=None):
+        def probabilities(self, circuit, batch, stop):
             rows.append(batch.num_rows)
-            return super().evaluate(circuit, batch, stop)
+            return super().probabilities(circuit, batch, stop)
 
     layer = QLayer(circuit(), backend=Counting())
     with mode():

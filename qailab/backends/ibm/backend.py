@@ -14,7 +14,14 @@ import numpy as np
 from qiskit.providers import BackendV2
 
 from qailab.arguments import check_choice, checked_integer
-from qailab.backends.base import NOTHING_USED, ActorResources, Backend, Outcomes, Usage
+from qailab.backends.base import (
+    NOTHING_USED,
+    ActorResources,
+    Backend,
+    BackendTraits,
+    Probabilities,
+    Usage,
+)
 from qailab.backends.budget import Budget
 from qailab.backends.ibm.arguments import checked_instance, checked_name, checked_seconds
 from qailab.backends.ibm.connecting import seconds_of
@@ -27,9 +34,8 @@ from qailab.backends.ibm.waits import IBMWaits
 from qailab.backends.limits import IBMLimits
 from qailab.backends.shared_log import SharedLog
 from qailab.errors import BackendError, InputError, InputTypeError
-from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import FloatArray
+from qailab.gradients.rows import FloatArray, RowBatch
 from qailab.journal import DIGEST_BYTES, Journal, Work
 
 _TABLE_BYTES = 512 << 20  # counts and frequencies of the rows that are run at once
@@ -82,9 +88,6 @@ class IBMBackend(Backend):
     >>> IBMBackend("ibm_fez", mode="batch")
     IBMBackend('ibm_fez', mode='batch')
     """
-
-    call_seconds = 2.0
-    close_seconds = 30.0
 
     def __init__(
         self,
@@ -143,35 +146,24 @@ class IBMBackend(Backend):
         if options:  # only then, as IBM's client takes seconds to import
             check_options(sampler or installed_kind(), options)
         if self.is_local:  # a simulator: rows cost nothing, and cores are what counts
-            self.repeatable = True
-            self.call_seconds = 0.05
+            self.traits = BackendTraits(idempotent=True, call_overhead_seconds=0.05)
         else:
-            self.watched = False
-            self.packs_rows = True
-            self.calls_at_once = 8
+            self.traits = BackendTraits(
+                detect_hangs=False,
+                max_concurrency=8,
+                call_overhead_seconds=2.0,
+                packs_jobs=True,
+                queue_name=name if isinstance(name, str) else None,
+                resources=ActorResources(num_cpus=0, custom={"qpu_session": 1}),
+                close_seconds=30.0,
+            )
 
     @property
     def is_local(self) -> bool:
         """Whether it is IBM's local testing mode."""
         return isinstance(self.name, BackendV2)
 
-    @property
-    def resources(self) -> ActorResources:
-        """For a device no CPU, and one of the node's ``qpu_session``; for a simulator one CPU."""
-        if self.is_local:
-            return ActorResources()
-        return ActorResources(num_cpus=0, custom={"qpu_session": 1})
-
-    @property
-    def queue_name(self) -> str | None:
-        return self.name if isinstance(self.name, str) else None
-
-    @property
-    def usage(self) -> Usage:
-        live: Live | None = self.__dict__.get("_live_device")
-        return NOTHING_USED if live is None else live.usage
-
-    def validate(self, circuit: CanonicalCircuit, shots: int | None, num_rows: int = 1) -> None:
+    def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         """Check what can be checked here: a device is asked only where the rows run.
 
         Raises:
@@ -192,7 +184,7 @@ class IBMBackend(Backend):
                     journal.register(*facts)
                 checked.add(circuit.key)
 
-    def share(self, group: str, log_of: Callable[[str], SharedLog]) -> None:
+    def share_logs(self, group: str, log_of: Callable[[str], SharedLog]) -> None:
         self._live_sharing = Sharing(group, log_of)
 
     def open(self) -> None:
@@ -220,17 +212,14 @@ class IBMBackend(Backend):
         if live is not None:
             live.close()
 
-    def rows_at_once(self, circuit: CanonicalCircuit) -> int:
+    def max_rows_per_call(self, circuit: CanonicalCircuit, shots: int | None) -> int:
         return max(2, _TABLE_BYTES // (16 * circuit.num_outcomes))
 
-    def outcomes(self, circuit: CanonicalCircuit, batch: RowBatch) -> Outcomes:
-        return self.outcomes_until(None, circuit, batch)
-
-    def outcomes_until(
-        self, stop: threading.Event | None, circuit: CanonicalCircuit, batch: RowBatch
-    ) -> Outcomes:
+    def probabilities(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Probabilities:
         if batch.num_rows == 0:
-            return Outcomes(np.empty((0, circuit.num_outcomes)))
+            return Probabilities(np.empty((0, circuit.num_outcomes)))
         self._check_shots(batch.shots)
         assert batch.shots is not None
         if "_live_sharing" not in self.__dict__:  # nobody has looked before
@@ -247,10 +236,17 @@ class IBMBackend(Backend):
             group=group,
             most_rows=limits.rows_per_job(batch.shots, len(program.columns), group),
             resent=batch.resent and not self.is_local,
-            stop=threading.Event() if stop is None else stop,
+            stop=stop,
         )
         counts = runner.run(task)
-        return Outcomes(counts / counts.sum(axis=1, keepdims=True, dtype=np.float64))
+        sampled = counts / counts.sum(axis=1, keepdims=True, dtype=np.float64)
+        return Probabilities(sampled, usage=self._unreported(live))
+
+    def _unreported(self, live: Live) -> Usage:
+        with _OPENING:
+            now, before = live.usage, self.__dict__.get("_live_reported", NOTHING_USED)
+            self._live_reported = now
+        return Usage(now.jobs - before.jobs, now.qpu_seconds - before.qpu_seconds)
 
     def _seed(self, batch: RowBatch) -> int:
         """What tells an evaluation from others of the same rows and step.

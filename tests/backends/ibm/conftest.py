@@ -7,7 +7,7 @@ import pytest
 
 from qailab.backends import IBMBackend, IBMWaits
 from qailab.rehearsal import Fault, FaultPlan, RehearsalServer
-from tests.backends.contract import backward_batch, model
+from tests.support.contracts import backward_batch, model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what the client's dependencies warn of while they load

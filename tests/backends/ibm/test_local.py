@@ -7,8 +7,8 @@ from qailab.backends import IBMBackend
 from qailab.backends.ibm.programs import compile_program
 from qailab.backends.ibm.results import counts_of
 from qailab.errors import BackendError
-from tests.backends.contract import BackendContract, forward_batch, model
 from tests.backends.ibm.conftest import FakeManilaV2
+from tests.support.contracts import BackendContract, forward_batch, model
 
 
 class TestOnIdealSimulator(BackendContract):

@@ -19,8 +19,6 @@ from qailab.errors import (
     TransientBackendError,
 )
 from qailab.journal import Journal
-from tests import oracles
-from tests.backends.contract import forward_batch, model
 from tests.backends.ibm.conftest import (
     DEADLINE,
     device,
@@ -29,6 +27,8 @@ from tests.backends.ibm.conftest import (
     on,
     standard_errors,
 )
+from tests.support import oracles
+from tests.support.contracts import forward_batch, model
 
 
 @pytest.mark.parametrize("sampler", ["client", "server"])

@@ -5,7 +5,7 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 
-from qailab.backends import AerBackend, Backend, Outcomes, RehearsalBackend, Usage
+from qailab.backends import AerBackend, Backend, EmulatedBackend, Probabilities, Usage
 from qailab.errors import (
     EvaluationError,
     InputError,
@@ -13,36 +13,36 @@ from qailab.errors import (
     MemoryLimitError,
     TransientBackendError,
 )
-from tests.backends.contract import BackendContract, backward_batch, model
+from tests.support.contracts import BackendContract, answers, backward_batch, model
 
 _, CANONICAL, ANGLE_MAP, VALUES = model()
 BATCH = backward_batch(CANONICAL, ANGLE_MAP, VALUES, shots=50)
 
 
-class TestRehearsal(BackendContract):
+class TestEmulated(BackendContract):
     def backend(self):
-        return RehearsalBackend(AerBackend(), latency=0.001, jitter=0.001)
+        return EmulatedBackend(AerBackend(), latency=0.001, jitter=0.001)
 
 
 def opened(**options):
-    backend = RehearsalBackend(**options)
+    backend = EmulatedBackend(**options)
     backend.open()
     return backend
 
 
 def test_answers_are_those_of_inner_after_the_latency():
     backend = opened(latency=0.3)
-    backend.evaluate(CANONICAL, BATCH)  # compiled
+    answers(backend, CANONICAL, BATCH)  # compiled
     began = time.monotonic()
-    answers = backend.evaluate(CANONICAL, BATCH)
+    answers = answers(backend, CANONICAL, BATCH)
     assert time.monotonic() - began >= 0.29
-    np.testing.assert_array_equal(answers, AerBackend().evaluate(CANONICAL, BATCH))
+    np.testing.assert_array_equal(answers, answers(AerBackend(), CANONICAL, BATCH))
 
 
 def test_it_counts_its_jobs_and_their_seconds():
     backend = opened(latency=0.01)
     for _ in range(3):
-        backend.evaluate(CANONICAL, BATCH)
+        answers(backend, CANONICAL, BATCH)
     assert backend.usage == Usage(3, pytest.approx(0.03))
     backend.open()
     assert backend.usage == Usage()
@@ -52,7 +52,7 @@ def outcomes_of(backend, jobs=60):
     failed = []
     for job in range(jobs):
         try:
-            backend.evaluate(CANONICAL, BATCH.part(2 * (job % 20), 2 * (job % 20) + 2))
+            answers(backend, CANONICAL, BATCH.part(2 * (job % 20), 2 * (job % 20) + 2))
         except TransientBackendError:
             failed.append(job)
     return failed
@@ -72,7 +72,7 @@ def test_jitter_is_spread_evenly_around_the_latency():
     seconds = []
     for _ in range(100):
         before = backend.usage
-        backend.evaluate(CANONICAL, BATCH.part(0, 2))
+        answers(backend, CANONICAL, BATCH.part(0, 2))
         seconds.append(backend.usage.since(before).qpu_seconds)
     assert 0 <= min(seconds) < 0.001
     assert 0.007 < max(seconds) <= 0.008
@@ -80,11 +80,11 @@ def test_jitter_is_spread_evenly_around_the_latency():
 
 
 def test_in_process_transient_faults_are_tried_again():
-    backend = RehearsalBackend(failure_rate=0.5, seed=3)
+    backend = EmulatedBackend(failure_rate=0.5, seed=3)
     backend.open()
     answers = backend.submit(CANONICAL, BATCH).result(60)
-    np.testing.assert_array_equal(answers, AerBackend().evaluate(CANONICAL, BATCH))
-    hopeless = RehearsalBackend(failure_rate=1.0)
+    np.testing.assert_array_equal(answers, answers(AerBackend(), CANONICAL, BATCH))
+    hopeless = EmulatedBackend(failure_rate=1.0)
     hopeless.open()
     with pytest.raises(TransientBackendError, match="as failure_rate asks for"):
         hopeless.submit(CANONICAL, BATCH).result(60)
@@ -96,7 +96,7 @@ def test_a_cancel_ends_the_wait():
     stop = threading.Event()
     threading.Timer(0.2, stop.set).start()
     with pytest.raises(CancelledError):
-        backend.evaluate(CANONICAL, BATCH, stop)
+        answers(backend, CANONICAL, BATCH, stop)
 
 
 def test_it_is_as_its_inner_and_takes_no_cpu():
@@ -104,20 +104,20 @@ def test_it_is_as_its_inner_and_takes_no_cpu():
         def open(self):
             pass
 
-        def outcomes(self, circuit, batch):
-            return Outcomes(np.full((batch.num_rows, circuit.num_outcomes), 0.125))
+        def probabilities(self, circuit, batch, stop):
+            return Probabilities(np.full((batch.num_rows, circuit.num_outcomes), 0.125))
 
-        def rows_at_once(self, circuit):
+        def max_rows_per_call(self, circuit, shots):
             return 7
 
-    assert RehearsalBackend().supports_exact
-    assert RehearsalBackend().repeatable
-    assert not RehearsalBackend(Hardware()).supports_exact
-    assert not RehearsalBackend(Hardware()).repeatable
-    assert RehearsalBackend(AerBackend(threads=2)).resources.num_cpus == 0
+    assert EmulatedBackend().supports_exact
+    assert EmulatedBackend().repeatable
+    assert not EmulatedBackend(Hardware()).supports_exact
+    assert not EmulatedBackend(Hardware()).repeatable
+    assert EmulatedBackend(AerBackend(threads=2)).resources.num_cpus == 0
     wide = model(qubits=17)[1]
     with pytest.raises(MemoryLimitError):
-        RehearsalBackend(AerBackend(max_memory_mb=1)).validate(wide, 50)
+        EmulatedBackend(AerBackend(max_memory_mb=1)).validate(wide, 50)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_it_is_as_its_inner_and_takes_no_cpu():
 )
 def test_bad_options(options, error, says):
     with pytest.raises(error, match=says):
-        RehearsalBackend(**options)
+        EmulatedBackend(**options)
 
 
 class Picky(AerBackend):
@@ -142,11 +142,11 @@ class Picky(AerBackend):
     bad = frozenset({31})
     calls = 0
 
-    def outcomes(self, circuit, batch):
+    def probabilities(self, circuit, batch, stop):
         type(self).calls += 1
         if self.bad & set(range(batch.rows.start, batch.rows.stop)):
             raise ValueError("no such angle")
-        return super().outcomes(circuit, batch)
+        return super().probabilities(circuit, batch, stop)
 
 
 def test_the_row_that_an_error_is_about_is_found_by_halving():

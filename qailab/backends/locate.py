@@ -1,4 +1,4 @@
-"""Naming the row that an evaluation fails on."""
+"""Locate the row that an evaluation fails on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from qailab.errors import (
     TransientBackendError,
     plain,
 )
-from qailab.gradients.batch import RowBatch
-from qailab.gradients.rows import FloatArray
+from qailab.gradients.rows import FloatArray, RowBatch
 
 Evaluate = Callable[[RowBatch], FloatArray]
 
@@ -30,7 +29,7 @@ _NOT_ABOUT_ROWS = (
 )
 
 
-def evaluate_naming_rows(evaluate: Evaluate, batch: RowBatch, *, repeatable: bool) -> FloatArray:
+def locate_failing_row(evaluate: Evaluate, batch: RowBatch, *, idempotent: bool) -> FloatArray:
     """``evaluate(batch)``, with errors that say which row they are about.
 
     Where rows may be repeated, the rows are halved until the failing one is found; that costs
@@ -41,7 +40,7 @@ def evaluate_naming_rows(evaluate: Evaluate, batch: RowBatch, *, repeatable: boo
     Args:
         evaluate: answers a batch.
         batch: the rows.
-        repeatable: whether rows may run twice at no cost.
+        idempotent: whether rows may run twice at no cost.
 
     Raises:
         BackendError: if the rows cannot be run.
@@ -52,7 +51,7 @@ def evaluate_naming_rows(evaluate: Evaluate, batch: RowBatch, *, repeatable: boo
     except _NOT_ABOUT_ROWS:
         raise
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        failing, cause = _narrowed(evaluate, batch, error) if repeatable else (batch, error)
+        failing, cause = _narrowed(evaluate, batch, error) if idempotent else (batch, error)
         raise _described(cause, failing) from error
 
 

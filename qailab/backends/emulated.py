@@ -1,4 +1,4 @@
-"""A device that is not there: another backend's answers, after a device's time and faults."""
+"""An emulated device: another backend's answers, after a device's time and with its faults."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ import math
 import threading
 import time
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 import numpy as np
 
 from qailab.arguments import checked_integer
 from qailab.backends.aer import AerBackend
-from qailab.backends.base import ActorResources, Backend, Outcomes, Usage
+from qailab.backends.base import Backend, Probabilities, Usage
 from qailab.errors import InputError, InputTypeError, TransientBackendError
-from qailab.gradients.batch import RowBatch
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import FloatArray
+from qailab.gradients.rows import FloatArray, RowBatch
+
+_TABLE_BYTES = 256 << 20  # the probabilities of one job
 
 
-class RehearsalBackend(Backend):
+class EmulatedBackend(Backend):
     """Answers like ``inner``, but only after the time a device would take, and not always.
 
     For trying out how a fleet of devices behaves before there is one: scheduling, faults,
-    progress. Each call of `evaluate` is one job. Its answers are those of ``inner``, bit for bit;
-    the time ``inner`` computes is part of the job's time, not added to it. An actor with this
-    backend takes no CPU, as it waits most of the time.
+    progress. All rows of a call are one job. Its answers are those of ``inner``, bit for bit; the
+    time ``inner`` computes is part of the job's time, not added to it. An actor with this backend
+    takes no CPU, as it waits most of the time.
 
     Args:
         inner: the backend that knows the answers.
@@ -38,8 +40,8 @@ class RehearsalBackend(Backend):
     Raises:
         InputError: if an option is not valid.
 
-    >>> RehearsalBackend(latency=0.2, failure_rate=0.01)
-    RehearsalBackend(AerBackend(), latency=0.2, failure_rate=0.01)
+    >>> EmulatedBackend(latency=0.2, failure_rate=0.01)
+    EmulatedBackend(AerBackend(), latency=0.2, failure_rate=0.01)
     """
 
     def __init__(
@@ -58,53 +60,58 @@ class RehearsalBackend(Backend):
         self.jitter = _checked("jitter", jitter, "seconds", math.inf)
         self.failure_rate = _checked("failure_rate", failure_rate, "a share of 1", 1.0)
         self.seed = checked_integer("seed", seed, least=0)
-        self.supports_exact = self.inner.supports_exact
-        self.repeatable = self.inner.repeatable
-        self.watched = self.inner.watched
-        self.call_seconds = max(self.latency, self.inner.call_seconds)
-
-    @property
-    def usage(self) -> Usage:
-        used: Usage = self.__dict__.get("_live_usage", Usage())
-        return used
-
-    @property
-    def resources(self) -> ActorResources:
-        inner = self.inner.resources
-        return ActorResources(num_cpus=0, num_gpus=inner.num_gpus, custom=inner.custom)
-
-    def validate(self, circuit: CanonicalCircuit, shots: int | None, num_rows: int = 1) -> None:
-        self.inner.validate(circuit, shots, num_rows)
+        traits = self.inner.traits
+        self.traits = replace(
+            traits,
+            call_overhead_seconds=max(self.latency, traits.call_overhead_seconds),
+            resources=replace(traits.resources, num_cpus=0.0),  # it waits most of the time
+        )
 
     def open(self) -> None:
-        self._live_usage = Usage()
         self.inner.open()
-
-    def outcomes(self, circuit: CanonicalCircuit, batch: RowBatch) -> Outcomes:
-        return self.inner.outcomes(circuit, batch)
-
-    def rows_at_once(self, circuit: CanonicalCircuit) -> int:
-        return self.inner.rows_at_once(circuit)
-
-    def evaluate(
-        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event | None = None
-    ) -> FloatArray:
-        began = time.monotonic()
-        chance = self._chance(batch)
-        seconds = max(0.0, self.latency + self.jitter * chance.uniform(-1.0, 1.0))
-        fails = chance.random() < self.failure_rate
-        used = self.usage
-        self._live_usage = Usage(used.jobs + 1, used.qpu_seconds + seconds)
-        answers = None if fails else self.inner.evaluate(circuit, batch, stop)
-        _sleep(began + seconds - time.monotonic(), stop)
-        if answers is None:
-            raise TransientBackendError(
-                f"job {self.usage.jobs} of {self!r} failed, as failure_rate asks for"
-            )
-        return answers
+        self._live_jobs = 0
 
     def close(self) -> None:
         self.inner.close()
+
+    def max_rows_per_call(self, circuit: CanonicalCircuit, shots: int | None) -> int:
+        """As many rows as one job of a device takes; ``inner`` may be given them in parts."""
+        fewest = self.inner.max_rows_per_call(circuit, shots)
+        return max(fewest, _TABLE_BYTES // (16 * circuit.num_outcomes))
+
+    def probabilities(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Probabilities:
+        began = time.monotonic()
+        self._live_jobs = job = self.__dict__.get("_live_jobs", 0) + 1
+        chance = self._chance(batch, job)
+        seconds = max(0.0, self.latency + self.jitter * chance.uniform(-1.0, 1.0))
+        fails = chance.random() < self.failure_rate
+        found = None if fails else self._inner_probabilities(circuit, batch, stop)
+        _sleep(began + seconds - time.monotonic(), stop)
+        if found is None:
+            raise TransientBackendError(f"job {job} of {self!r} failed, as failure_rate asks for")
+        return replace(found, usage=Usage(jobs=1, qpu_seconds=seconds))
+
+    def _inner_probabilities(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Probabilities:
+        rows, group = batch.rows, batch.rows.group
+        most = self.inner.max_rows_per_call(circuit, batch.shots)
+        stride = max(group, most // group * group)
+        parts = [
+            self.inner.probabilities(
+                circuit, batch.part(start, min(start + stride, rows.stop)), stop
+            )
+            for start in range(rows.start, rows.stop, stride)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        exact: list[FloatArray] = [part.exact for part in parts if part.exact is not None]
+        return Probabilities(
+            np.concatenate([part.sampled for part in parts]),
+            np.concatenate(exact) if len(exact) == len(parts) else None,
+        )
 
     def __repr__(self) -> str:
         given = {
@@ -114,20 +121,16 @@ class RehearsalBackend(Backend):
             "seed": self.seed,
         }
         shown = [repr(self.inner), *(f"{name}={value}" for name, value in given.items() if value)]
-        return f"RehearsalBackend({', '.join(shown)})"
+        return f"EmulatedBackend({', '.join(shown)})"
 
-    def _chance(self, batch: RowBatch) -> np.random.Generator:
+    def _chance(self, batch: RowBatch, job: int) -> np.random.Generator:
         """From the rows as well as the job's number: devices of one recipe differ."""
-        what = (self.seed, self.usage.jobs, batch.rows.start, batch.noise.step, batch.noise.purpose)
+        what = (self.seed, job, batch.rows.start, batch.noise.step, batch.noise.purpose)
         return np.random.default_rng(list(hashlib.sha256(repr(what).encode()).digest()))
 
 
-def _sleep(seconds: float, stop: threading.Event | None) -> None:
-    if seconds <= 0:
-        return
-    if stop is None:
-        time.sleep(seconds)
-    elif stop.wait(seconds):
+def _sleep(seconds: float, stop: threading.Event) -> None:
+    if seconds > 0 and stop.wait(seconds):
         raise CancelledError("the job was cancelled")
 
 
