@@ -13,6 +13,7 @@ PACKAGE = ROOT / "qailab"
 MAY_USE = {
     "errors": set(),
     "arguments": {"errors"},
+    "deprecation": set(),
     "checks": {"errors"},
     "circuit": {"errors", "arguments"},
     "gradients": {"errors", "arguments", "circuit"},

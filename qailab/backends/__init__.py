@@ -1,13 +1,12 @@
 """Backends: where rows run. The seam is `Backend`; Aer simulates, IBM is hardware."""
 
-from typing import Any
-
 from qailab.backends.aer import AerBackend
 from qailab.backends.base import ActorResources, Backend, BackendTraits, Probabilities, Usage
 from qailab.backends.budget import Budget
 from qailab.backends.emulated import EmulatedBackend
 from qailab.backends.ibm import IBMBackend, IBMWaits
 from qailab.backends.limits import IBMLimits
+from qailab.deprecation import renamed
 
 __all__ = [
     "ActorResources",
@@ -23,14 +22,6 @@ __all__ = [
     "Usage",
 ]
 
-_RENAMED = {"RehearsalBackend": "EmulatedBackend", "Outcomes": "Probabilities"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _RENAMED:
-        import warnings
-
-        new = _RENAMED[name]
-        warnings.warn(f"{name} is now called {new}", DeprecationWarning, stacklevel=2)
-        return globals()[new]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = renamed(
+    __name__, {"RehearsalBackend": "EmulatedBackend", "Outcomes": "Probabilities"}
+)

@@ -1,7 +1,8 @@
 """Torch functions and layers. Importing this loads neither Ray nor the IBM client."""
 
+from qailab.deprecation import renamed
 from qailab.torch.autograd import ArgMax, ExpVQCFunction
-from qailab.torch.estimate import estimate
+from qailab.torch.cost import estimate_cost
 from qailab.torch.layers import ArgmaxQLayer, ExpectedValueQLayer, ExpQLayer, QLayer
 
 __all__ = [
@@ -11,5 +12,7 @@ __all__ = [
     "ExpVQCFunction",
     "ExpectedValueQLayer",
     "QLayer",
-    "estimate",
+    "estimate_cost",
 ]
+
+__getattr__ = renamed(__name__, {"estimate": "estimate_cost"})

@@ -1,11 +1,13 @@
 import threading
 import time
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from qailab.backends import AerBackend, Backend, EmulatedBackend, Probabilities, Usage
+from qailab.backends.base import evaluate
 from qailab.errors import (
     EvaluationError,
     InputError,
@@ -34,21 +36,30 @@ def test_answers_are_those_of_inner_after_the_latency():
     backend = opened(latency=0.3)
     answers(backend, CANONICAL, BATCH)  # compiled
     began = time.monotonic()
-    answers = answers(backend, CANONICAL, BATCH)
+    delayed = answers(backend, CANONICAL, BATCH)
     assert time.monotonic() - began >= 0.29
-    np.testing.assert_array_equal(answers, answers(AerBackend(), CANONICAL, BATCH))
+    np.testing.assert_array_equal(delayed, answers(AerBackend(), CANONICAL, BATCH))
 
 
-def test_it_counts_its_jobs_and_their_seconds():
+def usage_of(backend, batch=BATCH):
+    return evaluate(backend, CANONICAL, batch, threading.Event()).usage
+
+
+def test_it_tells_its_jobs_and_their_seconds():
     backend = opened(latency=0.01)
-    for _ in range(3):
-        answers(backend, CANONICAL, BATCH)
-    assert backend.usage == Usage(3, pytest.approx(0.03))
-    backend.open()
-    assert backend.usage == Usage()
+    assert usage_of(backend) == Usage(1, 0.01)
+    assert usage_of(backend) + usage_of(backend) == Usage(2, 0.02)
 
 
-def outcomes_of(backend, jobs=60):
+def test_a_call_is_one_job_however_few_rows_inner_takes(monkeypatch):
+    whole = answers(AerBackend(), CANONICAL, BATCH)
+    monkeypatch.setattr(AerBackend, "max_rows_per_call", lambda self, circuit, shots: 4)
+    backend = opened(latency=0.001)
+    np.testing.assert_array_equal(answers(backend, CANONICAL, BATCH), whole)
+    assert usage_of(backend).jobs == 1
+
+
+def failures_of(backend, jobs=60):
     failed = []
     for job in range(jobs):
         try:
@@ -59,21 +70,19 @@ def outcomes_of(backend, jobs=60):
 
 
 def test_faults_are_seeded_and_as_many_as_asked_for():
-    first = outcomes_of(opened(failure_rate=0.3, seed=1))
-    assert outcomes_of(opened(failure_rate=0.3, seed=1)) == first
-    assert outcomes_of(opened(failure_rate=0.3, seed=2)) != first
+    first = failures_of(opened(failure_rate=0.3, seed=1))
+    assert failures_of(opened(failure_rate=0.3, seed=1)) == first
+    assert failures_of(opened(failure_rate=0.3, seed=2)) != first
     assert 0.1 < len(first) / 60 < 0.5
-    assert outcomes_of(opened(failure_rate=1.0)) == list(range(60))
-    assert outcomes_of(opened()) == []
+    assert failures_of(opened(failure_rate=1.0)) == list(range(60))
+    assert failures_of(opened()) == []
 
 
 def test_jitter_is_spread_evenly_around_the_latency():
     backend = opened(latency=0.004, jitter=0.004)
     seconds = []
     for _ in range(100):
-        before = backend.usage
-        answers(backend, CANONICAL, BATCH.part(0, 2))
-        seconds.append(backend.usage.since(before).qpu_seconds)
+        seconds.append(usage_of(backend, BATCH.part(0, 2)).qpu_seconds)
     assert 0 <= min(seconds) < 0.001
     assert 0.007 < max(seconds) <= 0.008
     assert abs(np.mean(seconds) - 0.004) < 0.001
@@ -82,13 +91,10 @@ def test_jitter_is_spread_evenly_around_the_latency():
 def test_in_process_transient_faults_are_tried_again():
     backend = EmulatedBackend(failure_rate=0.5, seed=3)
     backend.open()
-    answers = backend.submit(CANONICAL, BATCH).result(60)
-    np.testing.assert_array_equal(answers, answers(AerBackend(), CANONICAL, BATCH))
-    hopeless = EmulatedBackend(failure_rate=1.0)
-    hopeless.open()
-    with pytest.raises(TransientBackendError, match="as failure_rate asks for"):
-        hopeless.submit(CANONICAL, BATCH).result(60)
-    assert hopeless.usage.jobs == 20
+    found = backend.submit(CANONICAL, BATCH).result(60)
+    np.testing.assert_array_equal(found, answers(AerBackend(), CANONICAL, BATCH))
+    with pytest.raises(TransientBackendError, match=r"job 20 of .* as failure_rate asks for"):
+        opened(failure_rate=1.0).submit(CANONICAL, BATCH).result(60)
 
 
 def test_a_cancel_ends_the_wait():
@@ -111,10 +117,10 @@ def test_it_is_as_its_inner_and_takes_no_cpu():
             return 7
 
     assert EmulatedBackend().supports_exact
-    assert EmulatedBackend().repeatable
+    assert EmulatedBackend().traits.idempotent
     assert not EmulatedBackend(Hardware()).supports_exact
-    assert not EmulatedBackend(Hardware()).repeatable
-    assert EmulatedBackend(AerBackend(threads=2)).resources.num_cpus == 0
+    assert not EmulatedBackend(Hardware()).traits.idempotent
+    assert EmulatedBackend(AerBackend(threads=2)).traits.resources.num_cpus == 0
     wide = model(qubits=17)[1]
     with pytest.raises(MemoryLimitError):
         EmulatedBackend(AerBackend(max_memory_mb=1)).validate(wide, 50)
@@ -162,7 +168,9 @@ def test_the_row_that_an_error_is_about_is_found_by_halving():
 
 def test_rows_that_cost_money_are_not_run_again_to_find_it():
     class Paid(Picky):
-        repeatable = False
+        def __init__(self):
+            super().__init__()
+            self.traits = replace(self.traits, idempotent=False)
 
     Paid.calls = 0
     with pytest.raises(EvaluationError, match=rf"\[rows 0 to {BATCH.num_rows - 1}, the first"):

@@ -7,7 +7,7 @@ from qailab.gradients import NoiseStream, PointRows, RowBatch, ShiftedRows
 
 @st.composite
 def batches(draw):
-    """A batch of either kind, with vectors."""
+    """A batch of either kind, with cotangents."""
     samples, angles, outcomes = draw(st.integers(1, 4)), draw(st.integers(1, 5)), 4
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     if draw(st.booleans()):
@@ -27,7 +27,7 @@ def test_any_part_has_the_same_rows_with_the_same_numbers(batch, data):
     part = batch.part(start, stop)
     np.testing.assert_array_equal(part.rows.angles(), rows.angles()[start:stop])
     np.testing.assert_array_equal(
-        part.vectors[part.rows.samples()], batch.cotangents[rows.samples()[start:stop]]
+        part.cotangents[part.rows.samples()], batch.cotangents[rows.samples()[start:stop]]
     )
     # and a part of a part
     middle = (start + stop) // 2
@@ -41,7 +41,7 @@ def test_a_part_carries_only_the_samples_it_touches(batch, data):
     sample = data.draw(st.integers(0, len(batch.rows.base) - 1))
     per_sample = batch.rows.rows_per_sample
     part = batch.part(sample * per_sample, (sample + 1) * per_sample)
-    assert len(part.rows.base) == len(part.vectors) == 1
+    assert len(part.rows.base) == len(part.cotangents) == 1
 
 
 def test_shifted_rows_are_ordered_sample_angle_term():

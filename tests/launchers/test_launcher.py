@@ -12,8 +12,15 @@ from qailab.circuit import (
     RotationalEncoder,
     build_circuit,
 )
-from qailab.errors import EvaluationError, InputError, InputTypeError
-from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, Gradient, QuantumLauncher
+from qailab.errors import EvaluationError, InputError, InputTypeError, MemoryLimitError
+from qailab.launchers import (
+    BackwardPass,
+    CircuitProblem,
+    ForwardPass,
+    Gradient,
+    QuantumLauncher,
+    StepContext,
+)
 from tests.support import oracles
 
 DEADLINE = 120
@@ -85,9 +92,8 @@ def test_only_what_is_asked_for():
     what = problem()
     inputs, weights = points(what)
     seen = []
-    launcher = QuantumLauncher(
-        what, BackwardPass(shots=None), AerBackend(), on_gradient=seen.append
-    )
+    context = StepContext(on_gradient=seen.append)
+    launcher = QuantumLauncher(what, BackwardPass(shots=None), AerBackend(), context=context)
     handle = launcher.submit_backward(inputs, weights, np.ones((3, 4)), for_inputs=False)
     gradient = handle.result(DEADLINE)
     assert gradient.inputs is gradient.input_std_error is None
@@ -101,13 +107,29 @@ def test_unseeded_noise_is_fresh_and_seeded_noise_is_not():
     inputs, weights = points(what)
 
     def run(seed, step=0):
-        return QuantumLauncher(what, ForwardPass(100, seed), AerBackend(), step=step).run(
-            inputs, weights
-        )
+        launcher = QuantumLauncher(what, ForwardPass(100, seed), AerBackend())
+        return launcher.at(StepContext(step=step)).run(inputs, weights)
 
     assert (run(None) != run(None)).any()
     np.testing.assert_array_equal(run(3), run(3))
     assert (run(3) != run(3, step=1)).any()
+    launcher = QuantumLauncher(what, ForwardPass(100, 8), AerBackend())
+    again = launcher.at(StepContext(seed=3)).run(inputs, weights)  # the step's own seed wins
+    np.testing.assert_array_equal(again, run(3))
+
+
+def test_a_negative_first_sample_is_refused():
+    with pytest.raises(InputError, match="first_sample must be an integer of at least 0, got -1"):
+        StepContext(first_sample=-1)
+
+
+def test_probabilities_that_no_memory_holds_are_refused_before_anything_runs():
+    circuit = QuantumCircuit(30)
+    circuit.ry(Parameter("weight"), 0)
+    circuit.measure_all()
+    launcher = QuantumLauncher(CircuitProblem(circuit), ForwardPass(), SamplesOnly())
+    with pytest.raises(MemoryLimitError, match="half of this machine's memory"):
+        launcher.submit_forward(np.empty((1 << 14, 0)), np.zeros(1))
 
 
 def test_spsa_needs_two_rows_a_sample():

@@ -115,15 +115,15 @@ class BackendContract(ABC):
         _, canonical, angle_map, values = model()
         backend = self.backend()
         batch = backward_batch(canonical, angle_map, values, self.shots)
-        answers = answers(backend, canonical, batch)
-        assert answers.shape == (batch.num_rows, 2)
+        found = answers(backend, canonical, batch)
+        assert found.shape == (batch.num_rows, 2)
         again = answers(
             backend, canonical, RowBatch(batch.rows, self.shots, NoiseStream(1), batch.cotangents)
         )
-        np.testing.assert_array_equal(answers, again)
+        np.testing.assert_array_equal(found, again)
         largest = np.abs(batch.cotangents).max()
-        assert (answers[:, 1] >= 0).all()
-        assert (answers[:, 1] <= 4 * largest**2 / self.shots).all()
+        assert (found[:, 1] >= 0).all()
+        assert (found[:, 1] <= 4 * largest**2 / self.shots).all()
 
     def test_no_rows(self):
         _, canonical, angle_map, values = model()

@@ -10,7 +10,7 @@ from qailab.backends.limits import IBMLimits
 from qailab.circuit import AmplitudeEncoder, RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import InputError, InputTypeError
 from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, QuantumLauncher
-from qailab.torch import ArgmaxQLayer, ExpectedValueQLayer, ExpVQCFunction, QLayer, estimate
+from qailab.torch import ArgmaxQLayer, ExpectedValueQLayer, ExpVQCFunction, QLayer, estimate_cost
 
 
 class Counting(AerBackend):
@@ -20,12 +20,12 @@ class Counting(AerBackend):
         super().__init__()
         self.forward_rows = self.backward_rows = 0
 
-    def evaluate(self, circuit, batch, stop=None):
-        if batch.vectors is None:
+    def probabilities(self, circuit, batch, stop):
+        if batch.cotangents is None:
             self.forward_rows += batch.num_rows
         else:
             self.backward_rows += batch.num_rows
-        return super().evaluate(circuit, batch, stop)
+        return super().probabilities(circuit, batch, stop)
 
 
 def circuit(qubits=2, reps=1, encoder=None, measure_qubits=None):
@@ -80,7 +80,7 @@ MODELS = {
 
 
 def told(model, *args, **options):
-    estimated = estimate(model, *args, show=False, **options)
+    estimated = estimate_cost(model, *args, show=False, **options)
     return {each.method: each for each in estimated.methods}
 
 
@@ -152,7 +152,7 @@ def test_shots_are_those_given_or_each_layers_own():
 
 def test_the_table(capsys):
     model = nn.Sequential(nn.Linear(5, 2), QLayer(circuit()), nn.Linear(4, 2))
-    result = estimate(model, 32, 1024, 1000, spsa_resamplings=2)
+    result = estimate_cost(model, 32, 1024, 1000, spsa_resamplings=2)
     assert capsys.readouterr().out == f"{result}\n"
     assert [line.rstrip() for line in str(result).splitlines()] == [
         "1 quantum layer, 32 samples a step, 1,024 shots a row",
@@ -164,14 +164,14 @@ def test_the_table(capsys):
         "spsa x 2               32            128     2     163,840     61"
         "  160,000  2,000  163,840,000   61,344",
     ]
-    assert "the layers' own shots a row" in str(estimate(model, 1, show=False))
+    assert "the layers' own shots a row" in str(estimate_cost(model, 1, show=False))
     assert capsys.readouterr().out == ""
 
 
 def test_nothing_is_run():
     backend = Counting()
     before = threading.active_count()
-    estimate(middle_layer(backend=backend, shots=100), 32, steps=10**6, show=False)
+    estimate_cost(middle_layer(backend=backend, shots=100), 32, steps=10**6, show=False)
     assert backend.forward_rows == backend.backward_rows == 0
     assert threading.active_count() == before
 
@@ -180,15 +180,15 @@ def test_nothing_is_run():
 def test_bad_numbers(wrong):
     (name,) = wrong
     with pytest.raises(InputError, match=f"{name} must be a positive integer"):
-        estimate(first_layer(), **{"batch": 1, **wrong})
+        estimate_cost(first_layer(), **{"batch": 1, **wrong})
 
 
 def test_bad_models():
     with pytest.raises(InputError, match=r"Linear has no quantum layer \(QLayer"):
-        estimate(nn.Linear(2, 2), 4)
+        estimate_cost(nn.Linear(2, 2), 4)
     with pytest.raises(InputTypeError, match="model must be a torch module, got QuantumCircuit"):
-        estimate(circuit(), 4)
+        estimate_cost(circuit(), 4)
     with pytest.raises(InputError, match=r"layer '0' has shots=None .*pass shots="):
-        estimate(first_layer(shots=None), 4)
+        estimate_cost(first_layer(shots=None), 4)
     with pytest.raises(InputError, match=r"do not fit one job.*at most 5,000,000 shots"):
-        estimate(first_layer(shots=6_000_000), 4)
+        estimate_cost(first_layer(shots=6_000_000), 4)

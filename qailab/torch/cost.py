@@ -80,7 +80,7 @@ class TrainingEstimate:
         return "\n".join([title, groups, *("  ".join(_aligned(row, widths)) for row in table)])
 
 
-def estimate(
+def estimate_cost(
     model: nn.Module,
     batch: int,
     shots: int | None = None,
