@@ -1,8 +1,9 @@
-"""Fixtures for all tests. Ray's settings must be in place before anything imports ray."""
+"""Settings of all tests: Ray's environment, hypothesis, markers and groups by folder."""
 
 import os
 import signal
 
+# Ray's settings must be in place before anything imports ray.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on 127.0.0.1 only
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -13,10 +14,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # As in a shell's background: programs that the tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
+
+INTEGRATION = Path(__file__).parent / "integration"
 
 # Deterministic and without a deadline of its own: no test depends on the machine's speed.
 hypothesis.settings.register_profile(
@@ -24,31 +27,23 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("qailab")
 
-RAY_CPUS = 4
-
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """One process has all tests that share a Ray, and a file of programs shares its fixtures."""
+    """Mark by folder and fixture; one process has all tests that share a Ray, or a file's fixtures.
+
+    Fast tests run first, then those that share Ray: the longest group.
+    """
     for item in items:
-        if "ray_cluster" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif item.get_closest_marker("integration"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One local Ray for all tests that need it."""
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=RAY_CPUS,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=80 << 20,
-    )
-    yield
-    ray.shutdown()
+        if not item.path.is_relative_to(INTEGRATION):
+            continue
+        item.add_marker(pytest.mark.integration)
+        shares_ray = "ray_cluster" in item.fixturenames
+        if shares_ray:
+            item.add_marker(pytest.mark.ray)
+        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else str(item.path)))
+    items.sort(
+        key=lambda item: (
+            item.path.is_relative_to(INTEGRATION), "ray_cluster" not in item.fixturenames
+        )
+    )  # fmt: skip

@@ -1,8 +1,6 @@
 """The layout, the one-way dependencies and the habits of the design, read from the sources."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
@@ -34,7 +32,6 @@ ONLY_IN = {
     "qiskit_aer": {"backends", "rehearsal", "doctor"},
     "qiskit_ibm_runtime": {"backends", "rehearsal", "doctor"},
 }
-TOP_LEVEL = {"pyproject.toml", "qailab", "cluster", "tests", "scripts", "README.md", "LICENSE"}
 
 FOREIGN_PRIVATE_NAMES: dict[str, str] = {}
 """Private names of other libraries that are used all the same, each with its reason."""
@@ -163,32 +160,3 @@ def test_private_names_of_other_libraries_are_all_listed():
 def test_every_folder_is_in_the_design():
     folders = {folder_of(path) for path in MODULES} - {"__init__"}
     assert folders == set(MAY_USE)
-
-
-def test_top_level_holds_only_what_is_fixed():
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    names = {line.split("/")[0] for line in listed.stdout.splitlines()}
-    assert {name for name in names if not name.startswith(".")} <= TOP_LEVEL
-
-
-@pytest.mark.parametrize(
-    ("module", "absent"),
-    [
-        ("qailab.torch", ["ray", "qiskit_ibm_runtime", "qiskit_aer"]),
-        ("qailab", ["ray", "torch", "qiskit"]),
-        ("qailab.distributed.actor", ["torch", "qiskit_ibm_runtime"]),
-        ("qailab.distributed", ["ray", "torch"]),
-        ("qailab.backends", ["ray", "torch", "qiskit_ibm_runtime"]),
-        ("qailab.rehearsal", ["ray", "torch", "qiskit_aer", "qiskit_ibm_runtime"]),
-        ("qailab.journal", ["ray", "torch", "qiskit"]),
-    ],
-)
-def test_imports_stay_light(module, absent):
-    program = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True
-    )
-    assert done.stdout.strip() == "[]"

@@ -1,0 +1,39 @@
+"""What git and a fresh Python say of the package."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+TOP_LEVEL = {"pyproject.toml", "qailab", "cluster", "tests", "scripts", "README.md", "LICENSE"}
+
+
+def test_top_level_holds_only_what_is_fixed():
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    names = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    assert {name for name in names if not name.startswith(".")} <= TOP_LEVEL
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("qailab.torch", ["ray", "qiskit_ibm_runtime", "qiskit_aer"]),
+        ("qailab", ["ray", "torch", "qiskit"]),
+        ("qailab.distributed.actor", ["torch", "qiskit_ibm_runtime"]),
+        ("qailab.distributed", ["ray", "torch"]),
+        ("qailab.backends", ["ray", "torch", "qiskit_ibm_runtime"]),
+        ("qailab.rehearsal", ["ray", "torch", "qiskit_aer", "qiskit_ibm_runtime"]),
+        ("qailab.journal", ["ray", "torch", "qiskit"]),
+    ],
+)
+def test_imports_stay_light(module, absent):
+    program = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert done.stdout.strip() == "[]"
