@@ -172,31 +172,31 @@ def _check_reachable(where: str) -> None:
 
 def _start_local(num_cpus: float, resources: Mapping[str, float]) -> None:
     with _environment(_LOCAL_ENVIRONMENT):
+        import ray
+
+        # There is no public way to say this once ray is imported (see _LOCAL_ENVIRONMENT), and
+        # without it, Ray would listen on the network.
         from ray._private import ray_constants
 
         _keep_token_private()
-        # Where ray was imported before, it has read its setting already (see _LOCAL_ENVIRONMENT).
         listen_everywhere = ray_constants.ENABLE_RAY_CLUSTER
         ray_constants.ENABLE_RAY_CLUSTER = False
         try:
-            _init_local(num_cpus, resources)
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
+                resources=dict(resources),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                namespace=NAMESPACE,
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
+        except BaseException:  # Ctrl-C: what has started already must not stay
+            ray.shutdown()
+            raise
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = listen_everywhere
-
-
-def _init_local(num_cpus: float, resources: Mapping[str, float]) -> None:
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
-        resources=dict(resources),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        namespace=NAMESPACE,
-        object_store_memory=_OBJECT_STORE_BYTES,
-    )
 
 
 @contextlib.contextmanager
@@ -212,18 +212,16 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 def undeclared(resources: Iterable[str]) -> set[str]:
-    """Which of these resources a Ray that this process started by itself does not have.
+    """Return which of these resources a Ray that this process started by itself does not have.
 
     Such a Ray is one machine: where nobody said which nodes have the resource, this one has it. In
     a cluster that was joined, some node has to declare it.
     """
     import ray
-    from ray._private import worker
 
-    node = worker._global_node
-    if node is None or not node.is_head():
-        return set()
-    return set(resources) - set(ray.cluster_resources())
+    # A session's name ends with the number of the process that started it.
+    starter = ray.get_runtime_context().get_session_name().rpartition("_")[2]
+    return set(resources) - set(ray.cluster_resources()) if starter == str(os.getpid()) else set()
 
 
 def available_resources(needs: str) -> str:

@@ -1,10 +1,8 @@
 """A pool's figures at Ray's Prometheus endpoint.
 
 Ray's agent on the node of this process exports each metric as ``ray_<name>``, a counter with
-``_total`` behind it, every ten seconds. The dispatcher counts in plain dictionaries, and hands the
-sums over about once a second::
-
-    dispatcher --- answered, used, ... --> sums --- flush --> ray.util.metrics --> agent
+``_total`` behind it, every ten seconds. A pool counts in plain dictionaries, and hands the sums
+over about once a second.
 """
 
 from __future__ import annotations
@@ -17,20 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-import ray
-from ray.util.metrics import Counter, Gauge, Histogram
-
 logger = logging.getLogger("qailab.distributed")
 
 
 class Metric(NamedTuple):
-    """What a metric is.
-
-    Args:
-        kind: what Prometheus holds it for.
-        description: one line for people.
-        labels: names of its labels, the pool's first.
-    """
+    """A metric: its kind for Prometheus, one line for people, its labels, the pool's first."""
 
     kind: Literal["counter", "gauge", "histogram"]
     description: str
@@ -69,13 +58,6 @@ SAMPLE = 200
 """Durations that one flush observes of a backend. Ray's agent replays every observation in Python,
 at about 12 microseconds: all of 10,000 chunks a second would take an eighth of a core."""
 
-_GAUGES = (
-    "qailab_queue_rows",
-    "qailab_chunks_in_flight",
-    "qailab_actors_ready",
-    "qailab_actors",
-)  # in the order of `PoolMetrics.depth`
-
 
 class PoolMetrics:
     """What one pool does, for dashboards. All calls are made in one thread.
@@ -90,24 +72,28 @@ class PoolMetrics:
 
     def __init__(self, pool: str) -> None:
         self._pool = pool
-        self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)  # by name and labels
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
-        self._depth: tuple[int, int, int, int] | None = None
         self._random = random.Random(pool).random  # the user's seeds are not ours to advance
         self._recorders: dict[str, Callable[[float, dict[str, str]], None]] = {}
         self._complained = False
 
-    def answered(self, backend: str, rows: int, seconds: float) -> None:
-        """Count a chunk that came back.
+    def add(self, name: str, *labels: str, value: float = 1) -> None:
+        """Add to a counter.
 
         Args:
-            backend: the kind of backend, say ``"AerBackend"``.
-            rows: rows in the chunk.
-            seconds: how long it took.
+            name: one of `METRICS`.
+            labels: values of its labels, but the pool's: the kind of backend, say
+                ``"AerBackend"``, and a reason of one word; each makes a series.
+            value: how much.
         """
+        self._sums[name, *labels] += value
+
+    def answered(self, backend: str, rows: int, seconds: float, chunks: int = 1) -> None:
+        """Count a chunk that came back, or several that travelled as one, after some seconds."""
         sums, durations = self._sums, self._seconds[backend]
         sums["qailab_rows", backend] += rows
-        sums["qailab_chunks", backend] += 1
+        sums["qailab_chunks", backend] += chunks
         if len(durations) < SAMPLE:
             durations.append(seconds)
             return
@@ -116,53 +102,15 @@ class PoolMetrics:
         if place < SAMPLE:
             durations[place] = seconds
 
-    def used(self, backend: str, jobs: int, qpu_seconds: float) -> None:
-        """Count what a chunk used of a device.
-
-        Args:
-            backend: the kind of backend.
-            jobs: jobs that ran.
-            qpu_seconds: seconds of QPU time.
-        """
-        self._sums["qailab_jobs", backend] += jobs
-        self._sums["qailab_qpu_seconds", backend] += qpu_seconds
-
-    def retried(self, backend: str, chunks: int, reason: str) -> None:
-        """Count chunks that are sent again.
-
-        Args:
-            backend: the kind of backend that did not answer.
-            chunks: how many.
-            reason: one of a few words, say ``"lost"``; each makes a series.
-        """
-        self._sums["qailab_retries", backend, reason] += chunks
-
-    def replaced(self, backend: str) -> None:
-        """Count an actor that was replaced.
-
-        Args:
-            backend: the kind of backend it had.
-        """
-        self._sums["qailab_actors_replaced", backend] += 1
-
-    def depth(
-        self, *, waiting_rows: int, chunks_in_flight: int, actors_ready: int, actors: int
+    def flush(
+        self, waiting_rows: int, chunks_in_flight: int, actors_ready: int, actors: int
     ) -> None:
-        """Note how things stand.
-
-        Args:
-            waiting_rows: rows that no actor has yet.
-            chunks_in_flight: chunks that actors have.
-            actors_ready: actors that take rows.
-            actors: all actors.
-        """
-        self._depth = (waiting_rows, chunks_in_flight, actors_ready, actors)
-
-    def flush(self) -> None:
-        """Hand what was gathered to Ray, if this process is connected to one.
+        """Hand what was gathered to Ray, and how things stand, if this process is connected to one.
 
         Ray forgets a gauge twenty seconds after it was last set, so an idle pool flushes as well.
         """
+        import ray
+
         if not ray.is_initialized():
             return
         sums, self._sums = self._sums, defaultdict(float)
@@ -171,7 +119,9 @@ class PoolMetrics:
             self._record(name, labels, (total,))
         for backend, durations in seconds.items():
             self._record("qailab_chunk_seconds", (backend,), durations)
-        for name, value in zip(_GAUGES, self._depth or (), strict=False):
+        gauges = [name for name, metric in METRICS.items() if metric.kind == "gauge"]
+        depth = (waiting_rows, chunks_in_flight, actors_ready, actors)
+        for name, value in zip(gauges, depth, strict=True):
             self._record(name, (), (value,))
 
     def _record(self, name: str, labels: Sequence[str], values: Sequence[float]) -> None:
@@ -180,11 +130,10 @@ class PoolMetrics:
             tags = dict(zip(names, (self._pool, *labels), strict=True))
             if name not in self._recorders:
                 self._recorders[name] = _recorder(name)
-            record = self._recorders[name]
             for value in values:
                 # A counter takes no zero, and would never recover from a NaN.
                 if math.isfinite(value) and (value > 0 or kind != "counter"):
-                    record(float(value), tags)
+                    self._recorders[name](float(value), tags)
         except Exception:
             if not self._complained:
                 self._complained = True
@@ -192,7 +141,9 @@ class PoolMetrics:
 
 
 def _recorder(name: str) -> Callable[[float, dict[str, str]], None]:
-    """What takes a metric's values; made when there is one, for Ray is connected then."""
+    """Make what takes a metric's values; when there is one, for Ray is connected then."""
+    from ray.util.metrics import Counter, Gauge, Histogram
+
     kind, description, labels = METRICS[name]
     made: Any
     if kind == "histogram":

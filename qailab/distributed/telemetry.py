@@ -1,0 +1,277 @@
+"""Telemetry of a pool: one listener beside its scheduler, for stats, trace, metrics and progress.
+
+It is told what happens; nothing that is scheduled depends on it. The trace is in Chrome's format:
+open it in https://ui.perfetto.dev or chrome://tracing.
+
+References:
+    Trace Event Format, https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+from qailab.distributed.actors import Actor, Chunk
+from qailab.distributed.metrics import PoolMetrics
+from qailab.distributed.progress import Progress
+from qailab.distributed.transport import Reply
+
+logger = logging.getLogger("qailab.distributed")
+
+MAX_EVENTS = 200_000
+"""The newest events of the trace are kept: about 100 MB of memory, and as much of a file."""
+_REPORT_SECONDS = 0.2  # how often progress is drawn: enough to watch, too seldom to cost
+_FLUSH_SECONDS = 1.0  # how often metrics go to Ray
+
+
+class ActorStats(TypedDict):
+    """One actor: its backend, state, and what it answered in how many seconds of work.
+
+    ``pid`` and ``node`` say where its process is (0 and empty while there is none);
+    ``ready_seconds`` how long there has been one that could work.
+    """
+
+    backend: str
+    state: str
+    pid: int
+    node: str
+    rows: int
+    chunks: int
+    seconds: float
+    ready_seconds: float
+    replaced: int
+
+
+class PoolStats(TypedDict):
+    """A pool: totals, and each actor's part.
+
+    ``rows`` and ``chunks`` were answered, each counted once (a chunk of a fixed size for each call
+    to the backend); ``retries`` are chunks that had to run again, ``races`` those that an idle
+    actor was sent as well, and ``rows_again`` the rows of both. ``bytes_sent`` and
+    ``bytes_received`` count messages without Ray's own framing and without circuits, which are sent
+    once. ``jobs`` and ``qpu_seconds`` are of devices.
+    """
+
+    rows: int
+    chunks: int
+    retries: int
+    races: int
+    rows_again: int
+    bytes_sent: int
+    bytes_received: int
+    seconds: float
+    jobs: int
+    qpu_seconds: float
+    actors: list[ActorStats]
+
+
+class Depth(NamedTuple):
+    """How things stand: rows that no actor has, chunks that actors have, actors that work, all."""
+
+    waiting_rows: int
+    chunks_in_flight: int
+    actors_ready: int
+    actors: int
+
+
+@dataclass
+class _Totals:
+    rows: int = 0
+    chunks: int = 0
+    seconds: float = 0.0
+    ready_seconds: float = 0.0
+    ready_since: float | None = None
+    replaced: int = 0
+
+
+class Telemetry:
+    """Counts what happens in a pool, and shows it.
+
+    Args:
+        actors: the pool's actors.
+        began: the time that the trace begins at.
+        metrics: exports counts to Ray, or None.
+        progress: shows a bar, or None.
+    """
+
+    def __init__(
+        self,
+        actors: Sequence[Actor],
+        began: float,
+        metrics: PoolMetrics,
+        progress: Progress | None = None,
+    ) -> None:
+        self._actors = tuple(actors)
+        self._began = self._reported = self._flushed = began
+        self._metrics = metrics
+        self._progress = progress
+        self._totals = [_Totals() for _ in actors]
+        self._events: deque[tuple[int, str, float, float | None, dict[str, Any]]] = deque(
+            maxlen=MAX_EVENTS
+        )  # actor, name, start, duration (None for an instant), details
+        self._retries = self._races = self._rows_again = 0
+        self._bytes_sent = self._bytes_received = 0
+        self._jobs, self._qpu_seconds = 0, 0.0
+
+    # What the scheduler tells.
+
+    def began(self, evaluation: int, rows: int, now: float) -> None:
+        """An evaluation begins."""
+        if self._progress is not None:
+            self._progress.began(evaluation, rows, now)
+
+    def ended(self, evaluation: int) -> None:
+        """An evaluation ended, one way or another."""
+        if self._progress is not None:
+            self._progress.ended(evaluation)
+
+    def opened(self, actor: Actor, now: float) -> None:
+        """An actor can work."""
+        self._totals[actor.index].ready_since = now
+
+    def retired(self, actor: Actor, now: float) -> None:
+        """An actor's process is gone."""
+        totals = self._totals[actor.index]
+        if totals.ready_since is not None:
+            totals.ready_seconds += now - totals.ready_since
+            totals.ready_since = None
+
+    def lost(self, actor: Actor, reason: str, now: float) -> None:
+        """An actor's process is given up, and replaced."""
+        self._totals[actor.index].replaced += 1
+        self._events.append((actor.index, "lost", now, None, {"reason": reason}))
+        self._metrics.add("qailab_actors_replaced", _kind(actor))
+
+    def sent(self, actor: Actor, chunk: Chunk, size: int, now: float) -> None:
+        """A chunk of so many bytes goes to an actor; called before it is counted as sent."""
+        self._bytes_sent += size
+        if chunk.sent:
+            self._rows_again += chunk.num_rows
+        if chunk.copies:
+            self._races += 1
+            self._metrics.add("qailab_retries", _kind(actor), "raced")
+            self._events.append((actor.index, "race", now, None, _rows(chunk)))
+
+    def replied(self, actor: Actor, chunk: Chunk, reply: Reply, now: float) -> None:
+        """An actor is done with a chunk."""
+        self._bytes_received += len(reply.answer or b"")
+        jobs, seconds = reply.usage.jobs, reply.usage.qpu_seconds
+        self._jobs += jobs
+        self._qpu_seconds += seconds
+        self._metrics.add("qailab_jobs", _kind(actor), value=jobs)
+        self._metrics.add("qailab_qpu_seconds", _kind(actor), value=seconds)
+        details = _rows(chunk)
+        if reply.error is not None:
+            details["error"] = f"{type(reply.error).__name__}: {reply.error}"
+        name = f"rows {chunk.start}-{chunk.stop - 1}"
+        self._events.append((actor.index, name, now - reply.seconds, reply.seconds, details))
+
+    def accepted(self, actor: Actor, chunk: Chunk, calls: int, seconds: float) -> None:
+        """A chunk's answers were the first to come, and are kept."""
+        totals = self._totals[actor.index]
+        totals.rows += chunk.num_rows
+        totals.chunks += calls
+        totals.seconds += seconds
+        self._metrics.answered(_kind(actor), chunk.num_rows, seconds, calls)
+        if self._progress is not None:
+            self._progress.answered(chunk.evaluation, chunk.num_rows)
+
+    def retried(self, actor: Actor, reason: str) -> None:
+        """A chunk of an actor must run again."""
+        self._retries += 1
+        self._metrics.add("qailab_retries", _kind(actor), reason)
+
+    # What others ask.
+
+    def is_due(self, now: float) -> bool:
+        """Return whether it is time for a `report`."""
+        return now - self._reported >= _REPORT_SECONDS
+
+    def report(self, depth: Depth, now: float) -> None:
+        """Show progress, and export metrics.
+
+        Args:
+            depth: how things stand.
+            now: the time.
+        """
+        self._reported = now
+        if self._progress is not None:
+            retries = f", retries {self._retries}" if self._retries else ""
+            self._progress.show(f"actors {depth.actors_ready}/{depth.actors}{retries}", now)
+        if now - self._flushed >= _FLUSH_SECONDS:
+            self._flushed = now
+            self._metrics.flush(*depth)
+
+    def end(self, depth: Depth) -> None:
+        """Export what is left, and take the bar away."""
+        self._metrics.flush(*depth)
+        if self._progress is not None:
+            self._progress.close()
+
+    def stats(self, now: float) -> PoolStats:
+        """Return a snapshot."""
+        actors = [self._stats_of(actor, now) for actor in self._actors]
+        return {
+            "rows": sum(actor["rows"] for actor in actors),
+            "chunks": sum(actor["chunks"] for actor in actors),
+            "retries": self._retries,
+            "races": self._races,
+            "rows_again": self._rows_again,
+            "bytes_sent": self._bytes_sent,
+            "bytes_received": self._bytes_received,
+            "seconds": sum(actor["seconds"] for actor in actors),
+            "jobs": self._jobs,
+            "qpu_seconds": self._qpu_seconds,
+            "actors": actors,
+        }
+
+    def _stats_of(self, actor: Actor, now: float) -> ActorStats:
+        totals, health = self._totals[actor.index], actor.health
+        since = totals.ready_since
+        return {
+            "backend": repr(actor.backend),
+            "state": health.state,
+            "pid": health.pid,
+            "node": health.node,
+            "rows": totals.rows,
+            "chunks": totals.chunks,
+            "seconds": totals.seconds,
+            "ready_seconds": totals.ready_seconds + (0.0 if since is None else now - since),
+            "replaced": totals.replaced,
+        }
+
+    def write_trace(self, path: str | os.PathLike[str]) -> None:
+        """Write the trace; a file that is there is replaced."""
+        entries: list[dict[str, Any]] = [
+            {"name": "process_name", "ph": "M", "pid": 0, "args": {"name": "qailab pool"}}
+        ]
+        for actor in self._actors:
+            about = {"ph": "M", "pid": 0, "tid": actor.index}
+            name = f"actor {actor.index}: {actor.backend!r}"
+            entries.append(about | {"name": "thread_name", "args": {"name": name}})
+            order = {"sort_index": actor.index}
+            entries.append(about | {"name": "thread_sort_index", "args": order})
+        for index, name, start, seconds, details in list(self._events):
+            entry = {"name": name, "pid": 0, "tid": index, "ts": (start - self._began) * 1e6,
+                     "args": details}  # fmt: skip
+            lasts = {"ph": "i", "s": "t"} if seconds is None else {"ph": "X", "dur": seconds * 1e6}
+            entries.append(entry | lasts)
+        content = json.dumps({"traceEvents": entries, "displayTimeUnit": "ms"})
+        Path(path).write_text(content, encoding="utf-8")
+
+
+def _kind(actor: Actor) -> str:
+    return type(actor.backend).__name__
+
+
+def _rows(chunk: Chunk) -> dict[str, Any]:
+    return {
+        "evaluation": chunk.evaluation, "first_row": chunk.start, "last_row": chunk.stop - 1
+    }  # fmt: skip
