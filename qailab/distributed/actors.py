@@ -25,36 +25,19 @@ _NEWEST_SHARE = 0.5  # of the newest chunk in the speed estimate: adapts within 
 
 @dataclass
 class Health:
-    """The life of an actor, which dies and is replaced.
-
-    Args:
-        state: *starting*, *ready*, or *quarantined*: it failed too often.
-        generation: how many processes the actor had before this one.
-        pid: the process's number on its machine; 0 if there is none.
-        node: the machine's address.
-        losses: processes lost since the last answer.
-        faults: transient faults since the last answer.
-        until: when it has cooled down, or its quarantine ends.
-        starts_at: when to start the next process, if that waits.
-        starting_since: when the process was started.
-        missing: it was looked for and not found, where another program starts it.
-        build_failed: its backend could not be built at the last try.
-        warned: it was logged that this takes long.
-        last_error: the latest trouble.
-    """
+    """The life of an actor, whose processes die and are replaced."""
 
     state: State = "starting"
-    generation: int = 0
-    pid: int = 0
-    node: str = ""
-    losses: int = 0
-    faults: int = 0
-    until: float = 0.0
-    starts_at: float | None = None
+    generation: int = 0  # how many processes it had before this one
+    pid: int = 0  # the process's number on its machine; 0 if there is none
+    node: str = ""  # the machine's address
+    losses: int = 0  # processes lost since the last answer
+    faults: int = 0  # transient faults since the last answer
+    until: float = 0.0  # when it has cooled down, or its quarantine ends
+    starts_at: float | None = None  # when to start the next process, if that waits
     starting_since: float = 0.0
-    missing: bool = False
-    build_failed: bool = False
-    warned: bool = False
+    missing: bool = False  # looked for and not found, where another program starts it
+    build_failed: bool = False  # its backend could not be built at the last try
     last_error: str = ""
 
 
@@ -67,14 +50,10 @@ class _Speed:
 
 
 class Throughput:
-    """How fast an actor answers, for each pace.
-
-    Args:
-        overhead: seconds of a call whatever its rows.
-    """
+    """How fast an actor answers, for each pace; ``overhead``: seconds of a call without rows."""
 
     def __init__(self, overhead: float) -> None:
-        self._overhead = overhead
+        self.overhead = overhead
         self._speeds: OrderedDict[Pace, _Speed] = OrderedDict()
 
     def speed(self, pace: Pace) -> float | None:
@@ -83,7 +62,6 @@ class Throughput:
         return None if known is None else known.rows_per_second
 
     def has_compiled(self, pace: Pace) -> bool:
-        """Return whether the process that is there now has answered such rows."""
         return pace in self._speeds and self._speeds[pace].compiled
 
     def first_seconds(self, pace: Pace) -> float:
@@ -99,7 +77,7 @@ class Throughput:
             known.first_seconds, known.compiled = seconds, True
         else:
             # At least a tenth of the time is the rows', as the overhead is only roughly known.
-            newest = rows / max(seconds - calls * self._overhead, seconds / 10, 1e-6)
+            newest = rows / max(seconds - calls * self.overhead, seconds / 10, 1e-6)
             old = newest if known.guessed else known.rows_per_second
             known.rows_per_second = (1 - _NEWEST_SHARE) * old + _NEWEST_SHARE * newest
             known.guessed = False
@@ -108,48 +86,35 @@ class Throughput:
             self._speeds.popitem(last=False)
 
     def start_anew(self) -> None:
-        """The process is gone: the next one has compiled nothing."""
+        """Forget what the process had compiled, as it is gone."""
         for known in self._speeds.values():
             known.compiled = False
 
 
 @dataclass(eq=False)
 class Chunk:
-    """Consecutive rows of one evaluation that travel together.
-
-    Args:
-        evaluation: the evaluation's number.
-        start: the number of the first row.
-        stop: one past the number of the last row.
-        crashes: actors that were lost while they ran these rows.
-        faults: how often it failed for transient reasons.
-        sent: how often it was sent.
-        copies: how many actors have it now.
-        speculative: how often it was sent to an idle actor although another one had it.
-        done: its answers have come.
-    """
+    """Consecutive rows of one evaluation that travel together."""
 
     evaluation: int
     start: int
     stop: int
-    crashes: int = 0
-    faults: int = 0
+    crashes: int = 0  # actors that were lost while they ran these rows
+    faults: int = 0  # how often it failed for transient reasons
     sent: int = 0
-    copies: int = 0
-    speculative: int = 0
-    done: bool = False
+    copies: int = 0  # how many actors have it now
+    speculative: int = 0  # how often an idle actor was sent it although another one had it
+    done: bool = False  # its answers have come
+
+    def __str__(self) -> str:
+        return f"rows {self.start} to {self.stop - 1}"
 
     @property
     def num_rows(self) -> int:
         return self.stop - self.start
 
     def contains(self, other: Chunk) -> bool:
-        """Return whether all rows of another chunk are in this one."""
-        return (
-            self.evaluation == other.evaluation
-            and self.start <= other.start
-            and other.stop <= self.stop
-        )
+        same = self.evaluation == other.evaluation
+        return same and self.start <= other.start and other.stop <= self.stop
 
     def halves(self, group: int) -> list[Chunk]:
         """Return two chunks with its rows, or itself if it has only ``group`` rows."""
@@ -161,23 +126,16 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class Sent:
-    """A chunk that was sent to an actor.
-
-    Args:
-        ticket: its name there.
-        chunk: the chunk.
-        pace: what its speed is known by.
-        calls: calls to the backend that it takes.
-    """
+    """A chunk that was sent to an actor, where ``ticket`` is its name."""
 
     ticket: int
     chunk: Chunk
     pace: Pace
-    calls: int
+    calls: int  # to the backend
 
 
 class InFlight:
-    """What an actor was sent: chunks, in the order they run, and circuits."""
+    """What an actor was sent: chunks by ticket, in the order they run, and circuits."""
 
     def __init__(self) -> None:
         self.running_since = 0.0  # when the first chunk began to run, as far as is known
@@ -190,11 +148,6 @@ class InFlight:
     def __iter__(self) -> Iterator[Sent]:
         return iter(self._sent.values())
 
-    @property
-    def running(self) -> Sent | None:
-        """The chunk that runs, the first that was sent."""
-        return next(iter(self._sent.values()), None)
-
     def add(self, sent: Sent, now: float) -> None:
         if not self._sent:
             self.running_since = now
@@ -204,19 +157,17 @@ class InFlight:
         self.running_since = now
         return self._sent.pop(ticket)
 
-    def clear(self) -> list[Sent]:
-        """Forget everything, as the process is gone; return the chunks, in the order they ran."""
-        lost = list(self._sent.values())
-        self._sent = {}
+    def take_all(self) -> list[Sent]:
+        """Forget everything, as the process is gone; return the chunks."""
+        lost, self._sent = list(self), {}
         self._circuits.clear()
         return lost
 
     def knows(self, key: str) -> bool:
         """Return whether the actor has a circuit; this counts as a use of it."""
-        if key not in self._circuits:
-            return False
-        self._circuits.move_to_end(key)
-        return True
+        if key in self._circuits:
+            self._circuits.move_to_end(key)
+        return key in self._circuits
 
     def note_circuit(self, key: str) -> None:
         self._circuits[key] = None
@@ -250,6 +201,9 @@ class Actor:
     def __str__(self) -> str:
         return f"actor {self.index} ({self.backend!r})"
 
+    def is_ready(self) -> bool:
+        return self.health.state == "ready"
+
 
 def average_speed(pace: Pace, actors: Sequence[Actor]) -> float | None:
     """Return rows a second of the actors that have answered such rows; None if none has."""
@@ -260,16 +214,9 @@ def average_speed(pace: Pace, actors: Sequence[Actor]) -> float | None:
 def expected_seconds(
     actor: Actor, actors: Sequence[Actor], pace: Pace, calls: int, rows: int
 ) -> float | None:
-    """Return how long an actor should take, by its own speed or that of others.
+    """Return how long an actor should take for calls of so many rows together.
 
-    Args:
-        actor: who evaluates.
-        actors: the others.
-        pace: of the rows.
-        calls: calls to the backend.
-        rows: rows of all calls together.
+    By its own speed, or that of the other ``actors``; None if nobody knows.
     """
     speed = actor.throughput.speed(pace) or average_speed(pace, actors)
-    if speed is None:
-        return None
-    return calls * actor.backend.traits.call_overhead_seconds + rows / speed
+    return None if speed is None else calls * actor.throughput.overhead + rows / speed

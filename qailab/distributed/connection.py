@@ -53,8 +53,8 @@ def connect(
 
     Args:
         address: where a cluster is, ``"local"`` for a new local one, or None.
-        num_cpus: CPUs that a new local Ray must have at least.
-        resources: custom resources that a new local Ray has.
+        num_cpus: CPUs that a new local Ray has at least.
+        resources: its custom resources.
 
     Returns:
         The session, for `disconnect`, if it was begun for pools, else None.
@@ -80,11 +80,7 @@ def connect(
 
 
 def disconnect(session: str | None) -> None:
-    """Leave the cluster when the last pool does; a local one that was started here ends.
-
-    Args:
-        session: what `connect` returned.
-    """
+    """Leave the cluster when the last pool does; a local one that was started here ends."""
     if session is None:
         return
     with _lock:
@@ -135,7 +131,7 @@ def _join(where: str) -> None:
     except AuthenticationError as error:  # it is thrown before anybody is asked
         raise PoolError(f"the Ray cluster at {where!r} cannot be joined: {error}") from error
     except (OSError, RuntimeError, ValueError) as error:
-        raise _refusal(where, error) from error
+        raise refusal(where, error) from error
 
 
 def _no_cluster(where: str, error: Exception) -> PoolError:
@@ -145,7 +141,7 @@ def _no_cluster(where: str, error: Exception) -> PoolError:
     )
 
 
-def _refusal(where: str, error: Exception) -> PoolError:
+def refusal(where: str, error: Exception) -> PoolError:
     """What to say of an address where something listens that Ray did not get on with."""
     if "ersion mismatch" in str(error):
         numbers = " ".join(str(error).split()).removeprefix("Version mismatch: ")
@@ -225,11 +221,7 @@ def undeclared(resources: Iterable[str]) -> set[str]:
 
 
 def available_resources(needs: str) -> str:
-    """The cluster's free and total resources, for messages.
-
-    Args:
-        needs: what is waited for, as `options.needs_in_words` has it.
-    """
+    """Return the cluster's free and total resources in words, and which of ``needs`` it lacks."""
     import ray
 
     free, total = ray.available_resources(), ray.cluster_resources()

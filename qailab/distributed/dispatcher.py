@@ -14,15 +14,13 @@ put theirs into the queue; new work wakes the thread the same way, which ``ray.w
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from qailab.backends.base import RowFuture
 from qailab.distributed.actors import Actor
@@ -40,18 +38,16 @@ from qailab.gradients.rows import RowBatch
 logger = logging.getLogger("qailab.distributed")
 
 _IDLE_SECONDS = 5.0  # how often metrics are reported while nothing happens: Ray forgets a gauge
-_POLL_SECONDS = 0.02  # while somebody waits for actors
+_POLL_SECONDS = 0.05  # while somebody waits for actors
 
 
-@dataclass(frozen=True)
-class _Submitted:
+class _Submitted(NamedTuple):
     circuit: CanonicalCircuit
     batch: RowBatch
     future: RowFuture
 
 
-@dataclass(frozen=True)
-class _Cancelled:
+class _Cancelled(NamedTuple):
     future: RowFuture
 
 
@@ -73,32 +69,26 @@ class Dispatcher:
         actors: Sequence[Actor],
         configs: Sequence[bytes],
         options: Sequence[Mapping[str, Any]],
-        *,
         owned: bool,
         settings: Settings,
     ) -> None:
         self._actors = tuple(actors)
-        self._events: queue.SimpleQueue[Event | _Submitted | _Cancelled | None] = (
-            queue.SimpleQueue()
-        )
-        self._transport = RayTransport(pool, configs, options, owned=owned, events=self._events)
-        progress = Progress() if settings.progress else None
-        self._telemetry = Telemetry(actors, time.monotonic(), PoolMetrics(pool), progress)
-        self._scheduler = Scheduler(actors, self._transport, settings, self._telemetry)
+        # None ends the thread.
+        self._events: queue.SimpleQueue[Event | _Submitted | _Cancelled | None]
+        self._events = queue.SimpleQueue()
+        self._transport = RayTransport(pool, configs, options, owned, self._events)
+        metrics, progress = PoolMetrics(pool), Progress(settings.progress)
+        self.telemetry = Telemetry(actors, time.monotonic(), metrics, progress)
+        self._scheduler = Scheduler(actors, self._transport, settings, self.telemetry)
         self._accepting = threading.Lock()
-        self._closing = False
-        self._stopped = False
+        self._closing = self._stopped = False
         self._thread = threading.Thread(target=self._loop, name="qailab-dispatcher", daemon=True)
         self._thread.start()
 
     # Called from any thread.
 
     def submit(self, circuit: CanonicalCircuit, batch: RowBatch) -> RowFuture:
-        """Start evaluating rows; their answers arrive in the future.
-
-        Raises:
-            PoolClosedError: if the dispatcher is being stopped.
-        """
+        """Start evaluating rows; their answers arrive in the future."""
         future = RowFuture(on_cancel=lambda: self._events.put(_Cancelled(future)))
         with self._accepting:  # what came after the stop would wait for ever
             if self._closing:
@@ -116,14 +106,9 @@ class Dispatcher:
             self._thread.join(2 * slowest)
 
     def wait_for_actors(self, count: int, timeout: float) -> None:
-        """Wait until some actors are ready.
-
-        Raises:
-            PoolError: if they are not in time.
-            BackendBuildError: if no backend can be built in its actor.
-        """
+        """Wait until some actors are ready; raise if they are not in time, or cannot be."""
         deadline = time.monotonic() + timeout
-        while sum(actor.health.state == "ready" for actor in self._actors) < count:
+        while sum(actor.is_ready() for actor in self._actors) < count:
             if not self._transport.connected:
                 raise ray_is_gone()
             waited = timeout if time.monotonic() > deadline else None
@@ -132,12 +117,7 @@ class Dispatcher:
             self._transport.wait_until_opened(_POLL_SECONDS)
 
     def stats(self) -> PoolStats:
-        """Return what happened so far."""
-        return self._telemetry.stats(time.monotonic())
-
-    def write_trace(self, path: str | os.PathLike[str]) -> None:
-        """Write what each actor did when."""
-        self._telemetry.write_trace(path)
+        return self.telemetry.stats(time.monotonic())
 
     # Called in the dispatcher's thread only.
 
@@ -154,39 +134,34 @@ class Dispatcher:
     def _turn(self) -> None:
         """Wait for something to happen, and handle all that has."""
         wait = self._scheduler.seconds_to_next_tick(time.monotonic())
-        wait = _IDLE_SECONDS if wait is None else min(wait, _IDLE_SECONDS)
-        try:
-            self._handle(self._events.get(timeout=wait))
+        with suppress(queue.Empty):
+            self._handle(self._events.get(timeout=min(wait, _IDLE_SECONDS)))
             while not self._stopped:
                 self._handle(self._events.get_nowait())
-        except queue.Empty:
-            pass
-        if self._stopped:
-            return
-        if not self._transport.connected:  # and nothing will be heard any more
-            self._scheduler.fail_all(ray_is_gone())
-            return
         now = time.monotonic()
-        self._scheduler.tick(now)
-        if self._telemetry.is_due(now):
-            self._telemetry.report(self._scheduler.depth(), now)
+        if self._stopped:
+            self._scheduler.end()
+            if self._transport.connected:
+                self.telemetry.end(self._scheduler.depth())
+        elif not self._transport.connected:  # and nothing will be heard any more
+            self._scheduler.fail_all(ray_is_gone())
+        else:
+            self._scheduler.tick(now)
+            if self.telemetry.is_due(now):
+                self.telemetry.report(self._scheduler.depth(), now)
 
     def _handle(self, event: Event | _Submitted | _Cancelled | None) -> None:
-        now = time.monotonic()
         match event:
-            case _Submitted(circuit=circuit, batch=batch, future=future):
+            case None:
+                self._stopped = True
+            case _Cancelled(future):
+                self._scheduler.cancel(future)
+            case _Submitted(circuit, batch, future):
                 try:
                     if not future.cancelled():
-                        self._scheduler.add(circuit, batch, future, now)
+                        self._scheduler.add(circuit, batch, future, time.monotonic())
                 except Exception as error:  # no memory for the answers, say
                     with suppress(InvalidStateError):
                         future.set_exception(error)
-            case _Cancelled(future=future):
-                self._scheduler.cancel(future)
-            case None:
-                self._stopped = True
-                self._scheduler.end()
-                if self._transport.connected:
-                    self._telemetry.end(self._scheduler.depth())
             case _:
-                self._scheduler.handle(event, now)
+                self._scheduler.handle(event, time.monotonic())

@@ -32,8 +32,7 @@ from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray, RowBatch
 
 MIN_CHUNK_SECONDS = 0.0125  # a call costs 1 ms of the driver
-MIN_SPLIT_SECONDS = 0.05
-"""The same where samples are fewer than actors: each part of a sample takes all its cotangents."""
+MIN_SPLIT_SECONDS = 0.05  # where a sample is split: each part takes all of its cotangents along
 MIN_CALL_SHARE = 4.0
 """A chunk's rows take at least this many times what its call takes whatever its rows: 3 ms on Aer,
 seconds where a device has a queue."""
@@ -51,7 +50,7 @@ MAX_SHARE_BYTES = 256 << 20  # answers of a device's whole share: jobs are few, 
 
 
 class ChunkSizer:
-    """Decides where chunks end, one after the other.
+    """Decides where the chunks of a batch end, one after the other.
 
     Args:
         batch: all rows of the evaluation.
@@ -88,33 +87,33 @@ class ChunkSizer:
         samples = rows.num_rows / rows.rows_per_sample
         if self._left <= 0:
             least = MIN_CHUNK_SECONDS if samples >= actors else MIN_SPLIT_SECONDS
-            least = max(least, MIN_CALL_SHARE * call_seconds)
-            self._begin_round(rows.stop - next_row, actors, least / seconds_per_row)
+            fewest = max(least, MIN_CALL_SHARE * call_seconds) / seconds_per_row
+            remaining = rows.stop - next_row
+            self._left = actors
+            self._size = remaining / actors / 2
+            if self._size < fewest:  # the last round: as many equal chunks as are worth a call
+                self._left = max(1, min(actors, round(remaining / fewest)))
+                self._size = remaining / self._left
         self._left -= 1
         longest = MAX_CHUNK_SECONDS if relative_speed is not None else PROBE_SECONDS
         longest = max(longest, 2 * MIN_CALL_SHARE * call_seconds) / seconds_per_row
         size = min(min(self._size, longest) * (relative_speed or 1.0), self._most_rows)
         if samples >= 2 * actors:  # enough to go round: no sample's cotangents are sent twice
             group = rows.rows_per_sample
-        return self._end(next_row, max(1, int(size / group + 0.5)) * group, group)
+        return self._end(next_row, in_groups(size, group), group)
 
     def end_of_share(self, next_row: int, devices: int) -> int:
         """Return where the share of a device ends: all get the same, whatever their speed.
 
         How long a job takes is mostly how long it waits, which says nothing about the next one's
         wait; and more jobs than devices cost more, or wait longer.
-
-        Args:
-            next_row: the first row that nobody has yet.
-            devices: how many devices share the rows.
         """
-        rows = self._rows
-        if self._left <= 0:
-            self._left = devices
-        share = -(-(rows.stop - next_row) // (self._left * rows.group)) * rows.group
+        group = self._rows.group
+        self._left = devices if self._left <= 0 else self._left
+        share = -(-(self._rows.stop - next_row) // (self._left * group)) * group
         self._left -= 1
-        most = max(rows.group, self._most_rows_of_share // rows.group * rows.group)
-        return self._end(next_row, min(share, most), rows.group)
+        most = max(group, self._most_rows_of_share // group * group)
+        return self._end(next_row, min(share, most), group)
 
     def end_of_calls(self, next_row: int, size: int, calls: float) -> int:
         """Return where a chunk of so many calls of a fixed size ends, within bounded answers."""
@@ -123,14 +122,6 @@ class ChunkSizer:
 
     def _end(self, next_row: int, size: int, group: int) -> int:
         return min(self._rows.stop, next_row - next_row % group + size)
-
-    def _begin_round(self, remaining: int, actors: int, fewest: float) -> None:
-        share = remaining / actors
-        if share / 2 >= fewest:
-            self._size, self._left = share / 2, actors
-        else:  # the last round: equal chunks, for as many actors as are worth a call
-            self._left = max(1, min(actors, round(remaining / fewest)))
-            self._size = remaining / self._left
 
 
 class Evaluation:
@@ -160,11 +151,10 @@ class Evaluation:
         self.answered = 0
         self.ends_with: QailabError | None = None  # once nothing of it is in flight
         self.pace: Pace = (circuit.key, batch.shots, batch.cotangents is None)
-        self.rows_per_call: int | None = None  # the fixed size, in whole groups of rows
+        self.rows_per_call: int | None = None
         if settings.chunk_rows != "auto":
-            group = batch.rows.group
-            self.rows_per_call = max(1, int(settings.chunk_rows / group + 0.5)) * group
-        self._one_call = settings.max_in_flight is not None  # a fixed bound counts calls
+            self.rows_per_call = in_groups(settings.chunk_rows, batch.rows.group)
+        self._one_call = settings.max_in_flight != "auto"  # a fixed bound counts calls
         width = batch.answer_width(circuit.num_outcomes)
         self._answers = np.empty((batch.num_rows, width))
         self._sizer = ChunkSizer(batch, 8 * width)
@@ -190,12 +180,7 @@ class Evaluation:
         return 1 if self.rows_per_call is None else -(-chunk.num_rows // self.rows_per_call)
 
     def take(self, actor: Actor, sharing: Sequence[Actor]) -> Chunk | None:
-        """Cut the next chunk for an actor; None if all rows are handed out.
-
-        Args:
-            actor: the actor that gets it.
-            sharing: all actors that share the work.
-        """
+        """Cut the next chunk for one of the actors that share the work; None if none is left."""
         if self.ends_with is not None:
             return None
         if self._returned:
@@ -209,19 +194,19 @@ class Evaluation:
         if self.rows_per_call is not None:
             calls = self._calls_for(actor, sharing, self.rows_per_call)
             return self._sizer.end_of_calls(self._next_row, self.rows_per_call, calls)
-        if all(other.backend.traits.packs_jobs for other in sharing):
+        traits = [other.backend.traits for other in sharing]
+        if all(each.packs_jobs for each in traits):
             # Rows of one device are not split among the actors that use it.
             devices = {other.backend.traits.queue_name or other.index for other in sharing}
             return self._sizer.end_of_share(self._next_row, len(devices))
         average = average_speed(self.pace, sharing) or 1.0 / guessed_row_seconds(self.circuit)
         own = actor.throughput.speed(self.pace)
-        overheads = [other.backend.traits.call_overhead_seconds for other in sharing]
         return self._sizer.end_of_chunk(
             self._next_row,
             actors=len(sharing),
             seconds_per_row=1.0 / average,
             relative_speed=None if own is None else own / average,
-            call_seconds=sum(overheads) / len(sharing),
+            call_seconds=sum(each.call_overhead_seconds for each in traits) / len(traits),
         )
 
     def _calls_for(self, actor: Actor, sharing: Sequence[Actor], size: int) -> float:
@@ -251,15 +236,18 @@ class Evaluation:
         self.answered += len(answers)
         chunk.done = True
 
-    def finish(self) -> None:
-        """Deliver the answers."""
+    def finish(self, error: BaseException | None = None) -> None:
+        """Deliver the answers, or an error."""
         with suppress(InvalidStateError):  # cancelled meanwhile
-            self.future.set_result(self._answers)
+            if error is None:
+                self.future.set_result(self._answers)
+            else:
+                self.future.set_exception(error)
 
-    def fail(self, error: BaseException) -> None:
-        """Deliver an error."""
-        with suppress(InvalidStateError):  # cancelled meanwhile
-            self.future.set_exception(error)
+
+def in_groups(rows: float, group: int) -> int:
+    """Round a number of rows to whole groups of rows that belong together; at least one."""
+    return max(1, int(rows / group + 0.5)) * group
 
 
 def guessed_row_seconds(circuit: CanonicalCircuit) -> float:
@@ -267,6 +255,5 @@ def guessed_row_seconds(circuit: CanonicalCircuit) -> float:
 
     Aer on one core takes about 1 microsecond for each gate and 1.5 ns for each gate and amplitude.
     """
-    gates = len(circuit.circuit.data)
     amplitudes: float = 2.0 ** min(circuit.circuit.num_qubits, 40)
-    return gates * (1.0e-6 + 1.5e-9 * amplitudes)
+    return len(circuit.circuit.data) * (1.0e-6 + 1.5e-9 * amplitudes)

@@ -8,23 +8,14 @@ import threading
 import uuid
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from qailab.arguments import checked_integer
 from qailab.backends.base import Backend, RowFuture
+from qailab.distributed import options as checks
 from qailab.distributed.actors import Actor
 from qailab.distributed.connection import connect, disconnect, undeclared
-from qailab.distributed.options import (
-    START_SECONDS,
-    ActorOptions,
-    ChunkRows,
-    checked_actor_options,
-    checked_backends,
-    checked_settings,
-    custom_needs,
-    needs_in_words,
-    with_custom_needs,
-)
+from qailab.distributed.options import START_SECONDS, ActorOptions, Auto, Settings
 from qailab.errors import InputError, PoolClosedError, PoolError
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray, RowBatch
@@ -61,8 +52,7 @@ class LauncherPool:
         chunk_timeout: seconds after which ``chunk_rows`` are taken to hang, and the actor is
             replaced; ``"auto"``: 20 times what a chunk should take by observed speed, at least
             30 s, and 15 minutes while there is none. Backends with deadlines of their own are only
-            replaced when they do not respond. The first chunk of a circuit is compiled as well:
-            allow for that.
+            replaced when they do not respond. The first chunk of a circuit is compiled as well.
         start_timeout: seconds that work waits for a first actor.
         progress: show a bar for evaluations of more than 2 s (in a terminal or notebook).
 
@@ -81,16 +71,16 @@ class LauncherPool:
         backends: Sequence[Backend],
         *,
         address: str | None = None,
-        max_in_flight: int | Literal["auto"] = "auto",
-        chunk_rows: ChunkRows = "auto",
+        max_in_flight: int | Auto = "auto",
+        chunk_rows: int | Auto = "auto",
         actor_options: ActorOptions = None,
-        chunk_timeout: float | Literal["auto"] = "auto",
+        chunk_timeout: float | Auto = "auto",
         start_timeout: float = START_SECONDS,
         progress: bool = True,
     ) -> None:
-        self._backends = checked_backends(backends)
-        options = checked_actor_options(actor_options, self._backends)
-        self._settings = checked_settings(
+        self._backends = checks.checked_backends(backends)
+        options = checks.checked_actor_options(actor_options, self._backends)
+        self._settings = Settings(
             chunk_rows=chunk_rows,
             max_in_flight=max_in_flight,
             chunk_timeout=chunk_timeout,
@@ -100,15 +90,14 @@ class LauncherPool:
         self._name = f"qailab-{uuid.uuid4().hex[:12]}"
         self._lock = threading.Lock()
         self._dispatcher: Dispatcher | None = None
-        self._closed = False
-        self._owner = True
-        needs = custom_needs(options, self._backends)
+        self._closed, self._owner = False, True
+        needs = checks.custom_needs(options, self._backends)
         self._session = connect(address, sum(each["num_cpus"] for each in options), needs)
-        self._end: weakref.finalize[..., LauncherPool] = weakref.finalize(
-            self, disconnect, self._session
-        )
+        self._end: weakref.finalize[..., LauncherPool]
+        self._end = weakref.finalize(self, disconnect, self._session)
         try:
-            self._options = with_custom_needs(options, self._backends, without=undeclared(needs))
+            missing = undeclared(needs)
+            self._options = checks.with_custom_needs(options, self._backends, without=missing)
             self._configs = _pickled(self._backends)
             self._running().wait_for_actors(1, start_timeout)
         except BaseException:
@@ -121,22 +110,13 @@ class LauncherPool:
         return all(backend.traits.supports_exact for backend in self._backends)
 
     def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
-        """Raise a clear error if a backend cannot run rows of the circuit, before anything runs.
-
-        Raises:
-            BackendError: if a backend cannot.
-            PoolClosedError: if the pool is closed.
-        """
+        """Raise a `BackendError` if a backend cannot run rows of the circuit."""
         self._check_open()
-        for backend in self._distinct():
+        for backend in {id(backend): backend for backend in self._backends}.values():
             backend.validate(circuit, shots)
 
     def submit(self, circuit: CanonicalCircuit, batch: RowBatch) -> RowFuture:
         """Start evaluating a batch of rows.
-
-        Args:
-            circuit: the circuit; each actor is sent it once, and compiles it once.
-            batch: the rows.
 
         Returns:
             A future of the answers, in row order: ``(n, K)``, or ``(n, 2)`` with cotangents.
@@ -162,14 +142,10 @@ class LauncherPool:
             raise
 
     def wait(self, actors: int | None = None, *, timeout: float = 300.0) -> None:
-        """Wait until actors are ready; work does not need it, measurements do.
-
-        Args:
-            actors: how many; None for all.
-            timeout: seconds to wait at most.
+        """Wait until some actors, or all, are ready; work does not need it, measurements do.
 
         Raises:
-            PoolError: if they are not ready in time.
+            PoolError: if they are not ready in ``timeout`` seconds.
         """
         most = len(self._backends)
         count = most if actors is None else checked_integer("actors", actors, most=most)
@@ -180,12 +156,8 @@ class LauncherPool:
         return self._running().stats()
 
     def trace(self, path: str | os.PathLike[str]) -> None:
-        """Write what each actor did when, for https://ui.perfetto.dev or chrome://tracing.
-
-        Args:
-            path: the JSON file to write.
-        """
-        self._running().write_trace(path)
+        """Write a JSON file of what each actor did when, for https://ui.perfetto.dev."""
+        self._running().telemetry.write_trace(path)
 
     def close(self) -> None:
         """End all actors, and the Ray that was started here. Safe to call twice."""
@@ -201,17 +173,13 @@ class LauncherPool:
         self.close()
 
     def __repr__(self) -> str:
-        kinds = ", ".join(
-            f"{sum(other is backend for other in self._backends)} x {backend!r}"
-            for backend in self._distinct()
-        )
-        return f"LauncherPool({kinds}{', closed' if self._closed else ''})"
+        ids = [id(backend) for backend in self._backends]
+        distinct = {id(backend): backend for backend in self._backends}
+        kinds = [f"{ids.count(number)} x {backend!r}" for number, backend in distinct.items()]
+        return f"LauncherPool({', '.join(kinds)}{', closed' if self._closed else ''})"
 
     def __deepcopy__(self, _: object) -> LauncherPool:
         return self  # a copy of a model uses the same actors
-
-    def _distinct(self) -> list[Backend]:
-        return list({id(backend): backend for backend in self._backends}.values())
 
     def __getstate__(self) -> dict[str, Any]:
         """A handle: the backends, and the name by which their actors are found."""
@@ -221,6 +189,12 @@ class LauncherPool:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
         self._end = weakref.finalize(self, disconnect, None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PoolClosedError(
+                "this pool is closed; make a new LauncherPool and assign it to layer.backend"
+            )
 
     def _running(self) -> Dispatcher:
         with self._lock:
@@ -234,12 +208,6 @@ class LauncherPool:
                 )
             return self._dispatcher
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise PoolClosedError(
-                "this pool is closed; make a new LauncherPool and assign it to layer.backend"
-            )
-
     def _dispatch(self) -> Dispatcher:
         import ray
 
@@ -250,16 +218,11 @@ class LauncherPool:
             )
         from qailab.distributed.dispatcher import Dispatcher
 
-        places = zip(self._backends, self._options, strict=True)
-        actors = [Actor(i, backend, needs_in_words(own)) for i, (backend, own) in enumerate(places)]
+        needs = map(checks.needs_in_words, self._options)
+        actors = list(map(Actor, range(len(self._backends)), self._backends, needs))
         try:
             dispatcher = Dispatcher(
-                self._name,
-                actors,
-                self._configs,
-                self._options,
-                owned=self._owner,
-                settings=self._settings,
+                self._name, actors, self._configs, self._options, self._owner, self._settings
             )
         except (TypeError, ValueError) as error:
             raise InputError(f"actor_options are not valid for a Ray actor: {error}") from error
@@ -277,11 +240,10 @@ def _pickled(backends: Sequence[Backend]) -> tuple[bytes, ...]:
 
     configs: dict[int, bytes] = {}
     for backend in backends:
-        if id(backend) not in configs:
-            try:
-                configs[id(backend)] = cloudpickle.dumps(backend)
-            except Exception as error:
-                raise InputError(f"{backend!r} cannot be sent to an actor: {error}") from error
+        try:
+            configs[id(backend)] = configs.get(id(backend)) or cloudpickle.dumps(backend)
+        except Exception as error:
+            raise InputError(f"{backend!r} cannot be sent to an actor: {error}") from error
     return tuple(configs[id(backend)] for backend in backends)
 
 

@@ -19,35 +19,36 @@ SHOW_AFTER_SECONDS = 2.0
 class Progress:
     """One bar for all that a pool is evaluating: rows done, rows/s, time left, and a note."""
 
-    def __init__(self) -> None:
-        self._began: dict[int, float] = {}  # of the evaluations that have not ended
-        self._left: dict[int, int] = {}  # rows of theirs
+    def __init__(self, wanted: bool = True) -> None:
+        self._wanted = wanted
+        self._open: dict[int, tuple[float, int]] = {}  # when evaluations began, rows they have left
         self._total = self._done = 0  # rows, since there last was nothing to do
         self._bar: Any = None
-        self._off = False
 
     def began(self, evaluation: int, rows: int, now: float) -> None:
-        self._began[evaluation], self._left[evaluation] = now, rows
+        self._open[evaluation] = now, rows
         self._total += rows
 
     def answered(self, evaluation: int, rows: int) -> None:
-        self._left[evaluation] -= rows
+        began, left = self._open[evaluation]
+        self._open[evaluation] = began, left - rows
         self._done += rows
 
     def ended(self, evaluation: int) -> None:
-        del self._began[evaluation]
-        self._done += self._left.pop(evaluation)  # nobody waits for those that are left
+        self._done += self._open.pop(evaluation)[1]  # nobody waits for those that are left
 
     def show(self, note: str, now: float) -> None:
         """Draw, if there is something to see."""
-        if not self._began:
+        if not self._open:
             self.close()
-        elif not self._off:
+        elif self._wanted and now - min(began for began, _ in self._open.values()) >= (
+            SHOW_AFTER_SECONDS
+        ):
             try:
-                self._draw(note, now)
+                self._draw(note)
             except Exception:  # a terminal that was closed, say: watching must not cost rows
                 logger.debug("progress cannot be shown", exc_info=True)
-                self._off = True
+                self._wanted = False
 
     def close(self) -> None:
         """Take the bar away."""
@@ -56,14 +57,12 @@ class Progress:
                 self._bar.close()
         self._bar, self._total, self._done = None, 0, 0
 
-    def _draw(self, note: str, now: float) -> None:
+    def _draw(self, note: str) -> None:
         if self._bar is None:
-            if now - min(self._began.values()) < SHOW_AFTER_SECONDS:
-                return
             self._bar = _new_bar(self._done)
-            self._off = self._bar is None  # nobody is looking
-            if self._off:
-                return
+        if self._bar is None:  # nobody is looking
+            self._wanted = False
+            return
         self._bar.total = self._total
         if hasattr(self._bar, "set_postfix_str"):
             self._bar.set_postfix_str(note, refresh=False)
@@ -73,11 +72,7 @@ class Progress:
 
 
 def _new_bar(done: int) -> Any:
-    """Make a bar where somebody can see it, else None.
-
-    Args:
-        done: rows that are done already, which say nothing about the speed from now on.
-    """
+    """Make a bar where somebody can see it, else None; what is ``done`` says nothing of speed."""
     import ray
 
     if ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:

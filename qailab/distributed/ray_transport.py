@@ -20,41 +20,32 @@ from queue import SimpleQueue
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    ObjectStoreFullError,
-    OutOfDiskError,
-    OutOfMemoryError,
-    PendingCallsLimitExceeded,
-    RayActorError,
-    WorkerCrashedError,
-)
+from ray import exceptions
 
+from qailab.distributed import transport as events
 from qailab.distributed.actor import CONCURRENCY_GROUPS, LauncherActor
 from qailab.distributed.actors import Actor
 from qailab.distributed.connection import NAMESPACE, available_resources, current_session
-from qailab.distributed.transport import (
-    BuildFailed,
-    Busy,
-    Call,
-    Event,
-    Lost,
-    Missing,
-    NoRoom,
-    Opened,
-    Replied,
-    Reply,
-)
+from qailab.distributed.transport import Call, Event, NoRoom, Reply
 from qailab.errors import EvaluationError, PoolError, QailabError, TransientBackendError, plain
 
 logger = logging.getLogger("qailab.distributed")
 
-_LOSSES = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError, ObjectLostError)
+_LOSSES = (
+    exceptions.RayActorError,
+    exceptions.OutOfMemoryError,
+    exceptions.WorkerCrashedError,
+    exceptions.NodeDiedError,
+    exceptions.ObjectLostError,
+)
 """Ray's errors that say something about the machine, not about the rows: the same rows run again
 elsewhere. A node's death first shows as `ActorUnavailableError`, a memory kill as
 `OutOfMemoryError`, which is no `RayActorError`."""
-_FULL = (ObjectStoreFullError, OutOfDiskError, PendingCallsLimitExceeded)
+_FULL = (
+    exceptions.ObjectStoreFullError,
+    exceptions.OutOfDiskError,
+    exceptions.PendingCallsLimitExceeded,
+)
 """Ray's errors that pass when others have let go of what they hold."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray colours its tracebacks, also in files
 _LOOK_SECONDS = 0.2  # how long a list of Ray's actors is good for
@@ -80,7 +71,6 @@ class RayTransport:
         pool: str,
         configs: Sequence[bytes],
         options: Sequence[Mapping[str, Any]],
-        *,
         owned: bool,
         events: SimpleQueue[Any],
     ) -> None:
@@ -93,7 +83,7 @@ class RayTransport:
         self._session = current_session()
         self._actors: dict[int, Any] = {}
         self._opening: dict[int, Any] = {}
-        self._closing: dict[Any, float] = {}  # of actors that are let go gently: their time for it
+        self._closing: list[threading.Thread] = []
         self._named: list[dict[str, str]] = []
         self._looked = -math.inf
         self._class = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(LauncherActor)
@@ -113,81 +103,63 @@ class RayTransport:
             options = {**self._options[index], "name": name, "namespace": NAMESPACE}
             handle = self._class.options(**options).remote(self._configs[index], self._pool)
             self._actors[index] = handle
-            self._when_done(handle.watch.remote(), index, generation, self._watched)
+            self._when_done(handle.watch.remote(), actor, _watched)
         else:
             handle = self._find(index)
             if handle is None:
-                self._events.put(Missing(index, generation))
+                self._events.put(events.Missing(index, generation))
                 return
-        self._actors[index] = handle
+            self._actors[index] = handle
         self._opening[index] = handle.open.remote()
-        self._when_done(self._opening[index], index, generation, self._opened)
+        self._when_done(self._opening[index], actor, _opened if self._owned else _found)
 
     def send(self, actor: Actor, call: Call) -> None:
         self._check_connected()
-        index, generation = actor.index, actor.health.generation
         try:
-            ref = self._actors[index].run.remote(self._client, call)
+            ref = self._actors[actor.index].run.remote(self._client, call)
         except _FULL as error:
             raise NoRoom(f"Ray has no room: {_readable(error)}") from error
 
         def replied(index: int, generation: int, done: Future[Any]) -> Event:
             error = done.exception()
             if isinstance(error, _LOSSES):
-                return Lost(index, generation, _readable(error))
+                return events.Lost(index, generation, _readable(error))
             reply = done.result() if error is None else Reply(error=_call_error(error))
-            return Replied(index, generation, call.ticket, reply)
+            return events.Replied(index, generation, call.ticket, reply)
 
-        self._when_done(ref, index, generation, replied)
+        self._when_done(ref, actor, replied)
 
     def cancel(self, actor: Actor, tickets: Sequence[int]) -> None:
-        with _unless_it_fails("cancel", actor):
-            if self.connected:
-                _forget(self._actors[actor.index].cancel.remote(self._client, list(tickets)))
+        with self._unless_it_fails("cancel", actor):
+            _forget(self._actors[actor.index].cancel.remote(self._client, list(tickets)))
 
     def inquire(self, actor: Actor) -> None:
-        with _unless_it_fails("ask", actor):
-            if self.connected:
-                ref = self._actors[actor.index].running_seconds.remote(self._client)
-                self._when_done(ref, actor.index, actor.health.generation, self._busy)
+        with self._unless_it_fails("ask", actor):
+            ref = self._actors[actor.index].running_seconds.remote(self._client)
+            self._when_done(ref, actor, _busy)
 
     def stop(self, actor: Actor, *, hangs: bool = False, gently: bool = False) -> None:
         handle = self._actors.pop(actor.index, None)
         self._opening.pop(actor.index, None)
-        if handle is None or not self.connected or not (self._owned or hangs):
+        if handle is None or not (self._owned or hangs):
             return
-        with _unless_it_fails("end", actor):
-            if gently and self._owned:
-                self._close_and_kill(handle, actor.backend.traits.close_seconds)
-            else:
+        with self._unless_it_fails("end", actor):
+            if not (gently and self._owned):
                 ray.kill(handle)  # half-dead actors would answer later
-
-    def _close_and_kill(self, handle: Any, seconds: float) -> None:
-        """Have an actor close its backend, in its own time, and kill it then."""
-        closed = handle.close.remote()
-        self._closing[closed] = seconds
-
-        def wait() -> None:
-            with suppress(Exception):  # it, or Ray, may be gone already
-                ray.wait([closed], timeout=seconds)
-                ray.kill(handle)
-            self._closing.pop(closed, None)
-
-        threading.Thread(target=wait, name="qailab-closing", daemon=True).start()
+                return
+            what = handle, actor.backend.traits.close_seconds
+            thread = threading.Thread(target=_close_and_kill, args=what, daemon=True)
+            self._closing.append(thread)
+            thread.start()
 
     def close(self, actors: Sequence[Actor]) -> None:
-        if not self._owned or not self.connected:
+        if not self._owned:
             return
         # Nothing in an actor runs when it is killed: a session would stay open.
         for actor in actors:
-            with _unless_it_fails("close", actor):
-                ref = self._actors[actor.index].close.remote()
-                self._closing[ref] = actor.backend.traits.close_seconds
-        if self._closing:
-            refs = list(self._closing)
-            ray.wait(refs, num_returns=len(refs), timeout=max(self._closing.values()))
-            for ref in refs:
-                _forget(ref)
+            self.stop(actor, gently=True)
+        for thread in self._closing:
+            thread.join()
 
     def free_resources(self, needs: str) -> str:
         return available_resources(needs) if self.connected else "shut down"
@@ -201,8 +173,7 @@ class RayTransport:
         if opening and self.connected:
             with suppress(Exception):
                 ray.wait(opening, timeout=timeout)
-        else:
-            time.sleep(timeout)
+        time.sleep(0.001 if opening else timeout)
 
     def _check_connected(self) -> None:
         if not self.connected:
@@ -215,53 +186,72 @@ class RayTransport:
             self._looked = time.monotonic()
         start = f"{self._pool}-{index}-"
         names = [actor["name"] for actor in self._named if actor["name"].startswith(start)]
-        with suppress(ValueError):  # Ray's word for "no such actor"; or there is no name
-            return ray.get_actor(
-                max(names, key=lambda name: int(name.removeprefix(start))), NAMESPACE
-            )
+        with suppress(ValueError):  # there is no name, or Ray's word for "no such actor"
+            latest = max(names, key=lambda name: int(name.removeprefix(start)))
+            return ray.get_actor(latest, NAMESPACE)
         return None
 
-    # What has come of a call, as an event. These run in a thread of Ray's.
-
     def _when_done(
-        self,
-        ref: Any,
-        index: int,
-        generation: int,
-        event_of: Callable[[int, int, Future[Any]], Event | None],
+        self, ref: Any, actor: Actor, event_of: Callable[[int, int, Future[Any]], Event | None]
     ) -> None:
+        """Put what has come of a call into the queue, from a thread of Ray's."""
+        index, generation = actor.index, actor.health.generation
+
         def done(future: Future[Any]) -> None:
             if (event := event_of(index, generation, future)) is not None:
                 self._events.put(event)
 
         ref.future().add_done_callback(done)
 
-    def _opened(self, index: int, generation: int, done: Future[Any]) -> Event:
-        error = done.exception()
-        if error is None:
-            return Opened(index, generation, *done.result())
-        cause = getattr(error, "cause", None)
-        if isinstance(error, _LOSSES) and "creation task" not in str(error):
-            if not self._owned:  # it was just being replaced, or its owner is gone
-                return Missing(index, generation)
-            return Lost(index, generation, _readable(error))
-        if isinstance(cause, TransientBackendError):
-            return Lost(index, generation, _readable(error))
-        reason = _readable(error)
-        if isinstance(cause, QailabError):  # what it says, before where that came from
-            reason = f"{cause}\n{reason}"
-        return BuildFailed(index, generation, reason)
+    @contextmanager
+    def _unless_it_fails(self, what: str, actor: Actor) -> Iterator[None]:
+        """Wrap calls that help, and that nothing depends on: actor or Ray may be gone already."""
+        try:
+            self._check_connected()
+            yield
+        except Exception:
+            logger.debug("could not %s %s", what, actor, exc_info=True)
 
-    def _watched(self, index: int, generation: int, done: Future[Any]) -> Event | None:
-        error = done.exception()
-        if isinstance(error, _LOSSES) and "creation task" not in str(error):
-            return Lost(index, generation, _readable(error))
-        return None
 
-    def _busy(self, index: int, generation: int, done: Future[Any]) -> Event | None:
-        if done.exception() is not None:  # a lost actor is heard of in other ways
-            return None
-        return Busy(index, generation, *done.result())
+def _opened(index: int, generation: int, done: Future[Any]) -> Event:
+    error = done.exception()
+    if error is None:
+        return events.Opened(index, generation, *done.result())
+    cause, reason = getattr(error, "cause", None), _readable(error)
+    if _is_loss(error) or isinstance(cause, TransientBackendError):
+        return events.Lost(index, generation, reason)
+    if isinstance(cause, QailabError):  # what it says, before where that came from
+        reason = f"{cause}\n{reason}"
+    return events.BuildFailed(index, generation, reason)
+
+
+def _found(index: int, generation: int, done: Future[Any]) -> Event:
+    if _is_loss(done.exception()):  # it was just being replaced, or its owner is gone
+        return events.Missing(index, generation)
+    return _opened(index, generation, done)
+
+
+def _watched(index: int, generation: int, done: Future[Any]) -> Event | None:
+    error = done.exception()
+    return events.Lost(index, generation, _readable(error)) if error and _is_loss(error) else None
+
+
+def _busy(index: int, generation: int, done: Future[Any]) -> Event | None:
+    # A lost actor is heard of in other ways.
+    return None if done.exception() else events.Busy(index, generation, *done.result())
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    return isinstance(error, _LOSSES) and "creation task" not in str(error)
+
+
+def _close_and_kill(handle: Any, seconds: float) -> None:
+    """Have an actor close its backend, in its own time, and kill it then."""
+    with suppress(Exception):  # it, or Ray, may be gone already
+        closed = handle.close.remote()
+        ray.wait([closed], timeout=seconds)
+        _forget(closed)
+        ray.kill(handle)
 
 
 def ray_is_gone() -> PoolError:
@@ -282,15 +272,6 @@ def _call_error(error: BaseException) -> QailabError:
 def _readable(error: BaseException) -> str:
     """Return an error with its remote traceback, as plain text."""
     return _COLOURS.sub("", f"{type(error).__name__}: {error}").strip()
-
-
-@contextmanager
-def _unless_it_fails(what: str, actor: Actor) -> Iterator[None]:
-    """For calls that help, and that nothing depends on: the actor, or Ray, may be gone already."""
-    try:
-        yield
-    except Exception:
-        logger.debug("could not %s %s", what, actor, exc_info=True)
 
 
 def _forget(ref: Any) -> None:

@@ -11,8 +11,8 @@ in any thread, or in simulated time. Calls go down, and decisions come back up::
     rows <-> chunks  start, replace,       whom to ask,     which chunk to which     send, cancel,
     and answers      quarantine            who hangs        idle actor as well       ask; events
 
-Work is pulled: an actor gets its next chunk when it has room for it. What comes back is settled by
-`decide`: the answers are accepted, the chunk is retried, the evaluation fails, or nobody cares.
+Work is pulled: an actor gets its next chunk when it has room for it. A chunk that comes back
+without answers is retried, or ends its evaluation: `decide` says which.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ an actor may lose processes, so that they do not take the pool down."""
 BURST_SECONDS = 2.0
 """Losses so soon after one another, over different rows, have a common cause, such as a lost node
 or a full machine, and count as crashes of none of them."""
-CHUNKS_IN_FLIGHT = (
-    2  # an actor runs one, and has the next at hand: that hides the way there and back
-)
+CHUNKS_IN_FLIGHT = 2  # one runs, and the next is at hand: that hides the way there and back
 _TICK_SECONDS = 1.0  # how often waiting work is looked at when nothing happens
 _STRAGGLER_TICK_SECONDS = 0.05  # the same where idle actors may help out
 _COPY_INTERVAL = 0.01  # looking at all that is in flight after every answer would cost more
@@ -63,17 +61,15 @@ _COPY_INTERVAL = 0.01  # looking at all that is in flight after every answer wou
 
 @dataclass(frozen=True)
 class Retry:
-    """The rows must run again; ``fault``: that is held against the actor."""
-
-    fault: bool
+    """The rows must run again."""
 
 
 @dataclass(frozen=True)
 class Fail:
-    """The evaluation fails; ``now``, or once nothing that was paid for is in flight."""
+    """The evaluation fails, ``at_once`` or when nothing of it is in flight any more."""
 
     error: QailabError
-    now: bool = True
+    at_once: bool = True
 
 
 def decide(
@@ -88,30 +84,20 @@ def decide(
         trace: where, as text.
         num_rows: rows of the whole evaluation.
     """
-    rows = f"rows {chunk.start} to {chunk.stop - 1}"
-    if isinstance(error, Cancelled | UnknownCircuit):
-        return Retry(fault=False)
-    if isinstance(error, TransientBackendError):
-        if chunk.faults < MAX_TRANSIENT_FAULTS:
-            return Retry(fault=True)
-        text = f"{rows} failed {chunk.faults} times, last on {actor.backend!r}: {error}"
+    if isinstance(error, TransientBackendError) and chunk.faults >= MAX_TRANSIENT_FAULTS:
+        text = f"{chunk} failed {chunk.faults} times, last on {actor.backend!r}: {error}"
         return Fail(EvaluationError(text))
-    where = f"(on {actor.backend!r}, actor {actor.index}, {rows} of {num_rows})"
+    if isinstance(error, Cancelled | UnknownCircuit | TransientBackendError):
+        return Retry()
+    where = f"(on {actor.backend!r}, actor {actor.index}, {chunk} of {num_rows})"
     shown = "" if isinstance(error, BudgetExceededError | JournalError) else trace
     told = plain(error, f"{error}\n{where}\n{shown}".rstrip())
     # Other jobs of a budget are sent and paid for: they may end.
-    return Fail(told, now=not isinstance(error, BudgetExceededError))
+    return Fail(told, at_once=not isinstance(error, BudgetExceededError))
 
 
 class Scheduler:
-    """Runs evaluations on actors. Not thread-safe: one thread calls it.
-
-    Args:
-        actors: where rows run.
-        transport: the processes behind the actors.
-        settings: how to schedule.
-        telemetry: is told what happens.
-    """
+    """Runs evaluations on actors. Not thread-safe: one thread calls it."""
 
     def __init__(
         self,
@@ -127,13 +113,10 @@ class Scheduler:
         self._supervisor = ActorSupervisor(actors, transport, settings.start_timeout)
         self._hangs = HangDetector(actors, settings.chunk_timeout)
         self._evaluations: dict[int, Evaluation] = {}  # the one that waits longest first
-        self._next_evaluation = 0
-        self._next_ticket = 0
+        self._next_evaluation = self._next_ticket = 0
         self._next_copies = 0.0
         self._last_loss: tuple[float, list[Chunk]] = (float("-inf"), [])  # when, and what ran
         self._charged: list[Chunk] = []  # chunks that it counts as a crash of
-
-    # What others want.
 
     def start(self, now: float) -> None:
         """Start all actors."""
@@ -144,15 +127,14 @@ class Scheduler:
         self, circuit: CanonicalCircuit, batch: RowBatch, future: RowFuture, now: float
     ) -> None:
         """Take on a batch of rows; its answers go to the future."""
-        number = self._next_evaluation
-        evaluation = Evaluation(number, circuit, batch, future, self._settings)
+        evaluation = Evaluation(self._next_evaluation, circuit, batch, future, self._settings)
         self._next_evaluation += 1
         if evaluation.complete:
             evaluation.finish()
             return
         self._supervisor.work_comes(now)
-        self._evaluations[number] = evaluation
-        self._telemetry.began(number, batch.num_rows, now)
+        self._evaluations[evaluation.number] = evaluation
+        self._telemetry.began(evaluation.number, batch.num_rows, now)
 
     def cancel(self, future: RowFuture) -> None:
         """Stop the evaluation with this future, also what is in flight."""
@@ -170,22 +152,23 @@ class Scheduler:
         self._supervisor.end()
 
     def too_few(self, count: int, waited: float | None) -> QailabError | None:
-        """Return the error of those who wait for actors; None if they may come.
+        """Return the error of those who wait for so many actors; None if they may still come.
 
         Args:
-            count: how many are waited for.
+            count: how many.
             waited: the seconds after which nobody waits any more; None if they are not over.
         """
-        if (error := self._supervisor.too_few(count)) is not None or waited is None:
-            return error
-        return self._supervisor.starting_error(count, waited)
+        error = self._supervisor.too_few(count)
+        if error is None and waited is not None:
+            return self._supervisor.starting_error(count, waited)
+        return error
 
     def depth(self) -> Depth:
         """Return how things stand."""
         return Depth(
             waiting_rows=sum(each.waiting_rows for each in self._evaluations.values()),
             chunks_in_flight=sum(len(actor.in_flight) for actor in self._actors),
-            actors_ready=sum(actor.health.state == "ready" for actor in self._actors),
+            actors_ready=sum(actor.is_ready() for actor in self._actors),
             actors=len(self._actors),
         )
 
@@ -197,12 +180,8 @@ class Scheduler:
         if error is not None:
             rows = sum(each.batch.num_rows for each in self._evaluations.values())
             done = sum(each.answered for each in self._evaluations.values())
-            self.fail_all(
-                type(error)(
-                    f"{error}\n{done} of {rows} rows were done. Remove the cause and submit again: "
-                    "the pool starts its actors anew"
-                )
-            )
+            advice = "Remove the cause and submit again: the pool starts its actors anew"
+            self.fail_all(type(error)(f"{error}\n{done} of {rows} rows were done. {advice}"))
         ask, hung = self._hangs.look(now)
         for actor in ask:
             self._transport.inquire(actor)
@@ -211,14 +190,13 @@ class Scheduler:
         if self._evaluations:
             self._assign(now)
 
-    def seconds_to_next_tick(self, now: float) -> float | None:
-        """Return when `tick` has something to do although nothing happens; None if never."""
-        due = self._supervisor.next_start(now)
-        waits = [] if due is None else [max(0.0, due - now)]
+    def seconds_to_next_tick(self, now: float) -> float:
+        """Return when `tick` has something to do although nothing happens; infinity if never."""
+        due = self._supervisor.next_start(now) - now
         if self._evaluations:
-            idle = any(a.health.state == "ready" and not len(a.in_flight) for a in self._actors)
-            waits.append(_STRAGGLER_TICK_SECONDS if idle else _TICK_SECONDS)
-        return min(waits, default=None)
+            idle = any(actor.is_ready() and not len(actor.in_flight) for actor in self._actors)
+            due = min(due, _STRAGGLER_TICK_SECONDS if idle else _TICK_SECONDS)
+        return max(due, 0.0)
 
     # What happens to actors.
 
@@ -231,17 +209,17 @@ class Scheduler:
             case events.Opened():
                 self._supervisor.opened(actor, event)
                 self._telemetry.opened(actor, now)
-            case events.BuildFailed(reason=reason):
-                self._supervisor.build_failed(actor, reason, now)
+            case events.BuildFailed():
+                self._supervisor.build_failed(actor, event.reason, now)
             case events.Missing():
                 self._supervisor.missing(actor, now)
-            case events.Lost(reason=reason):
-                self._lose(actor, reason, now)
-            case events.Busy(seconds=seconds, others=others):
-                if self._hangs.busy(actor, seconds, others, now):
-                    self._lose_hanging(actor, max(seconds, others), now)
-            case events.Replied(ticket=ticket, reply=reply):
-                self._take_in(actor, actor.in_flight.remove(ticket, now), reply, now)
+            case events.Lost():
+                self._lose(actor, event.reason, now)
+            case events.Busy():
+                if self._hangs.busy(actor, event.seconds, event.others, now):
+                    self._lose_hanging(actor, max(event.seconds, event.others), now)
+            case events.Replied():
+                self._take_in(actor, actor.in_flight.remove(event.ticket, now), event.reply, now)
 
     def _take_in(self, actor: Actor, sent: Sent, reply: Reply, now: float) -> None:
         chunk = sent.chunk
@@ -255,25 +233,25 @@ class Scheduler:
         evaluation = self._evaluations.get(chunk.evaluation)
         if evaluation is None or chunk.done:
             return  # nobody waits for it
-        if reply.error is None:
-            self._accept(actor, evaluation, chunk, reply)
+        if reply.answer is not None:
+            self._accept(actor, evaluation, sent, reply)
         else:
+            assert reply.error is not None
             self._settle(actor, evaluation, chunk, reply.error, reply.traceback, now)
 
-    def _accept(self, actor: Actor, evaluation: Evaluation, chunk: Chunk, reply: Reply) -> None:
-        assert reply.answer is not None
+    def _accept(self, actor: Actor, evaluation: Evaluation, sent: Sent, reply: Reply) -> None:
+        chunk = sent.chunk
         try:
-            evaluation.accept(chunk, decode_answers(reply.answer, chunk.num_rows))
+            evaluation.accept(chunk, decode_answers(reply.answer or b"", chunk.num_rows))
         except ValueError as error:
             text = f"{actor.backend!r} answered in another form: {error}"
             self._fail(evaluation, EvaluationError(text))
             return
-        self._telemetry.accepted(actor, chunk, evaluation.calls(chunk), reply.seconds)
+        self._telemetry.accepted(actor, chunk, sent.calls, reply.seconds)
         if chunk.copies:
-            self._cancel(lambda sent: sent.chunk is chunk)
+            self._cancel(lambda other: other.chunk is chunk)
         if evaluation.complete:
-            del self._evaluations[evaluation.number]
-            self._telemetry.ended(evaluation.number)
+            self._drop(evaluation)
             evaluation.finish()
         else:
             self._fail_if_nothing_is_left(evaluation)
@@ -282,21 +260,21 @@ class Scheduler:
         self, actor: Actor, evaluation: Evaluation, chunk: Chunk, error: QailabError,
         trace: str, now: float,
     ) -> None:  # fmt: skip
-        """Carry out what an error means for a chunk."""
-        chunk.faults += isinstance(error, TransientBackendError)
+        """Carry out what an error means for a chunk, its evaluation and its actor."""
+        transient = isinstance(error, TransientBackendError)
+        chunk.faults += transient
         decision = decide(actor, chunk, error, trace, evaluation.batch.num_rows)
-        if isinstance(decision, Fail):
-            if decision.now:
-                self._fail(evaluation, decision.error)
-            else:
-                evaluation.ends_with = decision.error
-        elif isinstance(error, UnknownCircuit):
-            actor.in_flight.forget_circuit(evaluation.circuit.key)
-        if isinstance(decision, Retry) and not chunk.copies:  # else another actor still has it
-            evaluation.give_back(chunk)
-        if isinstance(error, TransientBackendError):
-            rows = f"rows {chunk.start} to {chunk.stop - 1}"
-            logger.info("%s of %s are run again: %s", rows, actor, error)
+        if isinstance(decision, Retry):
+            if not chunk.copies:  # else another actor still has it
+                evaluation.give_back(chunk)
+            if isinstance(error, UnknownCircuit):
+                actor.in_flight.forget_circuit(evaluation.circuit.key)
+        elif decision.at_once:
+            self._fail(evaluation, decision.error)
+        else:
+            evaluation.ends_with = decision.error
+        if transient:
+            logger.info("%s of %s are run again: %s", chunk, actor, error)
             self._telemetry.retried(actor, "transient")
             if self._supervisor.fault(actor, str(error), now, full=isinstance(error, NoRoom)):
                 self._take_back(actor, now, crashed=False)
@@ -307,8 +285,7 @@ class Scheduler:
 
     def _lose(self, actor: Actor, reason: str, now: float, *, hangs: bool = False) -> None:
         self._telemetry.lost(actor, reason, now)
-        chunks = len(actor.in_flight)
-        self._supervisor.lose(actor, reason, now, chunks=chunks, hangs=hangs)
+        self._supervisor.lose(actor, reason, now, hangs=hangs)
         self._take_back(actor, now, crashed=True)
 
     def _take_back(self, actor: Actor, now: float, *, crashed: bool) -> None:
@@ -316,12 +293,12 @@ class Scheduler:
         self._telemetry.retired(actor, now)
         actor.throughput.start_anew()
         traits = actor.backend.traits
-        chunks = [sent.chunk for sent in actor.in_flight.clear()]
+        chunks = [sent.chunk for sent in actor.in_flight.take_all()]
         ran = chunks[: traits.max_concurrency] if crashed else []  # the others only waited
-        charged = crashed and self._is_their_own_crash(ran, now)
+        charged = ran if crashed and self._is_their_own_crash(ran, now) else []
         for chunk in chunks:
             chunk.copies -= 1
-            chunk.crashes += charged and chunk in ran
+            chunk.crashes += chunk in charged
             evaluation = self._evaluations.get(chunk.evaluation)
             if evaluation is None or chunk.done or chunk.copies:
                 continue
@@ -329,12 +306,11 @@ class Scheduler:
             if chunk.crashes >= MAX_CRASHES:
                 self._fail(evaluation, _deadly(actor, chunk))
                 continue
-            parts = [chunk]
-            if chunk in ran and traits.idempotent:  # small chunks are hit less often
-                parts = chunk.halves(evaluation.batch.rows.group)
+            halved = chunk in ran and traits.idempotent  # small chunks are hit less often
+            parts = chunk.halves(evaluation.batch.rows.group) if halved else [chunk]
             for part in parts:
                 evaluation.give_back(part)
-            self._charged += parts if charged and chunk in ran else []
+            self._charged += parts if chunk in charged else []
 
     def _is_their_own_crash(self, ran: list[Chunk], now: float) -> bool:
         """Return whether an actor was lost over its rows, as far as one can tell by now.
@@ -342,9 +318,9 @@ class Scheduler:
         Several losses at once, over different rows, have a common cause; then the first of them is
         not held against its rows any more.
         """
-        last, self._last_loss = self._last_loss, (now, ran)
-        alone = now - last[0] > BURST_SECONDS
-        if alone or (ran and any(before.contains(ran[0]) for before in last[1])):
+        (when, before), self._last_loss = self._last_loss, (now, ran)
+        same = any(chunk.contains(other) for chunk in before for other in ran)
+        if now - when > BURST_SECONDS or same:
             self._charged = []
             return True
         for chunk in self._charged:
@@ -361,10 +337,9 @@ class Scheduler:
         most = {actor.index: self._most_chunks(actor) for actor in ready}
         for depth in range(max(most.values(), default=0)):
             for actor in ready:
-                if not len(actor.in_flight) <= depth < most[actor.index]:
+                has_room = len(actor.in_flight) <= depth < most[actor.index]
+                if not has_room or not self._supervisor.can_work(actor, now):
                     continue
-                if not self._supervisor.can_work(actor, now):
-                    continue  # it had no room a moment ago
                 taken = self._next_chunk(actor, sharing)
                 if taken is None:
                     self._copy_stragglers(ready, now)
@@ -372,8 +347,9 @@ class Scheduler:
                 self._send(actor, *taken, now)
 
     def _most_chunks(self, actor: Actor) -> int:
-        fixed = self._settings.max_in_flight
-        return fixed or max(CHUNKS_IN_FLIGHT, actor.backend.traits.max_concurrency)
+        if self._settings.max_in_flight != "auto":
+            return self._settings.max_in_flight
+        return max(CHUNKS_IN_FLIGHT, actor.backend.traits.max_concurrency)
 
     def _next_chunk(self, actor: Actor, sharing: list[Actor]) -> tuple[Evaluation, Chunk] | None:
         """Cut the next chunk for an actor, from each evaluation in turn."""
@@ -413,9 +389,8 @@ class Scheduler:
         except TransientBackendError as error:
             self._settle(actor, evaluation, chunk, error, "", now)
         except Exception as error:  # rows without a form on the wire, say
-            logger.exception("rows %d to %d could not be sent", chunk.start, chunk.stop - 1)
-            text = f"rows could not be sent to an actor: {error!r}"
-            self._fail(evaluation, EvaluationError(text))
+            logger.exception("%s could not be sent", chunk)
+            self._fail(evaluation, EvaluationError(f"{chunk} could not be sent: {error!r}"))
         else:
             actor.in_flight.note_circuit(key)
             actor.in_flight.add(sent, now)
@@ -426,7 +401,7 @@ class Scheduler:
     # Ending.
 
     def _fail(self, evaluation: Evaluation, error: BaseException) -> None:
-        evaluation.fail(error)
+        evaluation.finish(error)
         self._drop(evaluation)
 
     def _drop(self, evaluation: Evaluation) -> None:
@@ -443,18 +418,16 @@ class Scheduler:
 
     def _fail_if_nothing_is_left(self, evaluation: Evaluation) -> None:
         """End an evaluation that must fail, once nothing that was paid for is in flight."""
+        number = evaluation.number
+        sent = [sent for actor in self._actors for sent in actor.in_flight]
         if evaluation.ends_with is not None and not any(
-            sent.chunk.evaluation == evaluation.number and not sent.chunk.done
-            for actor in self._actors
-            for sent in actor.in_flight
+            each.chunk.evaluation == number and not each.chunk.done for each in sent
         ):
             self._fail(evaluation, evaluation.ends_with)
 
 
 def _queues_in_turn(actors: list[Actor]) -> list[Actor]:
     """Order actors so that each device comes once before one comes a second time."""
-    if not any(actor.backend.traits.queue_name for actor in actors):
-        return actors
     seen: dict[object, int] = {}
     turns = {}
     for actor in actors:
@@ -465,7 +438,7 @@ def _queues_in_turn(actors: list[Actor]) -> list[Actor]:
 
 def _deadly(actor: Actor, chunk: Chunk) -> EvaluationError:
     return EvaluationError(
-        f"rows {chunk.start} to {chunk.stop - 1} lost their actor {chunk.crashes} times, last on "
-        f"{actor.backend!r}: {actor.health.last_error}; if actors run out of memory, use a smaller "
-        "circuit or chunk_rows; if they only need longer, a larger chunk_timeout"
+        f"{chunk} lost their actor {chunk.crashes} times, last on {actor.backend!r}: "
+        f"{actor.health.last_error}; if actors run out of memory, use a smaller circuit or "
+        "chunk_rows; if they only need longer, a larger chunk_timeout"
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qailab.distributed.connection import NAMESPACE
@@ -25,12 +25,11 @@ from qailab.errors import TransientBackendError
 STATE_NAME = "shared-state"
 _HEAD = "node:__internal_head__"  # the resource by which Ray tells its head node
 _PATIENCE_SECONDS = 60.0  # a restart takes 1 to 3 s, on a busy machine more
-_PAUSE_SECONDS = 0.2
 _LOOK_SECONDS = 60.0
 
 
 class RayState:
-    """Values that all processes of the cluster agree on.
+    """Values that all processes of the cluster agree on; see `qailab.backends.shared.SharedState`.
 
     Names belong to the cluster: who wants a value for one pool begins its name with ``group``.
 
@@ -42,49 +41,44 @@ class RayState:
         self.group = group
 
     def get(self, name: str) -> tuple[int, bytes | None]:
-        version, value = self._call("get", name)
+        version, value = _ask("get", name)
         return version, value
 
     def put(self, name: str, version: int, value: bytes) -> bool:
-        written: bool = self._call("put", name, version, value)
-        return written
+        return bool(_ask("put", name, version, value))
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        """Call the actor, again if it died meanwhile: both its methods may be repeated."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while True:
-            try:
-                actor = _state_actor()
-                left = max(0.1, deadline - time.monotonic())
-                return ray.get(getattr(actor, method).remote(*arguments), timeout=left)
-            except (RayActorError, GetTimeoutError) as error:
-                failed = isinstance(error, ActorDiedError) and "creation task" in str(error)
-                if failed or time.monotonic() > deadline:
-                    raise TransientBackendError(
-                        "the actor that keeps budgets and sessions for all processes does not "
-                        f"answer: {type(error).__name__}: {error}"
-                    ) from error
-            time.sleep(_PAUSE_SECONDS)
+
+def _ask(method: str, *arguments: Any) -> Any:
+    """Call the actor, again if it ended meanwhile: both its methods may be repeated."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            call = getattr(_state_actor(), method).remote(*arguments)
+            return ray.get(call, timeout=max(0.1, deadline - time.monotonic()))
+        except (RayActorError, GetTimeoutError) as error:
+            if "creation task" in str(error) or time.monotonic() > deadline:
+                raise TransientBackendError(
+                    "the actor that keeps budgets and sessions for all processes does not answer: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        time.sleep(0.2)
 
 
 def _state_actor() -> Any:
     """Find the actor, or make it."""
     head = next((n["NodeID"] for n in ray.nodes() if n["Alive"] and _HEAD in n["Resources"]), None)
     pinned = "DEFAULT" if head is None else NodeAffinitySchedulingStrategy(head, soft=False)
-    return (
-        ray.remote(StateActor)
-        .options(
-            name=STATE_NAME,
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            lifetime="detached",
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            scheduling_strategy=pinned,
-        )
-        .remote()
-    )
+    options = {
+        "name": STATE_NAME,
+        "namespace": NAMESPACE,
+        "get_if_exists": True,
+        "lifetime": "detached",
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "scheduling_strategy": pinned,
+    }
+    return ray.remote(StateActor).options(**options).remote()
 
 
 class StateActor:
@@ -115,22 +109,14 @@ class StateActor:
         if known[0] != version:
             return False
         values = self._values | {name: (version + 1, value)}
-        self._write({each: (number, what.hex()) for each, (number, what) in values.items()})
-        self._values = values
-        return True
-
-    def _write(self, values: dict[str, tuple[int, str]]) -> None:
         draft = self._path.with_suffix(".draft")
         with open(draft, "w") as file:
-            json.dump(values, file)
+            json.dump({each: (number, data.hex()) for each, (number, data) in values.items()}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(draft, self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        os.replace(draft, self._path)  # that survives a kill, though perhaps not a power cut
+        self._values = values
+        return True
 
     def _end_after_pools(self, look_seconds: float) -> None:
         """End when no pool is left; the file stays, should there be another one."""
@@ -138,6 +124,5 @@ class StateActor:
         while looks < 2:
             time.sleep(look_seconds)
             named = ray.util.list_named_actors(all_namespaces=True)
-            pools = [a for a in named if a["namespace"] == NAMESPACE and a["name"] != STATE_NAME]
-            looks = 0 if pools else looks + 1
+            looks = 0 if any(each["name"].startswith("qailab-") for each in named) else looks + 1
         ray.kill(ray.get_runtime_context().current_actor)

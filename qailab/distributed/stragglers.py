@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qailab.distributed.actors import Actor, Sent, expected_seconds
+from qailab.distributed.options import Auto
 
 COPY_FACTOR = 2.0
-"""A speculative copy is worth it if the first would still take this many times as long."""
+"""A speculative copy is worth it if the first would still take this many times as long, ..."""
 COPY_SECONDS = 0.05
-"""And this much on top: a call takes milliseconds, and estimates are rough."""
+"""... and this much on top: a call takes milliseconds, and estimates are rough."""
 MAX_COPIES = 3
 """Speculative copies of one chunk: where these fail as well, it is left to the first."""
 QUEUED_SECONDS = 0.5
@@ -27,43 +28,35 @@ INQUIRY_SECONDS = 10.0
 """A process that does not say what it is doing for this long hangs as a whole."""
 PULSE_SECONDS = 60.0
 """How often a process is asked whose calls may last days; it hangs if it does not answer for
-`UNKNOWN_SECONDS`, though a simulator in IBM's local mode holds Python's lock while it runs."""
+`UNKNOWN_SECONDS`, as a simulator in IBM's local mode holds Python's lock while it runs."""
 
 
 def speculative_copies(
     idle: Sequence[Actor], ready: Sequence[Actor], now: float
 ) -> Iterator[tuple[Actor, Sent]]:
-    """Yield chunks that idle actors would answer much sooner than the actors that have them.
+    """Yield idle actors, each with a chunk that it would answer much sooner than who has it.
 
-    Args:
-        idle: actors without work.
-        ready: all actors that can work.
-        now: the time.
-
-    Yields:
-        An idle actor, and what it should be sent too: what is waited for longest comes first.
+    What is waited for longest comes first.
     """
     helpers = [actor for actor in idle if actor.backend.traits.idempotent]
-    if not helpers:
-        return
     held = [
-        (left, place == 0, sent)
-        for other in ready
+        (left, place, sent)
+        for other in (ready if helpers else ())
         if other.backend.traits.idempotent
         for place, (sent, left) in enumerate(_remaining_seconds(other, ready, now))
         if sent.chunk.copies == 1 and sent.chunk.speculative < MAX_COPIES and not sent.chunk.done
     ]
-    held.sort(key=lambda one: (one[0], not one[1]), reverse=True)
-    for left, runs, sent in held:
+    held.sort(key=lambda one: one[:2], reverse=True)
+    for left, place, sent in held:
+        if not helpers:
+            return
         own = expected_seconds(helpers[-1], ready, sent.pace, sent.calls, sent.chunk.num_rows)
         if own is not None:
             least = COPY_FACTOR * own + COPY_SECONDS
         else:
-            least = RUNNING_SECONDS if runs else QUEUED_SECONDS
+            least = QUEUED_SECONDS if place else RUNNING_SECONDS
         if left >= least:
             yield helpers.pop(), sent
-            if not helpers:
-                return
 
 
 def _remaining_seconds(
@@ -89,10 +82,9 @@ def _remaining_seconds(
 
 @dataclass
 class _Watch:
-    """How long the chunk that runs has time, and whether its actor was asked about it."""
+    """The chunk that runs, until when it has time, and since when its actor was asked about it."""
 
-    ticket: int
-    since: float
+    chunk: tuple[int, float]  # its ticket, and since when it runs
     until: float
     asked: float | None = None
 
@@ -105,10 +97,10 @@ class HangDetector:
 
     Args:
         actors: the pool's actors.
-        chunk_timeout: seconds that the user allows for a chunk; None to go by what was observed.
+        chunk_timeout: seconds that the user allows for a call; "auto" goes by what was observed.
     """
 
-    def __init__(self, actors: Sequence[Actor], chunk_timeout: float | None) -> None:
+    def __init__(self, actors: Sequence[Actor], chunk_timeout: float | Auto) -> None:
         self._actors = tuple(actors)
         self._chunk_timeout = chunk_timeout
         self._watches: dict[int, _Watch] = {}
@@ -117,26 +109,26 @@ class HangDetector:
         """Return the actors to ask, and those that hang."""
         ask, hung = [], []
         for actor in self._actors:
-            sent = actor.in_flight.running
+            sent = next(iter(actor.in_flight), None)
             if sent is None:
-                self._watches.pop(actor.index, None)
                 continue
-            watch, since = self._watches.get(actor.index), actor.in_flight.running_since
-            if watch is None or (watch.ticket, watch.since) != (sent.ticket, since):
-                watch = _Watch(sent.ticket, since, since + self._time_for(actor, sent))
-                self._watches[actor.index] = watch
+            chunk = sent.ticket, actor.in_flight.running_since
+            watch = self._watches.get(actor.index)
+            if watch is None or watch.chunk != chunk:
+                detects = actor.backend.traits.detect_hangs
+                time = self._limit(actor, sent) if detects else PULSE_SECONDS
+                watch = self._watches[actor.index] = _Watch(chunk, chunk[1] + time)
             if watch.asked is None and now > watch.until:
                 watch.asked = now
                 ask.append(actor)
-            # As long again: Aer holds Python's lock while it runs, and answers only then.
             elif watch.asked is not None and now - watch.asked > self._silence(actor, sent):
                 hung.append(actor)
         return ask, hung
 
     def busy(self, actor: Actor, seconds: float, others: float, now: float) -> bool:
         """Return whether an actor hangs that says how long a call has run: ours, or another's."""
-        watch, sent = self._watches.get(actor.index), actor.in_flight.running
-        if watch is None or watch.asked is None or sent is None or sent.ticket != watch.ticket:
+        watch, sent = self._watches.get(actor.index), next(iter(actor.in_flight), None)
+        if watch is None or watch.asked is None or sent is None or sent.ticket != watch.chunk[0]:
             return False  # it has answered meanwhile
         watch.asked = None
         if not actor.backend.traits.detect_hangs:
@@ -146,17 +138,16 @@ class HangDetector:
         watch.until = now + limit - seconds
         return seconds > limit or others > max(UNKNOWN_SECONDS, limit)
 
-    def _time_for(self, actor: Actor, sent: Sent) -> float:
-        return self._limit(actor, sent) if actor.backend.traits.detect_hangs else PULSE_SECONDS
-
     def _silence(self, actor: Actor, sent: Sent) -> float:
+        """Return how long an actor that was asked may say nothing."""
         if not actor.backend.traits.detect_hangs:
             return UNKNOWN_SECONDS
+        # As long again: Aer holds Python's lock while it runs, and answers only then.
         return max(INQUIRY_SECONDS, self._limit(actor, sent))
 
     def _limit(self, actor: Actor, sent: Sent) -> float:
         """Return how long a chunk may take before its actor is taken to hang."""
-        if self._chunk_timeout is not None:
+        if self._chunk_timeout != "auto":
             return self._chunk_timeout * sent.calls
         rows = sent.chunk.num_rows
         seconds = expected_seconds(actor, self._actors, sent.pace, sent.calls, rows)
@@ -164,6 +155,5 @@ class HangDetector:
             first = max(other.throughput.first_seconds(sent.pace) for other in self._actors)
             seconds = seconds + first if first else None
         if seconds is None:
-            overhead = actor.backend.traits.call_overhead_seconds
-            return max(UNKNOWN_SECONDS, HANG_FACTOR * overhead)
+            return max(UNKNOWN_SECONDS, HANG_FACTOR * actor.throughput.overhead)
         return max(HANG_SECONDS, HANG_FACTOR * seconds)

@@ -13,6 +13,7 @@ and again, without an answer in between, is quarantined.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 from qailab.distributed.actors import Actor
@@ -30,14 +31,14 @@ PAUSE_SECONDS = 0.5  # before the second replacement in a row; it doubles with e
 MAX_FAULTS = 8
 """Transient faults in a row before the actor is quarantined."""
 MAX_FAULTS_OF_DEVICES = 2  # the same where the backend has already retried by itself
-COOLING_SECONDS = 0.1  # after a transient fault; it doubles with each further one
-_LONGEST_COOLING = 5.0
+COOLING_SECONDS = 0.1  # after a transient fault; it doubles with each further one, ...
+_LONGEST_COOLING = 5.0  # ... up to this
 QUARANTINE_SECONDS = 30.0
 QUARANTINE_OF_BUILDS_SECONDS = 600.0  # only a change of the machine helps
 LOOK_AGAIN_SECONDS = 0.5  # how often a handle looks for a process that the pool's owner replaces
 MISSING_SECONDS = 15.0  # how long it does so while it finds none at all
 SLOW_START_SECONDS = 20.0
-"""After this time a log line says what an actor waits for; imports take 2 to 10 s."""
+"""After this time a log line says what actors wait for; imports take 2 to 10 s."""
 _LOG_CHARACTERS = 120
 
 
@@ -55,19 +56,20 @@ class ActorSupervisor:
         self._transport = transport
         self._start_timeout = start_timeout
         self._nobody_since: float | None = None  # since when work has waited for a first actor
+        self._warned = False  # that actors have been starting for long
 
     def sharing(self) -> list[Actor]:
         """Return the actors that work is shared among, those that are starting included."""
         return [actor for actor in self._actors if actor.health.state != "quarantined"]
 
     def can_work(self, actor: Actor, now: float) -> bool:
-        return actor.health.state == "ready" and actor.health.until <= now
+        return actor.is_ready() and actor.health.until <= now
 
     def start(self, actor: Actor, now: float) -> None:
         """Start a process for an actor."""
         health = actor.health
-        health.state, health.starts_at, health.until = "starting", None, 0.0
-        health.starting_since, health.warned, health.build_failed = now, False, False
+        health.state, health.until, health.build_failed = "starting", 0.0, False
+        health.starts_at, health.starting_since = None, now
         try:
             self._transport.start(actor)
         except Exception as error:  # options that Ray refuses, a lost connection
@@ -98,29 +100,17 @@ class ActorSupervisor:
         actor.health.build_failed = True
         self._quarantine(actor, reason, now + QUARANTINE_OF_BUILDS_SECONDS)
 
-    def lose(
-        self, actor: Actor, reason: str, now: float, *, chunks: int, hangs: bool = False
-    ) -> None:
-        """Replace or quarantine an actor whose process is gone, or does not answer.
-
-        Args:
-            actor: the actor.
-            reason: what happened.
-            now: the time.
-            chunks: how many it had in flight.
-            hangs: it does not answer.
-        """
-        health = actor.health
-        most = MAX_LOSSES if health.state == "ready" else MAX_LOST_STARTS
+    def lose(self, actor: Actor, reason: str, now: float, *, hangs: bool = False) -> None:
+        """Replace or quarantine an actor whose process is gone, or does not answer."""
+        health, chunks = actor.health, len(actor.in_flight)
+        most = MAX_LOSSES if actor.is_ready() else MAX_LOST_STARTS
         self._retire(actor, hangs=hangs)
         health.losses += 1
         health.last_error = reason
-        hopeless = health.losses >= most
-        logger.warning(
-            "%s was lost with %d chunk(s) in flight%s: %s",
-            actor, chunks, "" if hopeless else " and is replaced", _last_line(reason),
-        )  # fmt: skip
-        if hopeless:
+        replaced = health.losses < most
+        text = "%s was lost with %d chunk(s) in flight" + (" and is replaced" if replaced else "")
+        logger.warning(f"{text}: %s", actor, chunks, _last_line(reason))
+        if not replaced:
             self._quarantine(actor, reason, now + QUARANTINE_SECONDS)
         elif health.losses == 1:
             self.start(actor, now)
@@ -137,12 +127,11 @@ class ActorSupervisor:
             now: the time.
             full: a machine had no room, which is not the actor's fault: it only cools down.
         """
-        health = actor.health
-        if health.state != "ready":
+        health, packs = actor.health, actor.backend.traits.packs_jobs
+        if not actor.is_ready():
             return False
         health.faults += 1
         health.last_error = reason
-        packs = actor.backend.traits.packs_jobs
         if health.faults < (MAX_FAULTS_OF_DEVICES if packs else MAX_FAULTS) or full:
             doubled = COOLING_SECONDS * 2.0 ** min(health.faults - 1, 10)
             health.until = now + min(_LONGEST_COOLING, doubled)
@@ -152,33 +141,27 @@ class ActorSupervisor:
         return True
 
     def tick(self, now: float, *, waiting: bool) -> PoolError | BackendBuildError | None:
-        """Start what is due; return an error if work has nothing left to run on.
-
-        Args:
-            now: the time.
-            waiting: there is work.
-        """
+        """Start what is due; return an error if there is work ``waiting`` and no actor for it."""
         for actor in self._actors:
             health = actor.health
-            if health.state == "starting" and health.starts_at is not None:
-                if health.starts_at <= now:
-                    self.start(actor, now)
-            elif health.state == "quarantined" and waiting and health.until <= now:
+            if health.state == "quarantined" and waiting and health.until <= now:
                 self._revive(actor, now)
+            elif health.starts_at is not None and health.starts_at <= now:
+                self.start(actor, now)
         self._warn_of_slow_starts(now)
-        if not waiting:
+        if not waiting or any(actor.is_ready() for actor in self._actors):
             self._nobody_since = None
             return None
         if not self.sharing():
-            return self.exhausted()
-        if any(actor.health.state == "ready" for actor in self._actors):
-            self._nobody_since = None
-        elif self._nobody_since is None:
+            return self.too_few(1)
+        if self._nobody_since is None:
             self._nobody_since = now
-        elif now - self._nobody_since > self._patience():
-            self._nobody_since = now
-            return self.starting_error(1, self._start_timeout)
-        return None
+        missing = all(actor.health.missing for actor in self._actors)
+        patience = min(self._start_timeout, MISSING_SECONDS if missing else self._start_timeout)
+        if now - self._nobody_since <= patience:
+            return None
+        self._nobody_since = now
+        return self.starting_error(1, self._start_timeout)
 
     def work_comes(self, now: float) -> None:
         """Give quarantined actors another chance if there are no others."""
@@ -186,39 +169,33 @@ class ActorSupervisor:
             for actor in self._actors:
                 self._revive(actor, now)
 
-    def next_start(self, now: float) -> float | None:
-        """Return when `tick` or work is next due for an actor that pauses; None if none does."""
+    def next_start(self, now: float) -> float:
+        """Return when `tick` or work is next due for an actor that pauses; infinity if never."""
         health = [actor.health for actor in self._actors]
         times = [each.starts_at for each in health if each.starts_at is not None]
-        times += [each.until for each in health if each.until > now]
-        return min(times, default=None)
+        return min(times + [each.until for each in health if each.until > now], default=math.inf)
 
     def end(self) -> None:
         """Let go of all processes, after their backends were closed."""
-        self._transport.close([actor for actor in self._actors if self._may_hold_something(actor)])
+        # One that replaces a lost one may be the only one left to close what that had opened.
+        self._transport.close([
+            actor for actor in self._actors
+            if actor.is_ready() or (actor.backend.traits.queue_name and actor.health.generation)
+        ])  # fmt: skip
         for actor in self._actors:
             self._retire(actor)
-
-    def exhausted(self) -> PoolExhaustedError | BackendBuildError:
-        """Return the error of a pool whose actors are all quarantined."""
-        last = max(self._actors, key=lambda actor: actor.health.until)
-        built = not all(actor.health.build_failed for actor in self._actors)
-        kind = PoolExhaustedError if built else BackendBuildError
-        return kind(
-            f"no actor of {len(self._actors)} is left to run on; the last failure was on "
-            f"{last.backend!r}: {last.health.last_error}"
-        )
 
     def too_few(self, count: int) -> PoolError | BackendBuildError | None:
         """Return an error if so many are quarantined that fewer than ``count`` actors are left."""
         lost = [actor for actor in self._actors if actor.health.state == "quarantined"]
-        if len(lost) == len(self._actors):
-            return self.exhausted()
         if len(self._actors) - len(lost) >= count:
             return None
-        return BackendBuildError(
-            f"{len(lost)} of {len(self._actors)} actors are quarantined, the last of them on "
-            f"{lost[-1].backend!r}: {lost[-1].health.last_error}"
+        last = max(lost, key=lambda actor: actor.health.until)
+        built = not all(actor.health.build_failed for actor in lost)
+        left = "no actor is left to run on: " if len(lost) == len(self._actors) else ""
+        return (PoolExhaustedError if built else BackendBuildError)(
+            f"{left}{len(lost)} of {len(self._actors)} are quarantined; the last failure was on "
+            f"{last.backend!r}: {last.health.last_error}"
         )
 
     def starting_error(self, count: int, waited: float) -> PoolError:
@@ -228,9 +205,9 @@ class ActorSupervisor:
                 "none of its actors is to be found: the process that made this pool has closed it, "
                 "or has ended; make a new LauncherPool and assign it to layer.backend"
             )
-        ready = sum(actor.health.state == "ready" for actor in self._actors)
-        actor = next((a for a in self._actors if a.health.state != "ready"), self._actors[0])
-        wanted = "none" if count == 1 else f"{ready}, not {count},"
+        waiting = [actor for actor in self._actors if not actor.is_ready()]
+        actor = waiting[0] if waiting else self._actors[0]
+        wanted = "none" if count == 1 else f"{len(self._actors) - len(waiting)}, not {count},"
         last = actor.health.last_error
         return PoolError(
             f"{wanted} of {len(self._actors)} actors could start within {waited:g} s; "
@@ -239,19 +216,6 @@ class ActorSupervisor:
             "less: actor_options={'num_cpus': 0.5}; where machines take longer to come up, raise "
             f"start_timeout.{f' Last trouble: {last}' if last else ''}"
         )
-
-    def _patience(self) -> float:
-        missing = all(actor.health.missing for actor in self._actors)
-        return min(self._start_timeout, MISSING_SECONDS) if missing else self._start_timeout
-
-    def _may_hold_something(self, actor: Actor) -> bool:
-        """Return whether a process is ready, or replaces one that may have left a session open."""
-        health, queue = actor.health, actor.backend.traits.queue_name
-        if health.state == "ready" or queue is None:
-            return health.state == "ready"
-        ready = [other for other in self._actors if other.health.state == "ready"]
-        replaces = health.state == "starting" and health.starts_at is None and health.generation > 0
-        return replaces and queue not in [other.backend.traits.queue_name for other in ready]
 
     def _retire(self, actor: Actor, *, hangs: bool = False, gently: bool = False) -> None:
         self._transport.stop(actor, hangs=hangs, gently=gently)
@@ -269,24 +233,18 @@ class ActorSupervisor:
         logger.warning("%s is quarantined: %s", actor, _last_line(reason))
 
     def _warn_of_slow_starts(self, now: float) -> None:
-        """Log one line for all that have been starting for long, once for each process."""
-        slow = [
-            actor
-            for actor in self._actors
-            if actor.health.state == "starting" and actor.health.starts_at is None
-            and not actor.health.warned and now - actor.health.starting_since > SLOW_START_SECONDS
-        ]  # fmt: skip
-        if not slow:
-            return
-        for actor in slow:
-            actor.health.warned = True
-        needs = slow[0].needs
-        logger.warning(
-            "%d of %d actors have been starting for %.0f s, such as %s; it needs %s, and the "
-            "cluster has: %s",
-            len(slow), len(self._actors), SLOW_START_SECONDS, slow[0], needs,
-            self._transport.free_resources(needs),
-        )  # fmt: skip
+        """Log one line for all that have been starting for long, until none is starting."""
+        starting = [a for a in self._actors if a.health.state == "starting"
+                    and a.health.starts_at is None]  # fmt: skip
+        slow = [a for a in starting if now - a.health.starting_since > SLOW_START_SECONDS]
+        if slow and not self._warned:
+            free = self._transport.free_resources(slow[0].needs)
+            logger.warning(
+                f"{len(slow)} of {len(self._actors)} actors have been starting for "
+                f"{SLOW_START_SECONDS:.0f} s, such as {slow[0]}; it needs {slow[0].needs}, and the "
+                f"cluster has: {free}"
+            )
+        self._warned = bool(slow) or (self._warned and bool(starting))
 
 
 def _last_line(reason: str) -> str:

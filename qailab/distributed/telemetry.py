@@ -10,7 +10,6 @@ References:
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -22,8 +21,6 @@ from qailab.distributed.actors import Actor, Chunk
 from qailab.distributed.metrics import PoolMetrics
 from qailab.distributed.progress import Progress
 from qailab.distributed.transport import Reply
-
-logger = logging.getLogger("qailab.distributed")
 
 MAX_EVENTS = 200_000
 """The newest events of the trace are kept: about 100 MB of memory, and as much of a file."""
@@ -83,6 +80,8 @@ class Depth(NamedTuple):
 
 @dataclass
 class _Totals:
+    """What an actor has done; since when it is ready, None if it is not."""
+
     rows: int = 0
     chunks: int = 0
     seconds: float = 0.0
@@ -92,30 +91,19 @@ class _Totals:
 
 
 class Telemetry:
-    """Counts what happens in a pool, and shows it.
-
-    Args:
-        actors: the pool's actors.
-        began: the time that the trace begins at.
-        metrics: exports counts to Ray, or None.
-        progress: shows a bar, or None.
-    """
+    """Counts what happens in a pool, and shows it; ``began`` is where the trace begins."""
 
     def __init__(
-        self,
-        actors: Sequence[Actor],
-        began: float,
-        metrics: PoolMetrics,
-        progress: Progress | None = None,
+        self, actors: Sequence[Actor], began: float, metrics: PoolMetrics, progress: Progress
     ) -> None:
         self._actors = tuple(actors)
         self._began = self._reported = self._flushed = began
         self._metrics = metrics
         self._progress = progress
         self._totals = [_Totals() for _ in actors]
-        self._events: deque[tuple[int, str, float, float | None, dict[str, Any]]] = deque(
-            maxlen=MAX_EVENTS
-        )  # actor, name, start, duration (None for an instant), details
+        # Actor, name, start, duration (None for an instant), details.
+        self._events: deque[tuple[int, str, float, float | None, dict[str, Any]]]
+        self._events = deque(maxlen=MAX_EVENTS)
         self._retries = self._races = self._rows_again = 0
         self._bytes_sent = self._bytes_received = 0
         self._jobs, self._qpu_seconds = 0, 0.0
@@ -123,17 +111,12 @@ class Telemetry:
     # What the scheduler tells.
 
     def began(self, evaluation: int, rows: int, now: float) -> None:
-        """An evaluation begins."""
-        if self._progress is not None:
-            self._progress.began(evaluation, rows, now)
+        self._progress.began(evaluation, rows, now)
 
     def ended(self, evaluation: int) -> None:
-        """An evaluation ended, one way or another."""
-        if self._progress is not None:
-            self._progress.ended(evaluation)
+        self._progress.ended(evaluation)
 
     def opened(self, actor: Actor, now: float) -> None:
-        """An actor can work."""
         self._totals[actor.index].ready_since = now
 
     def retired(self, actor: Actor, now: float) -> None:
@@ -141,7 +124,7 @@ class Telemetry:
         totals = self._totals[actor.index]
         if totals.ready_since is not None:
             totals.ready_seconds += now - totals.ready_since
-            totals.ready_since = None
+        totals.ready_since = None
 
     def lost(self, actor: Actor, reason: str, now: float) -> None:
         """An actor's process is given up, and replaced."""
@@ -162,11 +145,11 @@ class Telemetry:
     def replied(self, actor: Actor, chunk: Chunk, reply: Reply, now: float) -> None:
         """An actor is done with a chunk."""
         self._bytes_received += len(reply.answer or b"")
-        jobs, seconds = reply.usage.jobs, reply.usage.qpu_seconds
+        jobs, qpu_seconds = reply.usage.jobs, reply.usage.qpu_seconds
         self._jobs += jobs
-        self._qpu_seconds += seconds
+        self._qpu_seconds += qpu_seconds
         self._metrics.add("qailab_jobs", _kind(actor), value=jobs)
-        self._metrics.add("qailab_qpu_seconds", _kind(actor), value=seconds)
+        self._metrics.add("qailab_qpu_seconds", _kind(actor), value=qpu_seconds)
         details = _rows(chunk)
         if reply.error is not None:
             details["error"] = f"{type(reply.error).__name__}: {reply.error}"
@@ -175,13 +158,14 @@ class Telemetry:
 
     def accepted(self, actor: Actor, chunk: Chunk, calls: int, seconds: float) -> None:
         """A chunk's answers were the first to come, and are kept."""
-        totals = self._totals[actor.index]
+        totals, kind = self._totals[actor.index], _kind(actor)
         totals.rows += chunk.num_rows
         totals.chunks += calls
         totals.seconds += seconds
-        self._metrics.answered(_kind(actor), chunk.num_rows, seconds, calls)
-        if self._progress is not None:
-            self._progress.answered(chunk.evaluation, chunk.num_rows)
+        self._metrics.add("qailab_rows", kind, value=chunk.num_rows)
+        self._metrics.add("qailab_chunks", kind, value=calls)
+        self._metrics.observe(kind, seconds)
+        self._progress.answered(chunk.evaluation, chunk.num_rows)
 
     def retried(self, actor: Actor, reason: str) -> None:
         """A chunk of an actor must run again."""
@@ -195,25 +179,18 @@ class Telemetry:
         return now - self._reported >= _REPORT_SECONDS
 
     def report(self, depth: Depth, now: float) -> None:
-        """Show progress, and export metrics.
-
-        Args:
-            depth: how things stand.
-            now: the time.
-        """
+        """Show progress, and export metrics."""
         self._reported = now
-        if self._progress is not None:
-            retries = f", retries {self._retries}" if self._retries else ""
-            self._progress.show(f"actors {depth.actors_ready}/{depth.actors}{retries}", now)
+        retries = f", retries {self._retries}" if self._retries else ""
+        self._progress.show(f"actors {depth.actors_ready}/{depth.actors}{retries}", now)
         if now - self._flushed >= _FLUSH_SECONDS:
             self._flushed = now
-            self._metrics.flush(*depth)
+            self._metrics.flush(depth)
 
     def end(self, depth: Depth) -> None:
         """Export what is left, and take the bar away."""
-        self._metrics.flush(*depth)
-        if self._progress is not None:
-            self._progress.close()
+        self._metrics.flush(depth)
+        self._progress.close()
 
     def stats(self, now: float) -> PoolStats:
         """Return a snapshot."""
@@ -234,7 +211,7 @@ class Telemetry:
 
     def _stats_of(self, actor: Actor, now: float) -> ActorStats:
         totals, health = self._totals[actor.index], actor.health
-        since = totals.ready_since
+        since = now if totals.ready_since is None else totals.ready_since
         return {
             "backend": repr(actor.backend),
             "state": health.state,
@@ -243,7 +220,7 @@ class Telemetry:
             "rows": totals.rows,
             "chunks": totals.chunks,
             "seconds": totals.seconds,
-            "ready_seconds": totals.ready_seconds + (0.0 if since is None else now - since),
+            "ready_seconds": totals.ready_seconds + now - since,
             "replaced": totals.replaced,
         }
 
@@ -254,15 +231,13 @@ class Telemetry:
         ]
         for actor in self._actors:
             about = {"ph": "M", "pid": 0, "tid": actor.index}
-            name = f"actor {actor.index}: {actor.backend!r}"
-            entries.append(about | {"name": "thread_name", "args": {"name": name}})
-            order = {"sort_index": actor.index}
+            name, order = {"name": str(actor)}, {"sort_index": actor.index}
+            entries.append(about | {"name": "thread_name", "args": name})
             entries.append(about | {"name": "thread_sort_index", "args": order})
-        for index, name, start, seconds, details in list(self._events):
-            entry = {"name": name, "pid": 0, "tid": index, "ts": (start - self._began) * 1e6,
-                     "args": details}  # fmt: skip
+        for index, event, start, seconds, details in list(self._events):
             lasts = {"ph": "i", "s": "t"} if seconds is None else {"ph": "X", "dur": seconds * 1e6}
-            entries.append(entry | lasts)
+            when = {"pid": 0, "tid": index, "ts": (start - self._began) * 1e6}
+            entries.append({"name": event, "args": details} | when | lasts)
         content = json.dumps({"traceEvents": entries, "displayTimeUnit": "ms"})
         Path(path).write_text(content, encoding="utf-8")
 
@@ -272,6 +247,5 @@ def _kind(actor: Actor) -> str:
 
 
 def _rows(chunk: Chunk) -> dict[str, Any]:
-    return {
-        "evaluation": chunk.evaluation, "first_row": chunk.start, "last_row": chunk.stop - 1
-    }  # fmt: skip
+    rows = {"first_row": chunk.start, "last_row": chunk.stop - 1}
+    return {"evaluation": chunk.evaluation} | rows

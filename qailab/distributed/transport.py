@@ -30,52 +30,30 @@ class NoRoom(TransientBackendError):
 
 @dataclass(frozen=True)
 class Call:
-    """A chunk on its way to an actor.
+    """A chunk on its way to an actor."""
 
-    Args:
-        ticket: its name, for `Transport.cancel`.
-        key: the circuit's content key.
-        circuit: the pickled circuit, if the actor does not know it.
-        message: the encoded rows.
-        rows_per_call: rows that the backend evaluates at once; None for all.
-    """
-
-    ticket: int
-    key: str
-    circuit: bytes | None
-    message: bytes
-    rows_per_call: int | None
+    ticket: int  # its name, for `Transport.cancel`
+    key: str  # the circuit's content key
+    circuit: bytes | None  # pickled, if the actor does not know it
+    message: bytes  # the encoded rows
+    rows_per_call: int | None  # that the backend evaluates at once; None for all
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of a chunk.
+    """What became of a chunk."""
 
-    Args:
-        answer: the encoded answers; None if there are none.
-        error: why there are none; `Cancelled` and `UnknownCircuit` are no faults.
-        traceback: where the error came from, as text.
-        seconds: how long the chunk took.
-        usage: what a device was used for.
-        warnings: what the backend logged meanwhile.
-    """
-
-    answer: bytes | None = None
-    error: QailabError | None = None
+    answer: bytes | None = None  # the encoded answers
+    error: QailabError | None = None  # why there are none
     traceback: str = ""
     seconds: float = 0.0
     usage: Usage = NOTHING_USED
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # what the backend logged meanwhile
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to an actor.
-
-    Args:
-        actor: the actor's index.
-        generation: which of its processes this is about.
-    """
+    """Something that happened to a process: that of this generation of the actor."""
 
     actor: int
     generation: int
@@ -83,7 +61,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Opened(Event):
-    """The backend is built, in process ``pid`` of machine ``node``."""
+    """The backend is built."""
 
     pid: int
     node: str
@@ -96,7 +74,6 @@ class BuildFailed(Event):
     reason: str
 
 
-@dataclass(frozen=True)
 class Missing(Event):
     """No process is found, where another program starts them."""
 
@@ -118,17 +95,17 @@ class Replied(Event):
 
 @dataclass(frozen=True)
 class Busy(Event):
-    """The oldest call has been running for ``seconds``; for ``others`` if it is not one of ours."""
+    """How long the oldest call has been running: in ``others`` if it is another program's."""
 
     seconds: float
     others: float
 
 
 class Transport(Protocol):
-    """Processes, one for each actor at a time. No call waits, except `close`."""
+    """Processes, one for each actor at a time. No call waits or raises, if it does not say so."""
 
     def start(self, actor: Actor) -> None:
-        """Start a process and build its backend; `Opened` follows, or says why not."""
+        """Start a process and build its backend. Raises if Ray refuses. An event follows."""
 
     def send(self, actor: Actor, call: Call) -> None:
         """Have a chunk evaluated; `Replied` or `Lost` follows.
@@ -139,13 +116,13 @@ class Transport(Protocol):
         """
 
     def cancel(self, actor: Actor, tickets: Sequence[int]) -> None:
-        """Skip these chunks if they wait, stop them if they run. Never raises."""
+        """Skip these chunks if they wait, stop them if they run."""
 
     def inquire(self, actor: Actor) -> None:
-        """Ask how long the call that runs has been running; `Busy` follows. Never raises."""
+        """Ask how long the call that runs has been running; `Busy` follows."""
 
     def stop(self, actor: Actor, *, hangs: bool = False, gently: bool = False) -> None:
-        """Let go of the actor's process; nothing more is heard of it. Never raises.
+        """Let go of the actor's process; nothing more is heard of it.
 
         Args:
             actor: whose process.
@@ -154,7 +131,7 @@ class Transport(Protocol):
         """
 
     def close(self, actors: Sequence[Actor]) -> None:
-        """Wait until the backends of these actors are closed, as long as that may take."""
+        """Close the backends of these actors, and wait as long as that may take."""
 
     def free_resources(self, needs: str) -> str:
         """Return what the machines have left for one that needs this, in words."""

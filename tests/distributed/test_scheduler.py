@@ -77,8 +77,8 @@ worlds = st.fixed_dictionaries(
         "settings": st.fixed_dictionaries(
             {
                 "chunk_rows": st.one_of(st.just("auto"), st.integers(1, 200)),
-                "max_in_flight": st.one_of(st.none(), st.integers(1, 4)),
-                "chunk_timeout": st.sampled_from([None, 40.0]),
+                "max_in_flight": st.one_of(st.just("auto"), st.integers(1, 4)),
+                "chunk_timeout": st.sampled_from(["auto", 40.0]),
             }
         ),
     }

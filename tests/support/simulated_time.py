@@ -15,6 +15,7 @@ from qailab.backends.base import RowFuture, evaluate
 from qailab.distributed.actors import Actor
 from qailab.distributed.metrics import PoolMetrics
 from qailab.distributed.options import Settings
+from qailab.distributed.progress import Progress
 from qailab.distributed.scheduler import Scheduler
 from qailab.distributed.telemetry import Telemetry
 from qailab.distributed.transport import (
@@ -259,7 +260,7 @@ class SimulatedPool:
     def __init__(self, backends, transport, **settings):
         self.transport = transport
         self.actors = [Actor(index, backend, "1 CPU") for index, backend in enumerate(backends)]
-        self.telemetry = Telemetry(self.actors, 0.0, PoolMetrics("simulated"))
+        self.telemetry = Telemetry(self.actors, 0.0, PoolMetrics("simulated"), Progress())
         self.scheduler = Scheduler(self.actors, transport, Settings(**settings), self.telemetry)
         transport.report = lambda event: self.scheduler.handle(event, transport.now)
         self.scheduler.start(0.0)
@@ -304,7 +305,7 @@ class SimulatedPool:
         """To the next event, or the next tick, whichever comes first."""
         transport = self.transport
         wait = self.scheduler.seconds_to_next_tick(transport.now)
-        tick = np.inf if wait is None else transport.now + max(wait, 1e-4)
+        tick = transport.now + max(wait, 1e-4)
         assert transport.heap or np.isfinite(tick), "nothing will ever happen again"
         if transport.heap and transport.heap[0][0] <= tick:
             when, _, do = heapq.heappop(transport.heap)
