@@ -26,7 +26,6 @@ from qailab.distributed.transport import Call, Cancelled, Reply, UnknownCircuit
 from qailab.distributed.wire import decode_batch, encode_answers
 from qailab.errors import EvaluationError, QailabError, plain
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import RowBatch
 
 CONCURRENCY_GROUPS = {"control": 1, "watch": 1}
 """Threads beside the one that evaluates: what they do need not wait for it."""
@@ -48,18 +47,14 @@ class _Warnings(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._texts: deque[str] = deque(maxlen=_REMEMBERED_WARNINGS)
+        self.texts: deque[str] = deque(maxlen=_REMEMBERED_WARNINGS)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._texts.append(record.getMessage())
-
-    def take(self) -> tuple[str, ...]:
-        """Return what there was since the last time."""
-        return tuple(self._texts.popleft() for _ in range(len(self._texts)))
+        self.texts.append(record.getMessage())
 
 
 class LauncherActor:
-    """One backend behind Ray calls. Several programs may share it.
+    """One backend behind Ray calls. Several programs may share it, each with a name of its own.
 
     Args:
         config: the pickled backend; nothing live, and no secret.
@@ -96,12 +91,7 @@ class LauncherActor:
         return os.getpid(), ray.util.get_node_ip_address()
 
     def run(self, client: str, call: Call) -> Reply:
-        """Evaluate a chunk.
-
-        Args:
-            client: who asks.
-            call: the chunk.
-        """
+        """Evaluate a chunk for a client."""
         began, stop, name = time.perf_counter(), threading.Event(), (client, call.ticket)
         with self._lock:
             circuit = self._circuit(call)
@@ -110,12 +100,10 @@ class LauncherActor:
             if name in self._cancelled or self._closing:
                 return Reply(error=Cancelled("cancelled before it began"))
             self._running[name] = began, stop
-        answer: bytes | None = None
-        usage, trace = NOTHING_USED, ""
+        answer, usage, trace = None, NOTHING_USED, ""
         error: QailabError | None = None
         try:
-            batch = decode_batch(call.message)
-            answers, usage = self._evaluate(circuit, batch, call.rows_per_call, stop)
+            answers, usage = self._evaluate(circuit, call, stop)
             answer = encode_answers(answers)
         except CancelledError:
             error = Cancelled("cancelled while it ran")
@@ -127,8 +115,9 @@ class LauncherActor:
         finally:
             with self._lock:
                 del self._running[name]
-        seconds = time.perf_counter() - began
-        return Reply(answer, error, trace, seconds, usage, self._warnings.take())
+        texts = self._warnings.texts
+        warnings = tuple(texts.popleft() for _ in range(len(texts)))
+        return Reply(answer, error, trace, time.perf_counter() - began, usage, warnings)
 
     def _circuit(self, call: Call) -> CanonicalCircuit | None:
         if call.circuit is not None:
@@ -139,18 +128,13 @@ class LauncherActor:
             self._circuits.move_to_end(call.key)
         return self._circuits.get(call.key)
 
-    def _evaluate(
-        self, circuit: CanonicalCircuit, batch: RowBatch, at_once: int | None, stop: threading.Event
-    ) -> Evaluation:
+    def _evaluate(self, circuit: CanonicalCircuit, call: Call, stop: threading.Event) -> Evaluation:
         assert self._backend is not None, "open() comes first"
-        rows = batch.rows
-        if at_once is None or at_once >= batch.num_rows:
-            return evaluate(self._backend, circuit, batch, stop)
+        batch = decode_batch(call.message)
+        rows, step = batch.rows, call.rows_per_call or batch.num_rows
         done = [
-            evaluate(
-                self._backend, circuit, batch.part(start, min(start + at_once, rows.stop)), stop
-            )
-            for start in range(rows.start, rows.stop, at_once)
+            evaluate(self._backend, circuit, batch.part(start, min(start + step, rows.stop)), stop)
+            for start in range(rows.start, rows.stop, step)
         ]
         usage = sum((part.usage for part in done), NOTHING_USED)
         return Evaluation(np.concatenate([part.answers for part in done]), usage)
@@ -171,11 +155,9 @@ class LauncherActor:
         """Return how long the oldest call has run: this client's, or another's if it has none."""
         with self._lock:
             now = time.perf_counter()
-            running = [
-                (name[0] == client, now - began) for name, (began, _) in self._running.items()
-            ]
-        mine = [seconds for is_mine, seconds in running if is_mine]
-        return (max(mine), 0.0) if mine else (0.0, max((s for _, s in running), default=0.0))
+            mine = [now - began for name, (began, _) in self._running.items() if name[0] == client]
+            everybody = [now - began for began, _ in self._running.values()]
+        return (max(mine), 0.0) if mine else (0.0, max(everybody, default=0.0))
 
     @_in_thread("control")
     def close(self) -> None:

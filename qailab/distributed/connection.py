@@ -38,7 +38,6 @@ _LOCAL_ENVIRONMENT = {
 _REACHABLE_SECONDS = 5.0
 _OBJECT_STORE_BYTES = 512 << 20  # circuits and probabilities; Ray's default is 30 % of the memory
 
-
 _lock = threading.RLock()  # a dropped pool is ended by whoever collects garbage
 _users: dict[str, int] = {}  # pools by the session that was begun for them; Ray has one at a time
 
@@ -94,7 +93,7 @@ def disconnect(session: str | None) -> None:
 
 
 def current_session() -> str | None:
-    """What tells this process's connection to Ray from an earlier or later one; None if none."""
+    """Return what tells this connection to Ray from an earlier or later one; None if none."""
     if "ray" not in sys.modules:
         return None
     import ray
@@ -120,50 +119,37 @@ def _join(where: str) -> None:
     with _environment(_QUIET):
         import ray
 
-    from ray.exceptions import AuthenticationError
-
     try:
-        _check_reachable(where)
-    except OSError as error:
-        raise _no_cluster(where, error) from error
-    try:
+        host, _, port = where.removeprefix("ray://").rpartition(":")
+        if host and port.isdigit():  # fail within seconds: Ray itself would try for minutes
+            place = host.strip("[]"), int(port)
+            socket.create_connection(place, _REACHABLE_SECONDS).close()
         ray.init(address=where, namespace=NAMESPACE, logging_level=logging.ERROR)
-    except AuthenticationError as error:  # it is thrown before anybody is asked
+    except ray.exceptions.AuthenticationError as error:  # it is thrown before anybody is asked
         raise PoolError(f"the Ray cluster at {where!r} cannot be joined: {error}") from error
     except (OSError, RuntimeError, ValueError) as error:
         raise refusal(where, error) from error
 
 
-def _no_cluster(where: str, error: Exception) -> PoolError:
-    return PoolError(
-        f"no Ray cluster answers at {where!r} ({type(error).__name__}: {error}); start one, "
-        "correct address or RAY_ADDRESS, or leave both out for a local Ray"
-    )
-
-
 def refusal(where: str, error: Exception) -> PoolError:
-    """What to say of an address where something listens that Ray did not get on with."""
+    """Return what to say of an address where nothing listens, or Ray did not get on with it."""
     if "ersion mismatch" in str(error):
         numbers = " ".join(str(error).split()).removeprefix("Version mismatch: ")
         return PoolError(
             f"the Ray cluster at {where!r} and this program have different versions: {numbers} "
             "Use the cluster's versions here, or submit this program to it as a job"
         )
-    if isinstance(error, ConnectionError) and ":" in where:
+    if str(error).startswith("Failed to connect to Ray cluster"):
         return PoolError(
             f"something listens at {where!r}, but it does not let this program in as a part of "
             "its Ray cluster. Give what the cluster was started with: its token (RAY_AUTH_MODE, "
             "and RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token) and its TLS settings (RAY_USE_TLS, "
             f"RAY_TLS_*); or correct address. Ray says: {error}"
         )
-    return _no_cluster(where, error)
-
-
-def _check_reachable(where: str) -> None:
-    """Fail within seconds where nothing listens: Ray itself would try for minutes."""
-    host, _, port = where.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), _REACHABLE_SECONDS).close()
+    return PoolError(
+        f"no Ray cluster answers at {where!r} ({type(error).__name__}: {error}); start one, "
+        "correct address or RAY_ADDRESS, or leave both out for a local Ray"
+    )
 
 
 def _start_local(num_cpus: float, resources: Mapping[str, float]) -> None:
@@ -197,9 +183,9 @@ def _start_local(num_cpus: float, resources: Mapping[str, float]) -> None:
 
 @contextlib.contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for what is started inside, where they are not set already."""
-    added = [name for name in settings if name not in os.environ]
-    os.environ.update({name: settings[name] for name in added})
+    """Set variables for what is started inside, where they are not set already."""
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
@@ -229,19 +215,17 @@ def available_resources(needs: str) -> str:
     known = ("memory", "object_store_memory", "node:", "CPU_group_", "GPU_group_", "bundle_group_")
     names = sorted(name for name in total if not name.startswith(known))
     shown = [f"{name} {free.get(name, 0):g} of {total[name]:g} free" for name in names]
-    named = set(re.findall(r"[\d.]+ (\w+)", needs)) - {"CPU", "GPU"}
     shown += [
         f"no {name} on any node (one that has it needs ray start --resources='{{\"{name}\": 1}}')"
-        for name in sorted(named - set(total))
+        for name in sorted(set(re.findall(r"[\d.]+ (\w+)", needs)) - {"CPU", "GPU"} - set(total))
     ]
     return ", ".join(shown) or "none"
 
 
 def _keep_token_private() -> None:
     """Ray would write its token file readable for everyone; make it, or keep it, the owner's."""
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        return
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if given or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
     path = Path.home() / ".ray" / "auth_token"
     path.parent.mkdir(parents=True, exist_ok=True)

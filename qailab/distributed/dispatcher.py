@@ -52,16 +52,7 @@ class _Cancelled(NamedTuple):
 
 
 class Dispatcher:
-    """Runs a pool's scheduler until it is stopped.
-
-    Args:
-        pool: the pool's name.
-        actors: where rows run; they are started here.
-        configs: each actor's pickled backend.
-        options: Ray options of each actor.
-        owned: this process made the pool.
-        settings: how to schedule.
-    """
+    """Runs a pool's scheduler until it is stopped; the arguments are those of `RayTransport`."""
 
     def __init__(
         self,

@@ -50,12 +50,7 @@ MAX_SHARE_BYTES = 256 << 20  # answers of a device's whole share: jobs are few, 
 
 
 class ChunkSizer:
-    """Decides where the chunks of a batch end, one after the other.
-
-    Args:
-        batch: all rows of the evaluation.
-        answer_bytes: bytes of one row's answer.
-    """
+    """Decides where the chunks of a batch end, one after the other."""
 
     def __init__(self, batch: RowBatch, answer_bytes: int) -> None:
         self._rows = batch.rows
@@ -125,15 +120,7 @@ class ChunkSizer:
 
 
 class Evaluation:
-    """All rows of one pass, who has them, and the answers so far.
-
-    Args:
-        number: its number in its scheduler.
-        circuit: the circuit.
-        batch: the rows.
-        future: where the answers go.
-        settings: how the pool schedules.
-    """
+    """All rows of one pass, who has them, and the answers so far, which ``future`` gets."""
 
     def __init__(
         self,

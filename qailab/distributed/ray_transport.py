@@ -57,13 +57,9 @@ class RayTransport:
     Args:
         pool: the pool's name, which its actors' names begin with.
         configs: each actor's pickled backend.
-        options: Ray options of each actor.
+        options: Ray options of each actor; Ray raises a TypeError or ValueError if one is wrong.
         owned: this process made the pool.
         events: where what happens is put.
-
-    Raises:
-        TypeError: if Ray does not know an option.
-        ValueError: if Ray does not take an option's value.
     """
 
     def __init__(

@@ -75,15 +75,7 @@ class Fail:
 def decide(
     actor: Actor, chunk: Chunk, error: QailabError, trace: str, num_rows: int
 ) -> Retry | Fail:
-    """Tell rows that are at fault from places that are.
-
-    Args:
-        actor: where it happened.
-        chunk: the chunk, with this fault counted.
-        error: what happened.
-        trace: where, as text.
-        num_rows: rows of the whole evaluation.
-    """
+    """Tell rows that are at fault from places that are; ``num_rows``: of the evaluation."""
     if isinstance(error, TransientBackendError) and chunk.faults >= MAX_TRANSIENT_FAULTS:
         text = f"{chunk} failed {chunk.faults} times, last on {actor.backend!r}: {error}"
         return Fail(EvaluationError(text))
@@ -152,12 +144,7 @@ class Scheduler:
         self._supervisor.end()
 
     def too_few(self, count: int, waited: float | None) -> QailabError | None:
-        """Return the error of those who wait for so many actors; None if they may still come.
-
-        Args:
-            count: how many.
-            waited: the seconds after which nobody waits any more; None if they are not over.
-        """
+        """Return why ``count`` actors will not come, or did not in the seconds that were waited."""
         error = self._supervisor.too_few(count)
         if error is None and waited is not None:
             return self._supervisor.starting_error(count, waited)

@@ -43,13 +43,7 @@ _LOG_CHARACTERS = 120
 
 
 class ActorSupervisor:
-    """Decides which processes there are.
-
-    Args:
-        actors: the pool's actors.
-        transport: starts and stops processes.
-        start_timeout: seconds that work waits for a first actor.
-    """
+    """Decides which processes there are."""
 
     def __init__(self, actors: Sequence[Actor], transport: Transport, start_timeout: float) -> None:
         self._actors = tuple(actors)
@@ -121,11 +115,7 @@ class ActorSupervisor:
     def fault(self, actor: Actor, reason: str, now: float, *, full: bool) -> bool:
         """Let an actor cool down after a transient fault; return True if it is quarantined.
 
-        Args:
-            actor: the actor.
-            reason: what happened.
-            now: the time.
-            full: a machine had no room, which is not the actor's fault: it only cools down.
+        If a machine is ``full``, that is not the actor's fault, and it only cools down.
         """
         health, packs = actor.health, actor.backend.traits.packs_jobs
         if not actor.is_ready():

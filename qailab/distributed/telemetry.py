@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -78,18 +77,6 @@ class Depth(NamedTuple):
     actors: int
 
 
-@dataclass
-class _Totals:
-    """What an actor has done; since when it is ready, None if it is not."""
-
-    rows: int = 0
-    chunks: int = 0
-    seconds: float = 0.0
-    ready_seconds: float = 0.0
-    ready_since: float | None = None
-    replaced: int = 0
-
-
 class Telemetry:
     """Counts what happens in a pool, and shows it; ``began`` is where the trace begins."""
 
@@ -100,13 +87,15 @@ class Telemetry:
         self._began = self._reported = self._flushed = began
         self._metrics = metrics
         self._progress = progress
-        self._totals = [_Totals() for _ in actors]
+        self._totals: defaultdict[str, Any] = defaultdict(
+            int
+        )  # of the pool, by the names of `PoolStats`
+        self._of: list[defaultdict[str, Any]]  # each actor's, by the names of `ActorStats`
+        self._of = [defaultdict(int) for _ in actors]
+        self._ready_since: dict[int, float] = {}
         # Actor, name, start, duration (None for an instant), details.
         self._events: deque[tuple[int, str, float, float | None, dict[str, Any]]]
         self._events = deque(maxlen=MAX_EVENTS)
-        self._retries = self._races = self._rows_again = 0
-        self._bytes_sent = self._bytes_received = 0
-        self._jobs, self._qpu_seconds = 0, 0.0
 
     # What the scheduler tells.
 
@@ -117,39 +106,35 @@ class Telemetry:
         self._progress.ended(evaluation)
 
     def opened(self, actor: Actor, now: float) -> None:
-        self._totals[actor.index].ready_since = now
+        self._ready_since[actor.index] = now
 
     def retired(self, actor: Actor, now: float) -> None:
         """An actor's process is gone."""
-        totals = self._totals[actor.index]
-        if totals.ready_since is not None:
-            totals.ready_seconds += now - totals.ready_since
-        totals.ready_since = None
+        since = self._ready_since.pop(actor.index, now)
+        self._of[actor.index]["ready_seconds"] += now - since
 
     def lost(self, actor: Actor, reason: str, now: float) -> None:
         """An actor's process is given up, and replaced."""
-        self._totals[actor.index].replaced += 1
+        self._of[actor.index]["replaced"] += 1
         self._events.append((actor.index, "lost", now, None, {"reason": reason}))
         self._metrics.add("qailab_actors_replaced", _kind(actor))
 
     def sent(self, actor: Actor, chunk: Chunk, size: int, now: float) -> None:
         """A chunk of so many bytes goes to an actor; called before it is counted as sent."""
-        self._bytes_sent += size
+        self._totals["bytes_sent"] += size
         if chunk.sent:
-            self._rows_again += chunk.num_rows
+            self._totals["rows_again"] += chunk.num_rows
         if chunk.copies:
-            self._races += 1
+            self._totals["races"] += 1
             self._metrics.add("qailab_retries", _kind(actor), "raced")
             self._events.append((actor.index, "race", now, None, _rows(chunk)))
 
     def replied(self, actor: Actor, chunk: Chunk, reply: Reply, now: float) -> None:
         """An actor is done with a chunk."""
-        self._bytes_received += len(reply.answer or b"")
-        jobs, qpu_seconds = reply.usage.jobs, reply.usage.qpu_seconds
-        self._jobs += jobs
-        self._qpu_seconds += qpu_seconds
-        self._metrics.add("qailab_jobs", _kind(actor), value=jobs)
-        self._metrics.add("qailab_qpu_seconds", _kind(actor), value=qpu_seconds)
+        self._totals["bytes_received"] += len(reply.answer or b"")
+        for name in ("jobs", "qpu_seconds"):
+            self._totals[name] += getattr(reply.usage, name)
+            self._metrics.add(f"qailab_{name}", _kind(actor), value=getattr(reply.usage, name))
         details = _rows(chunk)
         if reply.error is not None:
             details["error"] = f"{type(reply.error).__name__}: {reply.error}"
@@ -158,18 +143,18 @@ class Telemetry:
 
     def accepted(self, actor: Actor, chunk: Chunk, calls: int, seconds: float) -> None:
         """A chunk's answers were the first to come, and are kept."""
-        totals, kind = self._totals[actor.index], _kind(actor)
-        totals.rows += chunk.num_rows
-        totals.chunks += calls
-        totals.seconds += seconds
-        self._metrics.add("qailab_rows", kind, value=chunk.num_rows)
-        self._metrics.add("qailab_chunks", kind, value=calls)
-        self._metrics.observe(kind, seconds)
+        of = self._of[actor.index]
+        of["rows"] += chunk.num_rows
+        of["chunks"] += calls
+        of["seconds"] += seconds
+        self._metrics.add("qailab_rows", _kind(actor), value=chunk.num_rows)
+        self._metrics.add("qailab_chunks", _kind(actor), value=calls)
+        self._metrics.observe(_kind(actor), seconds)
         self._progress.answered(chunk.evaluation, chunk.num_rows)
 
     def retried(self, actor: Actor, reason: str) -> None:
         """A chunk of an actor must run again."""
-        self._retries += 1
+        self._totals["retries"] += 1
         self._metrics.add("qailab_retries", _kind(actor), reason)
 
     # What others ask.
@@ -181,8 +166,9 @@ class Telemetry:
     def report(self, depth: Depth, now: float) -> None:
         """Show progress, and export metrics."""
         self._reported = now
-        retries = f", retries {self._retries}" if self._retries else ""
-        self._progress.show(f"actors {depth.actors_ready}/{depth.actors}{retries}", now)
+        retries = self._totals["retries"]
+        note = f"actors {depth.actors_ready}/{depth.actors}"
+        self._progress.show(note + (f", retries {retries}" if retries else ""), now)
         if now - self._flushed >= _FLUSH_SECONDS:
             self._flushed = now
             self._metrics.flush(depth)
@@ -194,34 +180,33 @@ class Telemetry:
 
     def stats(self, now: float) -> PoolStats:
         """Return a snapshot."""
-        actors = [self._stats_of(actor, now) for actor in self._actors]
+        actors: list[ActorStats] = [
+            {
+                "backend": repr(actor.backend),
+                "state": actor.health.state,
+                "pid": actor.health.pid,
+                "node": actor.health.node,
+                "rows": of["rows"],
+                "chunks": of["chunks"],
+                "seconds": float(of["seconds"]),
+                "ready_seconds": of["ready_seconds"] + now - self._ready_since.get(index, now),
+                "replaced": of["replaced"],
+            }
+            for index, (actor, of) in enumerate(zip(self._actors, self._of, strict=True))
+        ]
+        totals = self._totals
         return {
             "rows": sum(actor["rows"] for actor in actors),
             "chunks": sum(actor["chunks"] for actor in actors),
-            "retries": self._retries,
-            "races": self._races,
-            "rows_again": self._rows_again,
-            "bytes_sent": self._bytes_sent,
-            "bytes_received": self._bytes_received,
+            "retries": totals["retries"],
+            "races": totals["races"],
+            "rows_again": totals["rows_again"],
+            "bytes_sent": totals["bytes_sent"],
+            "bytes_received": totals["bytes_received"],
             "seconds": sum(actor["seconds"] for actor in actors),
-            "jobs": self._jobs,
-            "qpu_seconds": self._qpu_seconds,
+            "jobs": totals["jobs"],
+            "qpu_seconds": float(totals["qpu_seconds"]),
             "actors": actors,
-        }
-
-    def _stats_of(self, actor: Actor, now: float) -> ActorStats:
-        totals, health = self._totals[actor.index], actor.health
-        since = now if totals.ready_since is None else totals.ready_since
-        return {
-            "backend": repr(actor.backend),
-            "state": health.state,
-            "pid": health.pid,
-            "node": health.node,
-            "rows": totals.rows,
-            "chunks": totals.chunks,
-            "seconds": totals.seconds,
-            "ready_seconds": totals.ready_seconds + now - since,
-            "replaced": totals.replaced,
         }
 
     def write_trace(self, path: str | os.PathLike[str]) -> None:
