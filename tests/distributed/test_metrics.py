@@ -1,16 +1,19 @@
 """A pool's metrics: what Ray is handed, and what the dashboard asks for."""
 
-import itertools
 import json
 import logging
 import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from qailab.circuit import RotationalEncoder, build_circuit
 from qailab.distributed.metrics import CHUNK_SECONDS, METRICS, SAMPLE, PoolMetrics
+from qailab.gradients import NoiseStream, RowBatch, ShiftedRows, canonicalize
 from tests.support.metrics import EXPORTED, report_everything, reported
+from tests.support.simulated_time import FastBackend, Fault, SimulatedPool, SimulatedTransport
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "qailab.json"
 DEPTH = (900, 4, 2, 3)
@@ -142,10 +145,26 @@ def test_failures_of_ray_are_told_once_and_cost_only_their_metric(fake, caplog):
     assert "of p" in record.getMessage()
 
 
-def test_buckets_range_from_a_millisecond_to_ten_minutes():
-    assert CHUNK_SECONDS[0] == 0.001
-    assert CHUNK_SECONDS[-1] == 600
-    assert list(CHUNK_SECONDS) == sorted(set(CHUNK_SECONDS))
+def test_what_a_pool_does_is_reported(fake):
+    faults = [Fault(2.0, 0, "kill"), Fault(3.0, 1, "fail")]
+    pool = SimulatedPool([FastBackend()] * 2, SimulatedTransport([500.0] * 2, faults))
+    circuit = build_circuit(2, [RotationalEncoder("y", "input")])
+    canonical, _ = canonicalize(circuit, circuit.parameters)
+    rows = ShiftedRows(base=np.zeros((900, 2)), columns=np.arange(2))
+    pool.submit(canonical, RowBatch(rows, None, NoiseStream(0), np.ones((900, 4)))).result(0)
+    pool.telemetry.end(pool.scheduler.depth())
+    stats = pool.stats()
+    found = {name: value for name, tags, value in fake.records if "reason" not in tags}
+    retries = {tags["reason"]: value for tags, value in fake.of("qailab_retries")}
+    assert found["qailab_rows"] == stats["rows"] == rows.num_rows
+    assert found["qailab_chunks"] == stats["chunks"]
+    assert found["qailab_jobs"] == stats["jobs"]
+    assert found["qailab_qpu_seconds"] == pytest.approx(stats["qpu_seconds"])
+    assert found["qailab_actors_replaced"] == 1
+    assert (found["qailab_queue_rows"], found["qailab_actors"]) == (0, 2)
+    assert retries.pop("raced", 0) == stats["races"]
+    assert sum(retries.values()) == stats["retries"]
+    assert retries["transient"] == 1
 
 
 # The dashboard.
@@ -207,24 +226,3 @@ def test_the_dashboard_has_its_variables(dashboard):
     sources = [variables["pool"], *dashboard["panels"], *(t for _, t in queries(dashboard))]
     for asked in sources:
         assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-
-
-def test_panels_are_told_apart_and_do_not_overlap(dashboard):
-    panels = dashboard["panels"]
-    assert len({panel["id"] for panel in panels}) == len(panels)
-    assert all(
-        panel["title"] and panel["description"] and panel["fieldConfig"]["defaults"]["unit"]
-        for panel in panels
-    )
-    for panel in panels:
-        places = [target["refId"] for target in panel["targets"]]
-        assert len(set(places)) == len(places)
-    areas = [panel["gridPos"] for panel in panels]
-    assert all(area["x"] >= 0 and area["x"] + area["w"] <= 24 for area in areas)
-    for one, other in itertools.combinations(areas, 2):
-        assert (
-            one["x"] + one["w"] <= other["x"]
-            or other["x"] + other["w"] <= one["x"]
-            or one["y"] + one["h"] <= other["y"]
-            or other["y"] + other["h"] <= one["y"]
-        )

@@ -16,7 +16,6 @@ from qailab.errors import (
     BackendBuildError,
     BudgetExceededError,
     EvaluationError,
-    PoolClosedError,
     PoolError,
     PoolExhaustedError,
 )
@@ -150,12 +149,6 @@ def test_a_lost_process_costs_at_most_what_it_had_in_flight():
     assert pool.replaced() == [0, 0, 1, 0]
 
 
-def test_all_processes_at_once_and_back():
-    pool = pool_of([500.0] * 3, [Fault(2.0, actor, "kill") for actor in range(3)])
-    evaluate(pool, batch_of(200))
-    assert pool.replaced() == [1, 1, 1]
-
-
 def test_a_late_process_starts_to_pull_work():
     pool = pool_of([200.0, 200.0], late={1: 5.0})
     evaluate(pool, batch_of(400))
@@ -252,18 +245,6 @@ def test_a_row_with_an_error_ends_its_evaluation_at_once_and_is_named():
     assert pool.stats()["retries"] == 0
 
 
-def test_an_error_of_a_row_is_raised_by_whoever_meets_it_first():
-    class Breaking(FastBackend):
-        def probabilities(self, circuit, batch, stop):
-            raise ZeroDivisionError("a bad angle")
-
-    pool = pool_of([1e3] * 2, backends=[FastBackend(), Breaking()], late={1: 5.0},
-                   faults=[Fault(1.01, 0, "hang")])  # fmt: skip
-    with pytest.raises(EvaluationError, match="a bad angle"):
-        pool.submit(CANONICAL, batch_of(30)).result(0)
-    assert pool.transport.now < 20
-
-
 def test_jobs_that_are_paid_for_may_end_when_the_budget_is_spent():
     class Spent(FastBackend):
         def probabilities(self, circuit, batch, stop):
@@ -335,12 +316,6 @@ def test_speculative_copies_that_fail_are_not_sent_for_ever():
     assert pool.stats()["races"] <= 2 * stragglers.MAX_COPIES
     assert not future.done()
     pool.run_until(future.done)  # the first is taken to hang in the end
-
-
-def test_a_replaced_process_may_compile_again():
-    pool = pool_of([500.0], [Fault(200.0, 0, "kill")], compile_seconds=150.0)
-    evaluate(pool, batch_of(4000))
-    assert pool.replaced() == [1]
 
 
 def test_rows_that_take_longer_for_more_shots_are_no_hang():
@@ -485,14 +460,6 @@ def test_cancelling_stops_what_is_in_flight():
     assert in_flight
     assert in_flight <= cancelled
     evaluate(pool, batch_of(10))
-
-
-def test_the_end_fails_what_is_unfinished():
-    pool = pool_of([100.0])
-    future = pool.begin(CANONICAL, batch_of(100))
-    pool.run_for(2.0)
-    pool.scheduler.end()
-    assert isinstance(future.exception(0), PoolClosedError)
 
 
 def test_known_circuits_are_forgotten_in_the_end(monkeypatch):

@@ -144,16 +144,6 @@ def test_a_process_that_stands_still_is_replaced(monkeypatch):
         wait_until(lambda: not is_alive(victim))
 
 
-def test_nobody_waits_for_a_hanging_actor_while_another_is_idle(tmp_path):
-    backends = [WaitsOnce(tmp_path / "flag")] * 2
-    with LauncherPool(backends, chunk_rows=6, max_in_flight=1, actor_options=SMALL) as pool:
-        pool.wait()
-        assert_runs(pool)
-        stats = pool.stats()
-    assert stats["races"] >= 1
-    assert sum(actor["replaced"] for actor in stats["actors"]) == 0  # its time is not up yet
-
-
 def test_what_is_cancelled_stops_in_the_actor(tmp_path):
     """Also what runs: a call of an hour."""
     backend = WaitsOnce(tmp_path / "flag", until_stopped=True)
@@ -201,17 +191,6 @@ def test_two_processes_share_a_pool_and_one_owner_replaces_its_actors():
         wait_until(lambda: [a["replaced"] for a in pool.stats()["actors"]] == [2, 1])
         pool.wait()
         assert len(actor_handles(pool)) == 2
-
-
-def test_an_unknown_circuit_is_sent_again():
-    def forget(self):
-        self._circuits.clear()
-
-    with LauncherPool([AerBackend()], actor_options=SMALL) as pool:
-        assert_runs(pool)
-        (actor,) = actor_handles(pool)
-        ray.get(actor.__ray_call__.remote(forget), timeout=DEADLINE)
-        assert_runs(pool)
 
 
 class OddError(TransientBackendError):

@@ -9,10 +9,7 @@ import uuid
 import pytest
 import ray
 
-from qailab.backends import EmulatedBackend
-from qailab.distributed import LauncherPool
 from qailab.distributed.metrics import CHUNK_SECONDS, METRICS, PoolMetrics
-from tests.support.contracts import backward_batch, model
 from tests.support.metrics import EXPORTED, SUFFIXES, report_everything, reported
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -87,31 +84,3 @@ def test_ray_exports_all_metrics_of_several_pools():
     for name, metric in METRICS.items():
         exported = f"ray_{name}" + ("_total" if metric.kind == "counter" else "")
         assert types[exported] == metric.kind
-
-
-def test_what_a_pool_does_is_exported():
-    _, canonical, angle_map, values = model()
-    batch = backward_batch(canonical, angle_map, values, shots=50)
-    device = EmulatedBackend(latency=0.002, failure_rate=0.2, seed=1)
-    with LauncherPool([device] * 2, chunk_rows=2, actor_options={"num_cpus": 0}) as pool:
-        pool.run(canonical, batch)
-        labels = ("backend", "EmulatedBackend"), ("pool", pool._name)
-        deadline = time.monotonic() + DEADLINE
-        while True:
-            stats = pool.stats()  # anew: the loser of a race answers, and is paid, after the end
-            wanted = {
-                ("ray_qailab_rows_total", labels): stats["rows"],
-                ("ray_qailab_chunks_total", labels): stats["chunks"],
-                ("ray_qailab_jobs_total", labels): stats["jobs"],
-                ("ray_qailab_qpu_seconds_total", labels): pytest.approx(stats["qpu_seconds"]),
-                ("ray_qailab_chunk_seconds_count", labels): stats["chunks"],
-                ("ray_qailab_retries_total", (*labels, ("reason", "transient"))): stats["retries"],
-                ("ray_qailab_queue_rows", (("pool", pool._name),)): 0,
-            }
-            values, _ = scraped([pool._name])
-            found = {key: values.get(key) for key in wanted}
-            if found == wanted or time.monotonic() > deadline:
-                break
-            time.sleep(1)
-        assert found == wanted
-        assert stats["retries"]

@@ -16,7 +16,7 @@ import pytest
 import ray
 import torch
 
-from qailab.backends import AerBackend, Backend, BackendTraits, Probabilities
+from qailab.backends import AerBackend
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.distributed import LauncherPool
 from qailab.distributed import scheduler as scheduling
@@ -24,7 +24,6 @@ from qailab.errors import (
     BackendBuildError,
     EvaluationError,
     InputError,
-    MemoryLimitError,
     PoolClosedError,
     PoolError,
 )
@@ -97,15 +96,6 @@ def test_several_layers_and_threads_at_once(pool):
         thread.join(DEADLINE)
     assert not errors
     assert not any(thread.is_alive() for thread in threads)
-
-
-def test_submit_and_run(pool):
-    for batch in (FORWARD, BATCH):
-        expected = answers(AerBackend(), CANONICAL, batch)
-        np.testing.assert_array_equal(pool.run(CANONICAL, batch), expected)
-        future = pool.submit(CANONICAL, batch)
-        np.testing.assert_array_equal(future.result(DEADLINE), expected)
-        assert future.done()
 
 
 def test_stats_and_the_trace_count_rows_chunks_bytes_and_seconds(tmp_path):
@@ -216,36 +206,6 @@ def test_an_evaluation_that_cannot_begin_does_not_touch_others(pool, monkeypatch
     np.testing.assert_array_equal(pool.submit(CANONICAL, BATCH).result(DEADLINE), EXPECTED)
 
 
-def test_too_large_circuits_fail_before_anything_runs():
-    with LauncherPool([AerBackend(max_memory_mb=1)], actor_options=SMALL) as own:
-        with pytest.raises(MemoryLimitError, match="MiB"):
-            layer(own, qubits=17)
-        assert own.stats()["rows"] == 0
-
-
-class Hardware(Backend):
-    """No exact probabilities, as on hardware."""
-
-    traits = BackendTraits()
-
-    def open(self):
-        pass
-
-    def probabilities(self, circuit, batch, stop):
-        uniform = np.full((batch.num_rows, circuit.num_outcomes), 1 / circuit.num_outcomes)
-        return Probabilities(uniform)
-
-    def max_rows_per_call(self, circuit, shots):
-        return 100
-
-
-def test_exact_probabilities_need_all_backends():
-    with LauncherPool([AerBackend(), Hardware()], actor_options=SMALL) as mixed:
-        assert not mixed.supports_exact
-        with pytest.raises(InputError, match="only simulators"):
-            QLayer(build_circuit(1, [RotationalEncoder("y", "input")]), backend=mixed, shots=None)
-
-
 def test_an_option_that_ray_does_not_know():
     with pytest.raises(InputError, match=r"actor_options.*num_cpu"):
         LauncherPool([AerBackend()], actor_options={"num_cpu": 1})
@@ -324,15 +284,6 @@ def test_closing_fails_what_is_unfinished_and_what_comes_later():
     with pytest.raises(PoolClosedError):
         own.stats()
     assert ray.is_initialized()  # it was not this pool's
-
-
-def test_cancelling_frees_the_pool():
-    with LauncherPool([SlowOnce()], chunk_rows=4, actor_options=SMALL) as own:
-        future = own.submit(CANONICAL, BATCH)
-        time.sleep(0.2)
-        assert future.cancel()
-        assert future.cancelled()
-        np.testing.assert_array_equal(own.run(CANONICAL, BATCH), EXPECTED)
 
 
 def test_copies_of_a_model_use_the_same_actors(pool):
