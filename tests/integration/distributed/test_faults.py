@@ -253,3 +253,23 @@ def test_a_machine_that_takes_no_calls_for_a_while(error, monkeypatch):
         first.cancel()
         np.testing.assert_array_equal(second.result(DEADLINE), EXPECTED)
     assert len(refusals) == 3
+
+
+def test_a_pool_may_be_used_where_actors_have_taken_all_cpus():
+    @ray.remote(num_cpus=0)
+    def work(handle):
+        return handle.run(CANONICAL, BATCH)
+
+    with LauncherPool([AerBackend()] * 4, actor_options={"num_cpus": 1}) as own:
+        own.wait()
+        found = ray.get(work.remote(own), timeout=DEADLINE)
+    np.testing.assert_array_equal(found, EXPECTED)
+
+
+def test_a_task_with_all_cpus_lends_them_to_the_pool_it_makes():
+    @ray.remote(num_cpus=4)
+    def work():
+        with LauncherPool([AerBackend()], start_timeout=60.0) as own:
+            return own.run(CANONICAL, BATCH)
+
+    np.testing.assert_array_equal(ray.get(work.remote(), timeout=DEADLINE), EXPECTED)

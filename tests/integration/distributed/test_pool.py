@@ -132,10 +132,11 @@ def test_bytes_of_a_row(qubits, limit, pool):
     before = pool.stats()
     (outputs**2).sum().backward()
     after = pool.stats()
-    rows = after["rows"] - before["rows"]
-    sent, received = (after[k] - before[k] for k in ("bytes_sent", "bytes_received"))
+    rows, again, sent, received = (
+        after[k] - before[k] for k in ("rows", "rows_again", "bytes_sent", "bytes_received")
+    )
     assert rows == 2 * 5 * qubits * 16
-    assert (sent + received) / rows <= limit
+    assert (sent + received) / (rows + again) <= limit
 
 
 # Errors.
@@ -358,23 +359,3 @@ def test_a_handle_without_an_owner_says_so():
     handle.close()
     with pytest.raises(PoolClosedError):
         handle.stats()
-
-
-def test_a_pool_may_be_used_where_actors_have_taken_all_cpus():
-    @ray.remote(num_cpus=0)
-    def work(handle):
-        return handle.run(CANONICAL, BATCH)
-
-    with LauncherPool([AerBackend()] * 4, actor_options={"num_cpus": 1}) as own:
-        own.wait()
-        found = ray.get(work.remote(own), timeout=DEADLINE)
-    np.testing.assert_array_equal(found, EXPECTED)
-
-
-def test_a_task_with_all_cpus_lends_them_to_the_pool_it_makes():
-    @ray.remote(num_cpus=4)
-    def work():
-        with LauncherPool([AerBackend()], start_timeout=60.0) as own:
-            return own.run(CANONICAL, BATCH)
-
-    np.testing.assert_array_equal(ray.get(work.remote(), timeout=DEADLINE), EXPECTED)
