@@ -152,8 +152,14 @@ class RayTransport:
         if not self._owned:
             return
         # Nothing in an actor runs when it is killed: a session would stay open.
+        closing = []
         for actor in actors:
-            self.stop(actor, gently=True)
+            with self._unless_it_fails("close", actor):
+                closing.append(self._actors[actor.index].close.remote())
+                _forget(closing[-1])
+        if closing and self.connected:
+            slowest = max(actor.backend.traits.close_seconds for actor in actors)
+            ray.wait(closing, num_returns=len(closing), timeout=slowest)
         for thread in self._closing:
             thread.join()
 
