@@ -12,6 +12,7 @@ import json
 import os
 import threading
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class RayState:
         return version, value
 
     def put(self, name: str, version: int, value: bytes) -> bool:
-        return bool(_ask("put", name, version, value))
+        return bool(_ask("put", name, version, value, uuid.uuid4().hex))
 
 
 def _ask(method: str, *arguments: Any) -> Any:
@@ -96,25 +97,26 @@ class StateActor:
         context = ray.get_runtime_context()
         folder = Path(context.get_temp_dir(), context.get_session_name())
         self._path = folder / "qailab-state.json" if path is None else Path(path)
-        self._values: dict[str, tuple[int, bytes]] = {}
+        # By name: version, value in hexadecimal digits, and the call that wrote it.
+        self._values: dict[str, tuple[int, str, str]] = {}
         if self._path.exists():
-            for name, (version, value) in json.loads(self._path.read_text()).items():
-                self._values[name] = version, bytes.fromhex(value)
+            self._values = json.loads(self._path.read_text())
         threading.Thread(target=self._end_after_pools, args=(look_seconds,), daemon=True).start()
 
     def get(self, name: str) -> tuple[int, bytes | None]:
-        return self._values.get(name, (0, None))
+        if name not in self._values:
+            return 0, None
+        version, value, _ = self._values[name]
+        return version, bytes.fromhex(value)
 
-    def put(self, name: str, version: int, value: bytes) -> bool:
-        known = self.get(name)
-        if known == (version + 1, value):
-            return True  # written by the same call, whose answer was lost
-        if known[0] != version:
-            return False
-        values = self._values | {name: (version + 1, value)}
+    def put(self, name: str, version: int, value: bytes, call: str) -> bool:
+        known, _, by = self._values.get(name, (0, "", ""))
+        if known != version:
+            return by == call  # it is repeated, as its answer was lost
+        values = self._values | {name: (version + 1, value.hex(), call)}
         draft = self._path.with_suffix(".draft")
         with open(draft, "w") as file:
-            json.dump({each: (number, data.hex()) for each, (number, data) in values.items()}, file)
+            json.dump(values, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, self._path)  # that survives a kill, though perhaps not a power cut

@@ -181,8 +181,8 @@ class ActorSupervisor:
         built = not all(actor.health.build_failed for actor in lost)
         left = "no actor is left to run on: " if len(lost) == len(self._actors) else ""
         return (PoolExhaustedError if built else BackendBuildError)(
-            f"{left}{len(lost)} of {len(self._actors)} are quarantined; the last failure was on "
-            f"{last.backend!r}: {last.health.last_error}"
+            f"{left}{len(lost)} of {len(self._actors)} actors are quarantined; the last failure was "
+            f"on {last.backend!r}: {last.health.last_error}"
         )
 
     def starting_error(self, count: int, waited: float) -> PoolError:

@@ -24,10 +24,12 @@ def test_a_value_changes_only_for_who_has_read_it():
     state = RayState("qailab-a")
     assert state.get("a/session") == (0, None)
     assert state.put("a/session", 0, b"opening")
-    assert not state.put("a/session", 0, b"opening too")
+    assert not state.put("a/session", 0, b"opening")
     assert RayState("qailab-b").get("a/session") == (1, b"opening")  # names are the cluster's
     assert state.put("a/session", 1, b"open")
-    assert state.put("a/session", 1, b"open")  # the same call, whose answer was lost
+    actor = ray.get_actor(STATE_NAME, NAMESPACE)
+    again = [actor.put.remote("a/lost", 0, b"1", "this call") for _ in range(2)]
+    assert ray.get(again, timeout=DEADLINE) == [True, True]  # as the first answer was lost
     assert state.get("a/session") == (2, b"open")
 
 
@@ -85,7 +87,7 @@ def test_it_ends_after_the_last_pool_and_its_values_stay(tmp_path):
 
     with LauncherPool([AerBackend()], actor_options=SMALL):
         actor = start()
-        assert ray.get(actor.put.remote("budget", 0, b"7"), timeout=DEADLINE)
+        assert ray.get(actor.put.remote("budget", 0, b"7", ""), timeout=DEADLINE)
         time.sleep(2.0)
         assert ray.get(actor.get.remote("budget"), timeout=DEADLINE) == (1, b"7")
     pid = pid_of(actor)
