@@ -180,9 +180,10 @@ class ActorSupervisor:
         last = max(lost, key=lambda actor: actor.health.until)
         built = not all(actor.health.build_failed for actor in lost)
         left = "no actor is left to run on: " if len(lost) == len(self._actors) else ""
-        return (PoolExhaustedError if built else BackendBuildError)(
-            f"{left}{len(lost)} of {len(self._actors)} actors are quarantined; the last failure was "
-            f"on {last.backend!r}: {last.health.last_error}"
+        error = PoolExhaustedError if built else BackendBuildError
+        return error(
+            f"{left}{len(lost)} of {len(self._actors)} actors are quarantined; the last failure "
+            f"was on {last.backend!r}: {last.health.last_error}"
         )
 
     def starting_error(self, count: int, waited: float) -> PoolError:

@@ -248,10 +248,12 @@ def test_a_machine_that_takes_no_calls_for_a_while(error, monkeypatch):
 
     with LauncherPool([Slow()], chunk_rows=6, actor_options=SMALL) as pool:
         handles = pool._dispatcher._transport._actors  # there is no other way to fill Ray up
-        handles[0] = Refusing(handles[0])
+        actor = handles[0]
+        handles[0] = Refusing(actor)
         first, second = (pool.submit(CANONICAL, BATCH) for _ in range(2))
         first.cancel()
         np.testing.assert_array_equal(second.result(DEADLINE), EXPECTED)
+        handles[0] = actor
     assert len(refusals) == 3
 
 
