@@ -1,11 +1,9 @@
-"""The real client against a rehearsal server. Every wait has a deadline."""
+"""Rehearsal servers and IBM's real client connected to them. Every wait has a deadline."""
 
-import threading
 import time
 import warnings
 
 import numpy as np
-import pytest
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, transpile
 from qiskit.circuit import Parameter
 from qiskit.quantum_info import Statevector
@@ -19,6 +17,26 @@ with warnings.catch_warnings():
 
 DEADLINE = 60
 A, B = Parameter("a"), Parameter("b")
+
+
+def server_with(*backends, faults=(), **options):
+    """A server that was started, with a list of faults or a plan."""
+    plan = faults if isinstance(faults, FaultPlan) else FaultPlan(faults)
+    return RehearsalServer(backends or ("manila",), faults=plan, **options).start()
+
+
+def on(kind, where="POST /jobs", **options):
+    return Fault(kind, where, **options)
+
+
+def connect(server):
+    environment = server.environment
+    return QiskitRuntimeService(
+        channel="ibm_quantum_platform",
+        token=environment["QISKIT_IBM_TOKEN"],
+        url=environment["QISKIT_IBM_URL"],
+        instance=environment["QISKIT_IBM_INSTANCE"],
+    )
 
 
 class Rehearsal:
@@ -39,16 +57,6 @@ class Rehearsal:
 
     def result(self, job):
         return job.result(timeout=DEADLINE, poll_interval=0.1)[0]
-
-
-def connect(server):
-    environment = server.environment
-    return QiskitRuntimeService(
-        channel="ibm_quantum_platform",
-        token=environment["QISKIT_IBM_TOKEN"],
-        url=environment["QISKIT_IBM_URL"],
-        instance=environment["QISKIT_IBM_INSTANCE"],
-    )
 
 
 def logical_circuit():
@@ -92,28 +100,3 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < until, "nothing happened before the deadline"
         time.sleep(0.01)
-
-
-@pytest.fixture
-def rehearse(monkeypatch, tmp_path):
-    """Starts servers; ``rehearse(faults=[...])`` takes a list."""
-    running = []
-
-    def start(backends=("manila",), *, faults=(), cls=Rehearsal, **options):
-        plan = faults if isinstance(faults, FaultPlan) else FaultPlan(faults)
-        server = RehearsalServer(backends, faults=plan, **options).start()
-        running.append(server)
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        return cls(server)
-
-    monkeypatch.setenv("HOME", str(tmp_path))
-    yield start
-    for server in running:
-        server.stop()
-    names = [thread.name for thread in threading.enumerate()]
-    assert not [name for name in names if name.startswith("rehearsal-")], names
-
-
-def on(kind, where="POST /jobs", **options):
-    return Fault(kind, where, **options)
