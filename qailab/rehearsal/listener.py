@@ -96,6 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer, self.close_connection = error_answer(error), True
         except Exception:
             logger.exception("%s %s failed", self.command, self.path)
+            self.close_connection = True
             answer = error_answer(ApiError(500, INTERNAL, "Internal server error."))
         self.connection.settimeout(None)
         if answer.status == 0:

@@ -9,7 +9,6 @@ import pytest
 import requests
 
 from qailab.rehearsal import Limits
-from tests.support.servers import connect
 
 KEY = "apikey rehearsal"
 
@@ -145,10 +144,3 @@ def test_bodies_are_looked_at_last_and_are_limited(start_server, monkeypatch):
         headers = {"Authorization": KEY}
         assert session.get(url, headers=headers, timeout=10).json()["jobs"] == []
     assert server.jobs == []
-
-
-def test_a_second_client_and_a_second_server(rehearse):
-    first, second = rehearse(), rehearse("lagos")
-    first.result(first.run())
-    assert (len(first.server.jobs), second.server.jobs) == (1, [])
-    assert [job.backend().name for job in connect(first.server).jobs()] == ["ibmq_manila"]
