@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import math
+import threading
 import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,9 +27,6 @@ from qailab.rehearsal.devices import Device
 
 PROGRAM, SCHEMA = "executor", "v2.0"
 """What the client-side Sampler asks for, since qiskit-ibm-runtime 0.50."""
-
-MAX_TABLE = 1 << 22
-"""Most probabilities held at once, 32 MB."""
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -112,12 +110,17 @@ class DeviceSampler:
     """
 
     def __init__(self, device: Device, *, noise: bool, seed: int | None) -> None:
-        from qailab.backends import AerBackend
-
         self._device = device
         self._noise = noise
         self._seed = seed
-        self._ideal = AerBackend()
+
+    @cached_property
+    def _ideal(self) -> Any:
+        from qailab.backends import AerBackend
+
+        backend = AerBackend()
+        backend.open()
+        return backend
 
     @cached_property
     def _fake(self) -> Any:
@@ -196,18 +199,18 @@ class DeviceSampler:
         self, canonical: Any, angles: FloatArray, shots: int, seed: Seed
     ) -> NDArray[np.uint16]:
         """Draw the outcome of each shot, shape ``(n, shots)``."""
-        from qailab.gradients.batch import RowBatch
         from qailab.gradients.noise import NoiseStream
-        from qailab.gradients.rows import PointRows
+        from qailab.gradients.rows import PointRows, RowBatch
 
         rng = np.random.default_rng(seed)
         noise = NoiseStream(int(rng.integers(2**63)))
         numbers = np.arange(canonical.num_outcomes, dtype=np.uint16)
         outcomes = np.empty((len(angles), shots), dtype=np.uint16)
-        step = max(1, MAX_TABLE // canonical.num_outcomes)
+        step = self._ideal.max_rows_per_call(canonical, shots)
         for first in range(0, len(angles), step):
             rows = PointRows.numbered(first, angles[first : first + step, None])
-            frequencies = self._ideal.submit(canonical, RowBatch(rows, shots, noise)).result()
+            batch = RowBatch(rows, shots, noise)
+            frequencies = self._ideal.probabilities(canonical, batch, threading.Event()).sampled
             counts = np.rint(frequencies * shots).astype(np.int64)
             in_order = np.repeat(np.tile(numbers, len(counts)), counts.ravel())
             # A device's shots come in no order.
