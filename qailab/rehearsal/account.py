@@ -84,12 +84,7 @@ class Limits:
 
 
 class TokenIssuer:
-    """Issues and checks access tokens for an API key, as IBM Cloud's identity service does.
-
-    Args:
-        api_key: the key.
-        seconds: lifetime of a token.
-    """
+    """Issues and checks access tokens for an API key, as IBM Cloud's identity service does."""
 
     def __init__(self, api_key: str, seconds: float) -> None:
         self._api_key = api_key

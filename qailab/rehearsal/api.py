@@ -42,7 +42,6 @@ class Request:
     id: str = ""
     query: str = ""
     body: bytes = b""
-    outcome: str = ""  # kind of the fault that decides how the job ends that it submits
 
     @cached_property
     def _fields(self) -> dict[str, Any]:
@@ -241,7 +240,6 @@ class Api:
             params,
             tags=request.field("tags", list, []),
             max_seconds=request.field("cost", int),
-            outcome=request.outcome,
         )
         return {"id": job.id, "backend": job.backend, "session_id": job.session}
 

@@ -34,7 +34,7 @@ Kinds that decide how a request is answered:
 * ``restart``: the API is gone for ``seconds``, all connections with it; jobs go on.
 
 Kinds that decide how an accepted job ends: ``job-failed``, ``job-cancelled``, ``job-too-long``
-(reason code 1305) and ``job-stuck`` (it runs until it is cancelled). They count ``POST /jobs``.
+(reason code 1305) and ``job-stuck`` (it runs until it is cancelled). They count accepted jobs.
 
 Kinds that close the session which a request is about, before it is processed: ``session-expired``
 (its queued jobs fail) and ``session-closed`` (they finish, no more are taken).
@@ -149,11 +149,6 @@ class FaultPlan:
                     self._hit[number] += 1
                     chosen = fault
         return chosen
-
-    def give_back(self, fault: Fault) -> None:
-        """Take a fault back that was drawn and had nothing to hit."""
-        with self._lock:
-            self._hit[self.faults.index(fault)] -= 1
 
     @classmethod
     def random(cls, seed: int, intensity: float = 1.0) -> FaultPlan:

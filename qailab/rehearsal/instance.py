@@ -57,7 +57,7 @@ class Job(JobRecord):
     ready: float  # when it may leave the queue
     estimate: float  # QPU seconds it takes
     max_seconds: float  # QPU seconds it may take
-    outcome: str  # kind of the fault that decides how it ends, or ""
+    outcome: str = ""  # kind of the fault that decides how it ends
     reason_code: int | None = None  # IBM's code of why it failed
     result: bytes = b""  # JSON; empty until it has completed
 
@@ -71,9 +71,6 @@ class Instance:
         limits: what it allows.
         queue_seconds: time in the queue, of a job on its own and of the first of a session.
         realtime: whether a job holds its device for its QPU seconds.
-
-    Attributes:
-        changed: the lock, notified when a job or session changes.
     """
 
     def __init__(
@@ -91,7 +88,7 @@ class Instance:
         self.began = datetime.now(UTC)
         self.jobs: dict[str, Job] = {}
         self.sessions: dict[str, Session] = {}
-        self.changed = threading.Condition()
+        self.changed = threading.Condition()  # notified when a job or session changes
         self._zero = time.monotonic()
         self._advanced = 0.0
         self._queue_seconds = queue_seconds
@@ -157,13 +154,7 @@ class Instance:
         return self.sessions[name]
 
     def end_session(self, session: Session, reason: str, *, drop_queued: bool) -> None:
-        """Take no more jobs, and close when those it has have ended.
-
-        Args:
-            session: the session.
-            reason: who or what ends it.
-            drop_queued: cancel its queued jobs.
-        """
+        """Take no more jobs, cancel queued ones or not, and close when all have ended."""
         if session.closed is None:
             session.accepting, session.reason = False, reason
             if drop_queued:
@@ -212,7 +203,6 @@ class Instance:
         *,
         tags: Sequence[str],
         max_seconds: float | None,
-        outcome: str,
     ) -> Job:
         """Accept a job into the queue; `Job` says what the arguments are.
 
@@ -246,7 +236,6 @@ class Instance:
             ready=ready,
             estimate=JOB_SECONDS + submission.rows * submission.shots * EXECUTION_SECONDS,
             max_seconds=min(max_seconds or most, most),
-            outcome=outcome,
         )
         self.jobs[job.id] = self._pending[job.id] = job
         self.changed.notify_all()

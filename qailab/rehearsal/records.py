@@ -108,11 +108,7 @@ def snapshot(kind: type[R], live: R) -> R:
 
 def find_duplicates(jobs: Iterable[JobRecord]) -> list[tuple[JobRecord, JobRecord]]:
     """Pairs of jobs with the same content of which neither failed nor was cancelled."""
-    by_content: dict[str, list[JobRecord]] = {}
-    for job in jobs:
-        if job.state == State.COMPLETED or not job.is_final:
-            by_content.setdefault(job.content, []).append(job)
-    return [pair for same in by_content.values() for pair in itertools.combinations(same, 2)]
+    return [pair for same in _equal(jobs) for pair in itertools.combinations(same, 2)]
 
 
 def find_resent(jobs: Iterable[JobRecord]) -> list[tuple[JobRecord, JobRecord]]:
@@ -121,9 +117,18 @@ def find_resent(jobs: Iterable[JobRecord]) -> list[tuple[JobRecord, JobRecord]]:
     It is if the first one's submission was not answered, or if both bear one tag of qailab's. Two
     steps of a training that are equal are no such pair.
     """
-    return [
-        (first, second)
-        for first, second in find_duplicates(jobs)
-        if not first.answered
-        or any(tag.startswith(WORK_TAG) for tag in set(first.tags) & set(second.tags))
-    ]
+    pairs = [pair for same in _equal(jobs) for pair in itertools.pairwise(same)]
+    return [pair for pair in pairs if not pair[0].answered or _share_work(*pair)]
+
+
+def _share_work(one: JobRecord, two: JobRecord) -> bool:
+    return any(tag.startswith(WORK_TAG) for tag in set(one.tags) & set(two.tags))
+
+
+def _equal(jobs: Iterable[JobRecord]) -> list[list[JobRecord]]:
+    """Jobs that neither failed nor were cancelled, by their content."""
+    by_content: dict[str, list[JobRecord]] = {}
+    for job in jobs:
+        if job.state == State.COMPLETED or not job.is_final:
+            by_content.setdefault(job.content, []).append(job)
+    return list(by_content.values())

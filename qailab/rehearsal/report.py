@@ -34,25 +34,17 @@ COLOURS = {
 class Report:
     """The records of a rehearsal and their sums.
 
-    Args:
-        backends: names of the devices.
-        jobs: the jobs.
-        sessions: the sessions.
-        requests: the requests.
-        faults: the faults that were injected.
-        seconds: how long the server has run.
-        price_per_second: of a QPU, US dollars; jobs are charged by their QPU seconds. (A
-            dedicated session is charged for the whole time it is active, idle time included, which
-            a rehearsal in less than real time cannot tell.)
+    Jobs are charged by their QPU seconds. (A dedicated session is charged for the whole time it is
+    active, idle time included, which a rehearsal in less than real time cannot tell.)
     """
 
-    backends: tuple[str, ...]
+    backends: tuple[str, ...]  # names of the devices
     jobs: tuple[JobRecord, ...]
     sessions: tuple[SessionRecord, ...]
     requests: tuple[RequestRecord, ...]
     faults: tuple[FaultRecord, ...]
-    seconds: float
-    price_per_second: float = PRICE_PER_SECOND
+    seconds: float  # how long the server has run
+    price_per_second: float = PRICE_PER_SECOND  # of a QPU, US dollars
 
     def survived(self, fault: FaultRecord) -> bool:
         """Whether work went on after a fault.
@@ -68,12 +60,7 @@ class Report:
         )
 
     def sums(self, backend: str | None = None) -> dict[str, float]:
-        """Numbers of one device, or of all.
-
-        Returns:
-            ``jobs``, by their state, ``rows``, ``executions``; seconds in queue, run time here and
-            QPU time, and ``cost`` in US dollars.
-        """
+        """Numbers of one device, or of all."""
         jobs = [job for job in self.jobs if backend in (None, job.backend)]
         states = Counter(job.state for job in jobs)
         qpu = sum(job.qpu_seconds for job in jobs)

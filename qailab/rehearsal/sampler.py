@@ -136,10 +136,7 @@ class DeviceSampler:
         return AerSimulator(**options)
 
     def run(self, submission: Submission) -> bytes:
-        """Run a job.
-
-        Returns:
-            Its result, as ``GET /jobs/ID/results`` answers it.
+        """Run a job; its result as ``GET /jobs/ID/results`` answers it.
 
         Raises:
             ApiError: if it cannot run.

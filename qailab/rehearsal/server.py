@@ -150,10 +150,9 @@ class RehearsalServer:
         self._instance.stop()
 
     def restart(self, seconds: float) -> None:
-        """Let the API be gone for a while, connections with it; jobs survive and go on.
+        """Let the API be gone for a while, connections with it; jobs go on.
 
-        Args:
-            seconds: for how long. The call returns when it is gone, not when it is back.
+        The call returns when it is gone, not when it is back.
         """
         with self._lock:
             self._leave()
@@ -242,18 +241,11 @@ class RehearsalServer:
         return list(self._injected)
 
     def duplicates(self) -> list[tuple[JobRecord, JobRecord]]:
-        """Pairs of jobs with the same content of which neither failed nor was cancelled.
-
-        Somebody would pay for both.
-        """
+        """Pairs of jobs with the same content that somebody would pay for both."""
         return find_duplicates(self.jobs)
 
     def report(self, *, price_per_second: float | None = None) -> Report:
-        """What happened so far.
-
-        Args:
-            price_per_second: of a QPU, US dollars; by default what the plan costs at most.
-        """
+        """What happened so far, with a price (US dollars) or what the plan costs at most."""
         usual = 0.0 if self._instance.plan == "open" else PRICE_PER_SECOND
         return Report(
             backends=self.backends,
@@ -270,17 +262,7 @@ class RehearsalServer:
     def answer(
         self, method: str, target: str, authorization: str, read_body: Callable[[], bytes]
     ) -> Answer:
-        """Answer a request, and note it.
-
-        Args:
-            method: the HTTP method.
-            target: path and query.
-            authorization: the header of that name.
-            read_body: reads the body; it is not called if the request has no access.
-
-        Returns:
-            The answer; status 0 says that the connection is to be closed without one.
-        """
+        """Answer a request, and note it; its body is not read if it has no access."""
         path, _, query = target.partition("?")
         endpoint, name = find_endpoint(method, path)
         fault, began = None, self._instance.now()
@@ -301,15 +283,14 @@ class RehearsalServer:
         return answer
 
     def _process(self, request: Request) -> Answer:
-        fault = self._faults.draw(request.endpoint, JOB_KINDS)
-        if fault is None:
-            return self._api.answer(request)
-        answer = self._api.answer(replace(request, outcome=fault.kind))
-        job = _job_of(request, answer)
-        if job is None:
-            self._faults.give_back(fault)  # no job was accepted that it could hit
-        else:
-            self._note(fault, request, job)
+        with self._instance.changed:  # no device takes a job before its fault is known
+            answer = self._api.answer(request)
+            name = _job_of(request, answer)
+            if name is not None and request.endpoint == "POST /jobs":
+                fault = self._faults.draw(request.endpoint, JOB_KINDS)
+                if fault is not None:
+                    self._instance.jobs[name].outcome = fault.kind
+                    self._note(fault, request, name)
         return answer
 
     def _end_session(self, request: Request) -> None:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from qiskit import ClassicalRegister, QuantumCircuit, transpile
+from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import Parameter
 
 from qailab.errors import InputError
@@ -71,27 +71,6 @@ def test_many_bits_and_no_rows():
     (manila,) = load_devices(["manila"])
     isa = isa_circuit(manila.fake_backend())
     assert sampled(manila, isa, np.zeros((0, 2)), shots=5)["low"].shape == (0, 5, 2)
-
-
-def test_circuits_that_measure_and_go_on(manila):
-    angle = Parameter("t")
-    circuit = QuantumCircuit(2)
-    circuit.add_register(ClassicalRegister(2, "a"), ClassicalRegister(1, "b"))
-    circuit.sx(0)
-    circuit.rz(angle, 0)
-    circuit.sx(0)
-    circuit.measure(0, 0)
-    with circuit.if_test((circuit.clbits[0], 1)):
-        circuit.x(1)
-    circuit.reset(0)
-    circuit.measure(0, 1)
-    circuit.measure(1, 2)
-    bits = sampled(manila, circuit, np.array([[0.0], [np.pi], [np.pi / 2]]), shots=500)
-    first, second, third = bits["a"][..., 0], bits["a"][..., 1], bits["b"][..., 0]
-    assert first.mean(axis=1).tolist()[:2] == [1, 0]
-    assert 0.4 < first[2].mean() < 0.6
-    assert not second.any()
-    assert (first == third).all()
 
 
 def test_text_of_circuits_does_not_depend_on_who_built_them():

@@ -26,13 +26,6 @@ def raw(server, text):
         return connection.makefile("rb").read().decode()
 
 
-def test_it_listens_on_loopback_only(start_server):
-    port = int(start_server().url.rsplit(":", 1)[1])
-    socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.2", port), timeout=5)
-
-
 def test_the_client_sees_devices_and_plan(rehearse):
     rehearsal = rehearse("manila", "ibm_lagos", plan="open")
     service = rehearsal.service
@@ -99,36 +92,38 @@ def test_the_environment_alone_redirects_a_program(start_server):
     assert server.requests
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("POST", "/jobs", b"{"),
-        ("POST", "/jobs", b"[]"),
-        ("POST", "/jobs", b'{"backend": []}'),
-        ("POST", "/jobs", b'{"backend": "ibmq_manila", "program_id": "other"}'),
-        ("POST", "/jobs", b'{"backend": "ibmq_manila", "tags": 3}'),
-        ("POST", "/jobs", b'{"backend": "ibmq_manila", "program_id": "executor", "params": {}}'),
-        ("POST", "/sessions", b'{"backend": "ibmq_manila", "max_ttl": "1h"}'),
-        ("POST", "/sessions", b'{"backend": "ibmq_manila", "max_ttl": 1000000}'),
-        ("GET", "/jobs?limit=many", b""),
-        ("GET", "/jobs?created_after=yesterday", b""),
-    ],
+MALFORMED = (
+    ("POST", "/jobs", b"{"),
+    ("POST", "/jobs", b"[]"),
+    ("POST", "/jobs", b'{"backend": []}'),
+    ("POST", "/jobs", b'{"backend": "ibmq_manila", "program_id": "other"}'),
+    ("POST", "/jobs", b'{"backend": "ibmq_manila", "program_id": "executor", "params": {}}'),
+    ("PUT", "/jobs/ID/tags", b'{"tags": 3}'),
+    ("POST", "/sessions", b'{"backend": "ibmq_manila", "max_ttl": "1h"}'),
+    ("POST", "/sessions", b'{"backend": "ibmq_manila", "max_ttl": 1000000}'),
+    ("GET", "/jobs?limit=many", b""),
+    ("GET", "/jobs?created_after=yesterday", b""),
 )
-def test_malformed_requests_are_400(rehearse, method, path, body):
+
+
+def test_malformed_requests_are_400(rehearse):
     rehearsal = rehearse()
-    if "after" in path:
-        rehearsal.run()
-    url, headers = f"{rehearsal.server.url}/experimental{path}", {"Authorization": KEY}
-    found = requests.request(method, url, data=body, headers=headers, timeout=10)
-    assert found.status_code == 400, found.text
-    assert found.json()["errors"][0]["message"]
-    assert rehearsal.server.sessions == []
+    job = rehearsal.run().job_id()
+    for method, path, body in MALFORMED:
+        url = f"{rehearsal.server.url}/experimental{path.replace('ID', job)}"
+        headers = {"Authorization": KEY}
+        found = requests.request(method, url, data=body, headers=headers, timeout=10)
+        assert found.status_code == 400, (path, body, found.text)
+        assert found.json()["errors"][0]["message"]
+    assert (len(rehearsal.server.jobs), rehearsal.server.sessions) == (1, [])
 
 
 def test_bodies_are_looked_at_last_and_are_limited(start_server, monkeypatch):
     monkeypatch.setattr("qailab.rehearsal.listener.READ_SECONDS", 0.2)
     monkeypatch.setattr("qailab.rehearsal.listener.MAX_BODY", 1000)
     server = start_server()
+    with pytest.raises(ConnectionRefusedError):  # it listens on loopback only
+        socket.create_connection(("127.0.0.2", int(server.url.rsplit(":", 1)[1])), timeout=5)
     post = "POST /experimental/jobs HTTP/1.1\r\nHost: here\r\n"
     access = f"Authorization: {KEY}\r\n"
     assert " 413 " in raw(server, f"{post}{access}Content-Length: 1001\r\n\r\n")
