@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Self
 
 from qailab.errors import QailabError
 from qailab.rehearsal.account import PLANS
@@ -35,34 +36,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     at = given.index("--") if "--" in given else len(given)
     options, command = _parser().parse_args(given[:at]), given[at + 1 :]
-    # Ctrl-C and a polite kill end the command or the serving, and the report is written.
-    stop = threading.Event()
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def pass_on(number: int, frame: object) -> None:
-        stop.set()
-        for process in processes:
-            if number != signal.SIGINT or not _is_foreground():
-                process.send_signal(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        with _server(options) as server:
-            status = _run(command, server, stop, processes) if command else _serve(server, stop)
-        report = server.report(price_per_second=options.price_per_second)
-        _say("\n" + report.table())
-        written = report.write(options.report_dir)
-        _say("\nwritten: " + ", ".join(str(path) for path in written))
-        if len(written) < 2:
-            _say("no plot: it needs matplotlib (pip install 'qailab[train]')")
-        return status
+        with _Interrupts() as interrupts:
+            with _server(options) as server:
+                end = _run(command, server, interrupts) if command else _serve(server, interrupts)
+            report = server.report(price_per_second=options.price_per_second)
+            _say("\n" + report.table())
+            written = report.write(options.report_dir)
     except (QailabError, OSError) as error:
         sys.stderr.write(f"python -m qailab.rehearsal: {error}\n")
         return 2
-    finally:
-        for number, handler in before.items():
+    _say("\nwritten: " + ", ".join(str(path) for path in written))
+    if len(written) < 2:
+        _say("no plot: it needs matplotlib (pip install 'qailab[train]')")
+    return end
+
+
+class _Interrupts:
+    """Takes Ctrl-C and a polite kill, so that the report is written whatever happens."""
+
+    def __init__(self) -> None:
+        self.seen = threading.Event()
+        self.command: subprocess.Popen[bytes] | None = None  # they are passed on to it
+
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._take) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _take(self, number: int, frame: object) -> None:
+        self.seen.set()
+        if self.command is not None and (number != signal.SIGINT or not _is_foreground()):
+            self.command.send_signal(number)
 
 
 def _is_foreground() -> bool:
@@ -116,34 +125,28 @@ def _server(options: argparse.Namespace) -> RehearsalServer:
     )
 
 
-def _run(
-    command: list[str],
-    server: RehearsalServer,
-    stop: threading.Event,
-    processes: list[subprocess.Popen[bytes]],
-) -> int:
+def _run(command: list[str], server: RehearsalServer, interrupts: _Interrupts) -> int:
     """Run the command to its end and give its exit status, as a shell would."""
     environment = os.environ | server.environment
     for name in ("NO_PROXY", "no_proxy"):
-        hosts = [os.environ.get(name, ""), server.environment[name]]
-        environment[name] = ",".join(filter(None, hosts))
+        environment[name] = ",".join(filter(None, (os.environ.get(name), environment[name])))
     _say(f"rehearsal of {', '.join(server.backends)} at {server.url}: {shlex.join(command)}")
-    if stop.is_set():
+    if interrupts.seen.is_set():
         return 128 + signal.SIGINT
     try:
-        processes.append(subprocess.Popen(command, env=environment))
+        process = interrupts.command = subprocess.Popen(command, env=environment)
     except OSError as error:
         sys.stderr.write(f"python -m qailab.rehearsal: {command[0]}: {error.strerror}\n")
         return 127
-    status = processes[0].wait()
+    status = process.wait()
     return status if status >= 0 else 128 - status
 
 
-def _serve(server: RehearsalServer, stop: threading.Event) -> int:
+def _serve(server: RehearsalServer, interrupts: _Interrupts) -> int:
     for name, value in server.environment.items():
         _say(f"export {name}={shlex.quote(value)}")
     _say("# Ctrl-C ends the rehearsal")
-    stop.wait()
+    interrupts.seen.wait()
     return 0
 
 

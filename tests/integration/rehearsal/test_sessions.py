@@ -1,6 +1,7 @@
 import time
 
 import pytest
+import requests
 
 from qailab.rehearsal import Limits
 from tests.support.servers import connect, on, wait_for
@@ -83,16 +84,24 @@ def test_close_lets_jobs_finish_and_cancel_drops_them(rehearse, runtime):
 
 
 def test_session_of_another_backend_and_unknown_ones(rehearse, runtime):
-    from qiskit_ibm_runtime.exceptions import IBMInputValueError, IBMRuntimeError
+    from qiskit_ibm_runtime.exceptions import IBMInputValueError
 
     rehearsal = rehearse("manila", "lagos")
-    session = runtime.Session(rehearsal.service.backend("ibm_lagos"), max_time=60)
-    session._backend = rehearsal.backend
-    with pytest.raises(IBMRuntimeError, match=r"for backend ibm_lagos, not ibmq_manila"):
-        rehearsal.run(mode=session)
-    session._session_id = "unknown"
-    with pytest.raises(Exception, match="not found"):
-        rehearsal.run(mode=session)
+    url, headers = (
+        f"{rehearsal.server.url}/experimental/jobs",
+        {"Authorization": "apikey rehearsal"},
+    )
+    other = runtime.Session(rehearsal.service.backend("ibm_lagos"), max_time=60)
+    job = requests.get(f"{url}/{rehearsal.run().job_id()}", headers=headers, timeout=10).json()
+    sent = {"backend": "ibmq_manila", "program_id": "executor", "params": job["params"]}
+    for session_id, status, text in (
+        (other.session_id, 400, "is for backend ibm_lagos, not ibmq_manila"),
+        ("unknown", 404, "not found"),
+    ):
+        body = {**sent, "session_id": session_id}
+        found = requests.post(url, json=body, headers=headers, timeout=10)
+        assert (found.status_code, text in found.text) == (status, True)
+    assert requests.post(url, json=sent, headers=headers, timeout=10).status_code == 200
     with pytest.raises(IBMInputValueError):
         runtime.Session.from_id("unknown", rehearsal.service)
-    assert rehearsal.server.jobs == []
+    assert len(rehearsal.server.jobs) == 2
