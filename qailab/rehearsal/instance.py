@@ -149,7 +149,7 @@ class Instance:
         if mode == "batch":
             idle = limits.batch_interactive_seconds
         self.sessions[name] = Session(
-            name, device.name, mode, seconds, now, device=device, interactive=idle, used=now
+            name, device.name, mode, "open", seconds, now, device=device, interactive=idle, used=now
         )
         return self.sessions[name]
 

@@ -69,9 +69,9 @@ class SessionRecord:
     id: str
     backend: str  # the name of its device
     mode: Mode  # "session" for a dedicated one, or "batch"
+    state: str  # "open" until its first job starts, then "active", "inactive", at last "closed"
     max_time: float  # seconds it may live from the start of its first job
     opened: float
-    state: str = "open"  # until its first job starts, then "active", "inactive", at last "closed"
     closed: float | None = None
     reason: str = ""  # who or what closed it
 
