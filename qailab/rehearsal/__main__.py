@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     at = given.index("--") if "--" in given else len(given)
     options, command = _parser().parse_args(given[:at]), given[at + 1 :]
+    sys.stderr.write("starting a rehearsal server, which takes a few seconds\n")
     try:
         with _Interrupts() as interrupts:
             with _server(options) as server:
