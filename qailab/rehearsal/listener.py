@@ -44,7 +44,8 @@ class Listener(ThreadingHTTPServer):
         self._connections: set[socket.socket] = set()
         super().__init__((HOST, port), _Handler)
         run, name = self.serve_forever, "rehearsal-http"
-        threading.Thread(target=run, args=(POLL_SECONDS,), name=name, daemon=True).start()
+        self._thread = threading.Thread(target=run, args=(POLL_SECONDS,), name=name, daemon=True)
+        self._thread.start()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._connections.add(request)
@@ -60,6 +61,7 @@ class Listener(ThreadingHTTPServer):
     def close(self) -> None:
         """Stop listening and break all connections."""
         self.shutdown()
+        self._thread.join()
         self.server_close()
         for connection in self._connections.copy():
             _break(connection)
