@@ -87,20 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **({"IBM account": _ibm} if options.ibm else {}),
     }
     secrets = list(_secrets())
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # logs of other libraries could quote anything
     wrong = warned = 0
-    _write(f"looking at {', '.join(checks)}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for finding in findings_of(checks):
-                wrong += bool(finding.problem) and not finding.warning
-                warned += bool(finding.problem) and finding.warning
-                _write(finding.text(secrets))
-    finally:
-        logging.disable(disabled)
-    _write(f"{wrong or 'nothing'} wrong, {warned or 'no'} warning{'s' * (warned != 1)}")
+    sys.stdout.write(f"looking at {', '.join(checks)}\n")
+    for finding in findings_of(checks):
+        wrong += bool(finding.problem) and not finding.warning
+        warned += bool(finding.problem) and finding.warning
+        sys.stdout.write(f"{finding.text(secrets)}\n")
+    counted = f"{warned or 'no'} warning{'s' * (warned != 1)}"
+    sys.stdout.write(f"{wrong or 'nothing'} wrong, {counted}\n")
     return 1 if wrong else 0
 
 
@@ -361,12 +355,10 @@ def ibm_failure(error: BaseException) -> Finding:
     return Finding("IBM account", "the account cannot be used", problem, to_do)
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()  # the next check may take a minute
-
-
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    logging.disable(logging.CRITICAL)  # what other libraries log could quote anything
+    warnings.simplefilter("ignore")
     try:
         code = main()
     except KeyboardInterrupt:

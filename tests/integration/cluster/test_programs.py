@@ -231,8 +231,10 @@ def test_the_readmes_programs_have_these_options():
 
 def check(words):
     """Fail if a program has no such option; what it runs, too."""
-    own, *rest = [list(part) for part in split_at_dashes(words)]
-    for inner in rest:
+    words = list(words)
+    at = words.index("--") if "--" in words else len(words)
+    own, inner = words[:at], words[at + 1 :]
+    if inner:
         check(inner)
     if own[0] == "ray":
         command, arguments, context = cli, own[1:], click.Context(cli)
@@ -240,7 +242,7 @@ def check(words):
             name = arguments.pop(0)
             command = command.get_command(context, name)
             assert command, f"ray has no {name}"
-        command.make_context("ray", arguments + ["--", "x"] * bool(rest))
+        command.make_context("ray", arguments + ["--", "x"] * bool(inner))
         return
     if own[0] == "sbatch":  # whose script hands them to the training
         at = next(n for n, word in enumerate(own) if word.endswith(".sbatch"))
@@ -252,15 +254,6 @@ def check(words):
         command, own = (f"{own[0].removesuffix('.py')}.py",), own[1:]
     options = {word.split("=")[0] for word in own if word.startswith("--")}
     assert options <= options_of(command), f"{command} has no {options - options_of(command)}"
-
-
-def split_at_dashes(words):
-    """A command, and the one that it runs, which comes after ``--``."""
-    words = list(words)
-    if "--" not in words:
-        return [words]
-    at = words.index("--")
-    return [words[:at], words[at + 1 :]]
 
 
 @functools.cache
