@@ -8,9 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from qailab.backends.checkup import chain_of, known_tokens
 from qailab.backends.ibm.devices import Device, Mode
-from qailab.backends.ibm.faults import Fault, classify, without_tokens
+from qailab.backends.ibm.faults import (
+    Fault,
+    chain_of,
+    classify,
+    known_tokens,
+    without_tokens,
+)
 from qailab.backends.ibm.patience import Patience
 from qailab.backends.ibm.samplers import Kind
 from qailab.backends.ibm.service import ServiceDevice, backend_names, open_service

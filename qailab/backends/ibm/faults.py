@@ -7,11 +7,12 @@ they have one, and by words where they have none.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
-
-from qailab.backends.checkup import chain_of, known_tokens
 
 Kind = Literal["refused", "busy", "lost"]
 
@@ -139,6 +140,27 @@ def classify(error: BaseException) -> Fault:
         text = f"the answer cannot be read ({type(error).__name__}: {text})"
         return fault("lost")
     return fault("lost" if kinds & _NETWORK or _sounds_lost(text) else "refused")
+
+
+def chain_of(error: BaseException) -> list[BaseException]:
+    """Return an error and what it came from, also where ``raise ... from None`` hides that."""
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+    return chain
+
+
+def known_tokens() -> list[str]:
+    """Return the tokens that this process could use, to keep them out of what is shown."""
+    tokens = [os.environ.get("QISKIT_IBM_TOKEN", "")]
+    try:
+        accounts = json.loads((Path.home() / ".qiskit" / "qiskit-ibm.json").read_text())
+        tokens += [str(account.get("token", "")) for account in accounts.values()]
+    except (OSError, ValueError, AttributeError):  # the client says what is wrong with the file
+        pass
+    return [part for token in tokens for part in (token, token.strip())]
 
 
 def without_tokens(text: str) -> str:

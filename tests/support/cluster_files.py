@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 README = (CLUSTER / "README.md").read_text()
 RAY_UP = ("local.yaml", "aws.yaml", "gcp.yaml")
-CLOUDS = ("aws.yaml", "gcp.yaml")
+CLOUDS = RAY_UP[1:]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(
     line.split("==")
@@ -27,6 +28,13 @@ TEXTS = sorted(
     for path in CLUSTER.rglob("*")
     if path.is_file() and path.suffix != ".pyc" and path.parent.name != "grafana"
 )
+
+
+def program(name):
+    """The path of a program that comes with a Python package, and stands beside the interpreter."""
+    path = Path(sys.executable).parent / name
+    assert path.exists(), f"{path} is not installed; it is in the dev extra"
+    return str(path)
 
 
 def documents(name):
