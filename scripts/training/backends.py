@@ -1,0 +1,50 @@
+"""What the actors hold: simulators, or devices of IBM Quantum. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qailab.backends import AerBackend, Backend, Budget, IBMBackend
+from qailab.errors import InputError
+from training.options import Options, Settings
+from training.storage import RunFolder
+
+# Roughly today's superconducting devices.
+_ONE_QUBIT_ERROR = 0.0005
+_TWO_QUBIT_ERROR = 0.005
+_READOUT_ERROR = 0.01
+
+
+def make_backends(settings: Settings, options: Options, folder: RunFolder) -> Sequence[Backend]:
+    """The backend of each actor.
+
+    Raises:
+        InputError: if an option is not valid.
+    """
+    given = options.json("backend_options") or {}
+    try:
+        if settings.backend != "ibm":
+            return [make_simulator(settings, **given)] * options.actors
+        # Devices share the budget, and the journal: what was paid for is never sent again.
+        budget = Budget(qpu_seconds=float(options.places["budget_seconds"]))
+        return [
+            IBMBackend(name, budget=budget, journal=folder.journal, **given)
+            for name in options.devices
+        ]
+    except TypeError as error:  # a keyword that there is not
+        raise InputError(f"--backend-options: {error}") from error
+
+
+def make_simulator(settings: Settings, **given: Any) -> AerBackend:
+    """A simulator, with ``aer-noisy`` of depolarizing gates and misread bits."""
+    if settings.backend == "aer":
+        return AerBackend(**given)
+    from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
+
+    noise = NoiseModel()
+    noise.add_all_qubit_quantum_error(depolarizing_error(_ONE_QUBIT_ERROR, 1), ["ry"])
+    noise.add_all_qubit_quantum_error(depolarizing_error(_TWO_QUBIT_ERROR, 2), ["cx"])
+    right, wrong = 1.0 - _READOUT_ERROR, _READOUT_ERROR
+    noise.add_all_qubit_readout_error(ReadoutError([[right, wrong], [wrong, right]]))
+    return AerBackend(noise_model=noise, **given)
