@@ -15,7 +15,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from training.options import Options, Settings, parse
@@ -132,8 +132,13 @@ def starting_pool(
         pool = LauncherPool(backends, address=address, actor_options=placed, progress=not team)
         return closing.enter_context(pool)
 
-    with contextlib.ExitStack() as closing, ThreadPoolExecutor(1) as thread:
-        yield thread.submit(start)
+    # Ray takes 15 s to end when the thread that began it has ended before.
+    with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as closing:
+        starting = thread.submit(start)
+        try:
+            yield starting
+        finally:
+            wait([starting])
 
 
 def introduction(

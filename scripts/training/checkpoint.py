@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +112,13 @@ class Checkpoint:
     def load(cls, path: Path) -> Checkpoint:
         """Read a file."""
         return cls.from_bytes(path.read_bytes(), path)
+
+    @contextlib.contextmanager
+    def as_directory(self) -> Iterator[str]:
+        """A directory with the file in it, as Ray Train and Tune take it."""
+        with tempfile.TemporaryDirectory() as path:
+            Path(path, FILE).write_bytes(self.to_bytes())
+            yield path
 
     def save(self, folder: RunFolder) -> None:
         """Write the checkpoint, and what people read of it."""

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +106,9 @@ def _work(config: dict[str, Any]) -> None:
             if rank == 0:
                 steps.put(checkpoint.to_bytes())
             if checkpoint.progress.batch == 0:
-                _report(checkpoint, rank)
+                with checkpoint.as_directory() as path:
+                    kept = train.Checkpoint.from_directory(path) if rank == 0 else None
+                    train.report({"epoch": checkpoint.progress.epoch}, checkpoint=kept)
     except QailabError as error:  # it would come again: the program ends the run
         steps.put(error)
         raise
@@ -126,15 +127,3 @@ def _newest(start: Checkpoint) -> Checkpoint:
     if settings != start.settings or last.progress.place <= start.progress.place:
         return start
     return dataclasses.replace(last, settings=settings)
-
-
-def _report(checkpoint: Checkpoint, rank: int) -> None:
-    from ray import train
-
-    metrics = {"epoch": checkpoint.progress.epoch}
-    if rank > 0:
-        train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as path:
-        Path(path, FILE).write_bytes(checkpoint.to_bytes())
-        train.report(metrics, checkpoint=train.Checkpoint.from_directory(path))
