@@ -1,4 +1,4 @@
-r"""Compare settings of the digits classifier: a grid of trials with Ray Tune, on one pool of actors.
+r"""Compare settings of the digits classifier: a grid of trials with Ray Tune, all on one pool.
 
   scripts/sweep                                    12 trials of 3 epochs, some minutes on 2 cores
   scripts/sweep --lr 0.01,0.03 --shots 64,exact --samples 300 --name small
@@ -12,10 +12,7 @@ Prints a table, best first, and leaves results.csv and sweep.png in sweeps/<name
 from __future__ import annotations
 
 import contextlib
-import csv
-import datetime
 import itertools
-import json
 import os
 import signal
 import sys
@@ -25,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.options import Parser, Settings, add_places, add_settings, check_name, cores
+from training.options import Parser, Settings, cores, given_settings, name_and_storage
 
 from qailab.errors import InputError, QailabError
 
@@ -36,112 +33,114 @@ if TYPE_CHECKING:
 
 GRID: dict[str, list[Any]] = {"lr": [0.003, 0.01, 0.03], "reps": [1, 2], "shots": [256, 1024]}
 """What is compared, with default values: all combinations are trials."""
-_COLUMNS = {"lr": "", "reps": "", "shots": "", "state": "", "test_accuracy": ".4f",
-            "test_loss": ".3f", "epoch": ""}  # fmt: skip
-_COLOURS = ("#c8102e", "#22303f", "#e08e45", "#4c956c", "#7a8ca3", "#8f5ea2")
-
-Row = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; its exit status."""
+    signals = [signal.SIGINT]  # the last one is what stopped the sweep, if something did
+
+    def stop(number: int, _: object) -> None:
+        signals.append(signal.Signals(number))
+        os.kill(os.getpid(), signal.SIGINT)  # at which Tune saves what it needs to go on
+
     try:
-        known = parse(arguments)
-        rows, stopped_by = run(known)
-        folder = Path(known.storage, known.name)
-        print(write_report(rows, folder), flush=True)
+        options = parse(arguments)
+        table, trials, errors = run(options, stop)
     except (QailabError, OSError) as error:
         print(f"sweep: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt:  # before the first trial
-        return 128 + signal.SIGINT
-    states = {row["state"] for row in rows}
-    if states == {"done"}:
+    except KeyboardInterrupt:  # before the first trial, or a second time
+        return 128 + signals[-1]
+    done = int((table["epoch"] == table["epochs"]).sum())
+    print(
+        f"{table.to_string(index=False)}\n{options.storage}/{options.name}/: results.csv, sweep.png"
+    )
+    if done == trials:
         return 0
-    print(f"To go on:\n  scripts/sweep --resume {folder}", file=sys.stderr)
-    return 1 if "failed" in states else 128 + stopped_by
+    print(f"{done} of {trials} trials are done. To go on:\n  scripts/sweep --resume "
+          f"{options.storage}/{options.name}", file=sys.stderr)  # fmt: skip
+    return 1 if errors else 128 + signals[-1]
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
-    """Read the command line; its ``settings`` are those of the trials, lists where they differ.
+    """Read the command line; ``settings`` are those of all trials, lists where they differ.
 
     Raises:
         InputError: if a value is out of its range, the name is taken, or there is no such sweep.
     """
     parser = Parser("sweep", __doc__ or "")
-    add_settings(parser, compared=tuple(GRID))
-    add_places(parser, ("actors", "address", "actor_options"))
-    group = parser.add_argument_group("the sweep")
-    group.add_argument("--at-once", type=int, default=4, metavar="N", help="trials at a time (4)")
-    group.add_argument("--name", help="of a new sweep")
-    group.add_argument("--resume", metavar="NAME", help="go on with a sweep and its settings")
-    group.add_argument("--storage", metavar="DIR", default="sweeps", help="of all sweeps (sweeps)")
-    known = parser.parse_args(arguments)
-    known.settings = {n: v for n, v in vars(known).items() if n in Settings.__dataclass_fields__}
-    if known.resume:
-        if known.name or known.settings:
-            raise InputError("--resume keeps a sweep's name and settings: leave those out")
-        if "/" in known.resume:  # its folder
-            known.storage, _, known.resume = known.resume.rstrip("/").rpartition("/")
-        known.name = known.resume
-        if not Path(known.storage, known.name, "tuner.pkl").is_file():
-            raise InputError(f"there is no sweep {known.name} in {known.storage}")
-        return known
-    known.name = known.name or f"digits-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    check_name(known.name)
-    if Path(known.storage, known.name).exists():
-        raise InputError(f"there is a sweep {known.name}: --resume it, or give another --name")
-    known.settings = asdict(Settings()) | {"epochs": 3} | GRID | known.settings
-    for values in itertools.product(*(known.settings[name] for name in GRID)):
-        Settings(**known.settings | dict(zip(GRID, values, strict=True)))  # says what is wrong
-    return known
+    parser.add_settings(compared=tuple(GRID))
+    parser.add("where to run", "actors", "address", "actor_options", "at_once")
+    parser.add("the sweep", "name", "resume", "storage")
+    options = parser.parse_args(arguments)
+    name, resume, storage = options.name, options.resume, options.storage or "sweeps"
+    options.name, options.storage = name_and_storage(name, resume, storage)
+    options.at_once = options.at_once or 4
+    given, folder = given_settings(options), Path(options.storage, options.name)
+    if options.resume and given:
+        raise InputError(f"--resume keeps a sweep's settings: leave out {', '.join(given)}")
+    if options.resume and not (folder / "tuner.pkl").is_file():
+        raise InputError(f"there is no sweep {folder}")
+    if not options.resume and folder.exists():
+        raise InputError(f"there is a sweep {folder}: --resume it, or give another --name")
+    options.settings = asdict(Settings(epochs=3)) | GRID | given
+    for values in itertools.product(*(options.settings[name] for name in GRID)):
+        Settings(**options.settings | dict(zip(GRID, values, strict=True)))  # says what is wrong
+    return options
 
 
-def run(known: Namespace) -> tuple[list[Row], int]:
-    """Run the trials that are not done; a row for each, and the signal that stopped them."""
+def run(options: Namespace, stop: Any) -> tuple[Any, int, int]:
+    """Run the trials that are not done; a table of all, how many there are, and how many failed."""
     from qailab.backends import AerBackend
     from qailab.distributed import LauncherPool
     from qailab.distributed.connection import connect, disconnect
 
-    address, actors = getattr(known, "address", None), int(getattr(known, "actors", cores()))
-    placed = json.loads(getattr(known, "actor_options", "null"))
-    print(f"Sweep {known.storage}/{known.name}: starting ...", flush=True)
+    actors, folder = options.actors or cores(), Path(options.storage, options.name)
+    print(f"Sweep {folder}: starting ...", flush=True)
     with contextlib.ExitStack() as closing:
         # A local Ray needs a CPU for each trial, too.
-        closing.callback(disconnect, connect(address, actors + known.at_once))
-        backends = [AerBackend()] * actors
-        pool = LauncherPool(backends, address=address, actor_options=placed, progress=False)
-        tuner = make_tuner(known, closing.enter_context(pool))
-        # Tune stops, and saves what it needs to go on, at SIGINT alone.
-        signals = [signal.SIGINT]
-        signal.signal(
-            signal.SIGTERM,
-            lambda *_: (signals.append(signal.SIGTERM), os.kill(os.getpid(), signal.SIGINT)),
+        session = connect(options.address, actors + options.at_once)
+        closing.callback(disconnect, session)
+        pool = LauncherPool(
+            [AerBackend()] * actors,
+            address=options.address,
+            actor_options=options.actor_options,
+            progress=False,
         )
-        return [row_of(result) for result in tuner.fit()], signals[-1]
+        tuner = make_tuner(options, closing.enter_context(pool))
+        signal.signal(signal.SIGTERM, stop)  # Ray has taken it for itself
+        results = tuner.fit()
+    table = results.get_dataframe().rename(columns=lambda name: name.removeprefix("config/"))
+    shown = [*GRID, "test_accuracy", "test_loss", "epoch", "epochs", "seconds"]
+    table = table.reindex(columns=shown).sort_values("test_accuracy", ascending=False)
+    table.to_csv(folder / "results.csv", index=False)
+    draw(table).savefig(folder / "sweep.png", dpi=150)
+    return table, len(results), results.num_errors
 
 
-def make_tuner(known: Namespace, pool: LauncherPool) -> Any:
+def make_tuner(options: Namespace, pool: LauncherPool) -> Any:
     """Ray Tune with a new sweep, or with what is left of one."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one has a page for each epoch
     import training.loop  # what trials need, to be sent with them
-    from ray import cloudpickle, tune  # late: Ray reads settings of `connect` when imported
+    from ray import cloudpickle, tune
 
     for module in (training, sys.modules[__name__]):
         cloudpickle.register_pickle_by_value(module)  # other nodes need not have these files
-    folder = Path(known.storage, known.name).absolute()
+    folder = Path(options.storage, options.name).absolute()
     trainable = tune.with_parameters(trial, pool=pool)
-    if known.resume:
+    if options.resume:
         return tune.Tuner.restore(str(folder), trainable, resume_errored=True)
-    space = {n: tune.grid_search(v) if n in GRID else v for n, v in known.settings.items()}
+    grid = {name: tune.grid_search(options.settings[name]) for name in GRID}
     return tune.Tuner(
         trainable,
-        param_space=space,
-        tune_config=tune.TuneConfig(max_concurrent_trials=known.at_once),
+        param_space=options.settings | grid,
+        tune_config=tune.TuneConfig(max_concurrent_trials=options.at_once),
         run_config=tune.RunConfig(
-            name=known.name,
+            name=options.name,
             storage_path=str(folder.parent),
             failure_config=tune.FailureConfig(max_failures=3),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            progress_reporter=tune.CLIReporter(["epoch", "test_accuracy"], list(GRID)),
             verbose=1,
         ),
     )
@@ -150,78 +149,41 @@ def make_tuner(known: Namespace, pool: LauncherPool) -> Any:
 def trial(config: dict[str, Any], pool: LauncherPool) -> None:
     """Train with some settings: what Tune runs in a process for each trial."""
     from ray import tune
-    from training.checkpoint import FILE, Checkpoint
+    from training.checkpoint import Checkpoint
     from training.loop import Training
 
-    last, start = tune.get_checkpoint(), None
-    if last is not None:
-        with last.as_directory() as path:
-            start = Checkpoint.load(Path(path, FILE))
+    start = Checkpoint.from_ray(tune.get_checkpoint())
     for checkpoint in Training(Settings(**config), pool, start).steps():
         if checkpoint.progress.batch == 0:
-            with checkpoint.as_directory() as path:
-                kept = tune.Checkpoint.from_directory(path)
+            with checkpoint.for_ray() as kept:
                 tune.report(asdict(checkpoint.history[-1]), checkpoint=kept)
 
 
-def row_of(result: Any) -> Row:
-    """How far a trial is, of Tune's result."""
-    metrics = result.metrics or {}
-    done = metrics.get("epoch") == result.config["epochs"]
-    state = "failed" if result.error is not None else "done" if done else "not done"
-    row = {name: metrics.get(name) for name in _COLUMNS}
-    return row | {name: result.config[name] for name in GRID} | {"state": state}
-
-
-def write_report(rows: Sequence[Row], folder: Path) -> str:
-    """Write the files; the table to print."""
-    ranked = sorted(rows, key=lambda row: (row["state"] != "done", -(row["test_accuracy"] or 0)))
-    with open(folder / "results.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(ranked)
-    draw(ranked).savefig(folder / "sweep.png", dpi=150)
-    lines = [list(_COLUMNS)]
-    for row in ranked:
-        lines.append(
-            ["-" if row[n] is None else f"{row[n]:{form}}" for n, form in _COLUMNS.items()]
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ["  ".join(map(str.rjust, line, widths)) for line in lines]
-    return "\n".join([*table, f"{folder}/: results.csv, sweep.png"])
-
-
-def draw(ranked: Sequence[Row]) -> Figure:
-    """Test accuracy by learning rate of the trials that are done, a line for each circuit."""
+def draw(table: Any) -> Figure:
+    """Test accuracy by learning rate, a line for each circuit and number of shots."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    done = [row for row in ranked if row["state"] == "done"]
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.subplots()
-    circuits = sorted({(row["reps"], str(row["shots"])) for row in done})
-    for (reps, shots), colour in zip(circuits, itertools.cycle(_COLOURS), strict=False):
-        mine = [row for row in done if (row["reps"], str(row["shots"])) == (reps, shots)]
-        mine.sort(key=lambda row: row["lr"])
-        accuracies = [row["test_accuracy"] for row in mine]
-        label = f"reps {reps}, shots {shots}"
-        axes.plot([row["lr"] for row in mine], accuracies, "o-", color=colour, label=label)
-    rates = sorted({row["lr"] for row in ranked})
+    done = table[table["epoch"] == table["epochs"]]  # others cannot be compared with them
+    for (reps, shots), rows in done.sort_values("lr").groupby(["reps", "shots"]):
+        axes.plot("lr", "test_accuracy", "o-", data=rows, label=f"reps {reps}, shots {shots}")
+    rates = sorted(set(table["lr"]))
     axes.set_xscale("log")
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel("learning rate of Adam in the first epoch")
+    axes.set_xlabel("learning rate of Adam in the first epoch (logarithmic)")
     axes.set_ylabel("test samples classified correctly")
     axes.grid(color="#d9dfe6", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-    title = f"{len(done)} of {len(ranked)} trials are done"
-    if done:
-        best = done[0]
-        title = (f"Best: {best['test_accuracy']:.1%} with learning rate {best['lr']:g}, reps "
-                 f"{best['reps']}, shots {best['shots']}; {title}")  # fmt: skip
+    axes.set_title(f"Accuracy of {len(done)} of {len(table)} trials", loc="left", fontsize=10)
+    if len(done):
+        best = done.iloc[0]
         axes.legend(frameon=False)
-    axes.set_title(title, loc="left", fontsize=10)
+        axes.set_title(f"Best: {best['test_accuracy']:.1%} with learning rate {best['lr']:g}, reps "
+                       f"{best['reps']}, shots {best['shots']}", loc="left")  # fmt: skip
     return figure
 
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
-from training.options import Options, Settings, parse
+from training.options import Settings, check_backend, cores, parse
 from training.stopping import StopSignals
 from training.storage import RunFolder
 
@@ -39,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run(parse(arguments, __doc__ or ""), signals)
         except (QailabError, OSError) as error:
             print(f"train: error: {error}", file=sys.stderr)
-            return 2 if isinstance(error, (InputError, CheckpointError)) else 1
+            return 2 if isinstance(error, InputError | CheckpointError) else 1
         except KeyboardInterrupt:
             print(f"train: ended by signal {signals.received}", file=sys.stderr)
             return 128 + (signals.received or 0)  # as shells have it
     return 0
 
 
-def run(options: Options, signals: StopSignals) -> None:
+def run(options: Namespace, signals: StopSignals) -> None:
     """Train a new run, or what is left of one that is there."""
     folder, start = RunFolder(options.storage, options.name), None
     if options.resume or folder.read("checkpoint.pt") is not None:
@@ -54,32 +55,34 @@ def run(options: Options, signals: StopSignals) -> None:
 
         start = find_checkpoint(folder, options)
     settings = options.settings if start is None else start.settings
-    options.check_places(settings.backend)
-    if options.estimate or settings.backend == "ibm":
-        from training.cost import check_budget, estimate_lines
+    check_backend(options, settings)
+    if options.estimate or (settings.backend == "ibm" and options.budget_seconds is None):
+        from training.cost import cost_in_words, no_budget
 
-        if options.estimate:
-            print(estimate_lines(settings, start, len(options.devices)))
-            return
-        check_budget(settings, start, options)
+        devices = len(options.devices or [None])
+        if not options.estimate:
+            raise no_budget(cost_in_words(settings, start, settings.gradient, devices))
+        for gradient in ("param_shift", "spsa"):
+            print(f"--gradient {gradient}:", cost_in_words(settings, start, gradient, devices))
+        return
     if start is not None and start.progress.epoch == settings.epochs:
         print(f"The run {folder} has had all its epochs; to train it further, give more --epochs.")
         report(folder, start)
         return
-    print(introduction(settings, start, folder, options), flush=True)
-    with starting_pool(settings, options, folder) as starting:
-        report(folder, train(settings, start, folder, options, signals, starting))
+    print(introduction(options, settings, folder, start), flush=True)
+    with starting_pool(options, settings, folder) as starting:
+        report(folder, train(options, settings, folder, start, starting, signals))
 
 
 def train(
+    options: Namespace,
     settings: Settings,
-    start: Checkpoint | None,
     folder: RunFolder,
-    options: Options,
-    signals: StopSignals,
+    start: Checkpoint | None,
     starting: Future[LauncherPool],
+    signals: StopSignals,
 ) -> Checkpoint:
-    """Train, saving after each epoch and whatever stops it; the last checkpoint."""
+    """Train, saving after each epoch and when something stops it; the last checkpoint."""
     from training.loop import Training
     from training.report import make_bar, show
 
@@ -90,10 +93,9 @@ def train(
     if settings.backend == "ibm":  # which device gets which rows must not depend on the faster
         pool.wait(timeout=_DEVICES_SECONDS)
     training.model.circuit.backend = pool
-    steps, per_epoch = training.steps(), training.steps_per_epoch
-    checkpoint = training.checkpoint
+    steps, per_epoch, checkpoint = training.steps(), training.steps_per_epoch, training.checkpoint
     checkpoint.save(folder)
-    if options.workers > 1:
+    if (options.workers or 1) > 1:
         from training.workers import steps_of_workers
 
         steps = steps_of_workers(checkpoint, pool, folder, options.workers)
@@ -106,14 +108,15 @@ def train(
                     checkpoint.save(folder)
                 signals.check()
     except BaseException:
-        save_stopped(checkpoint, per_epoch, folder, options)
+        how = save_stopped(checkpoint, folder)
+        print(f"\n{how} To go on:\n  {options.again}", file=sys.stderr, flush=True)
         raise
     return checkpoint
 
 
 @contextlib.contextmanager
 def starting_pool(
-    settings: Settings, options: Options, folder: RunFolder
+    options: Namespace, settings: Settings, folder: RunFolder
 ) -> Iterator[Future[LauncherPool]]:
     """Start the actors in a thread, while torch is imported; close them in the end."""
     from training.backends import make_backends
@@ -121,15 +124,18 @@ def starting_pool(
     from qailab.distributed import LauncherPool
     from qailab.distributed.connection import connect, disconnect
 
-    backends = make_backends(settings, options, folder)
-    address, team = options.places.get("address"), options.workers > 1
+    backends, workers = make_backends(options, settings, folder), options.workers or 1
 
     def start() -> LauncherPool:
-        if team:  # a local Ray needs a CPU for each worker, too
-            closing.callback(disconnect, connect(address, options.actors + options.workers))
-        placed = options.json("actor_options")
-        # Workers that share the pool would each show its progress.
-        pool = LauncherPool(backends, address=address, actor_options=placed, progress=not team)
+        if workers > 1:  # a local Ray needs a CPU for each of them, too
+            session = connect(options.address, len(backends) + workers)
+            closing.callback(disconnect, session)
+        pool = LauncherPool(
+            backends,
+            address=options.address,
+            actor_options=options.actor_options,
+            progress=workers == 1,  # each would show it
+        )
         return closing.enter_context(pool)
 
     # Ray takes 15 s to end when the thread that began it has ended before.
@@ -142,59 +148,54 @@ def starting_pool(
 
 
 def introduction(
-    settings: Settings, start: Checkpoint | None, folder: RunFolder, options: Options
+    options: Namespace, settings: Settings, folder: RunFolder, start: Checkpoint | None
 ) -> str:
     """One line: what is about to be trained, on what."""
-    shots = "exact" if settings.num_shots is None else f"{settings.num_shots:,} shots a row"
-    where = f"{options.actors} x {settings.backend}"
+    where = f"{options.actors or cores()} x {settings.backend}"
     if settings.backend == "ibm":
-        where = " and ".join(name or "the least busy device" for name in options.devices)
-    if options.workers > 1:
+        where = " and ".join(options.devices or ["the least busy device"])
+    if (options.workers or 1) > 1:
         where = f"{options.workers} workers and {where}"
-    begun = "" if start is None else f" from epoch {start.progress.epoch + 1}"
-    epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs} epochs"
-    run = f"Run {folder}{begun}: {epochs}, {settings.qubits} qubits, {shots}"
-    return f"{run}, on {where}; starting ..."
+    epoch = 1 if start is None else start.progress.epoch + 1
+    return (
+        f"Run {folder}: epochs {epoch} to {settings.epochs}, {settings.qubits} qubits, "
+        f"{settings.shots} shots, on {where}; starting ..."
+    )
 
 
 def report(folder: RunFolder, checkpoint: Checkpoint) -> None:
     """Draw and print what a finished run has come to."""
     from training.report import write_report
 
-    print(write_report(folder, checkpoint), flush=True)
-    if checkpoint.settings.backend == "ibm":
-        print(paid(folder))
+    print(write_report(folder, checkpoint) + paid(folder, checkpoint), flush=True)
 
 
-def save_stopped(
-    checkpoint: Checkpoint, steps_per_epoch: int, folder: RunFolder, options: Options
-) -> None:
-    """Save a run that something stops, and say how to go on with it."""
+def save_stopped(checkpoint: Checkpoint, folder: RunFolder) -> str:
+    """Save a run that something stops, and say how far it is."""
     done, kept = checkpoint.progress, f"saved in {folder}"
     try:
         checkpoint.save(folder)
     except OSError as error:
         kept = f"{folder} keeps its last checkpoint, for this one cannot be saved ({error})"
-    journal = f" {paid(folder)}." if checkpoint.settings.backend == "ibm" else ""
-    print(
-        f"\nStopped after {done.epoch} of {checkpoint.settings.epochs} epochs and {done.batch} of "
-        f"{steps_per_epoch} steps; {kept}.{journal} To go on:\n  {options.resume_command()}",
-        file=sys.stderr,
-        flush=True,
+    return (
+        f"Stopped after {done.epoch} of {checkpoint.settings.epochs} epochs and {done.batch} "
+        f"steps; {kept}.{paid(folder, checkpoint)}"
     )
 
 
-def paid(folder: RunFolder) -> str:
-    """What the jobs of a run have come to."""
+def paid(folder: RunFolder, checkpoint: Checkpoint) -> str:
+    """A line that says what the jobs of a run on hardware have come to."""
+    if checkpoint.settings.backend != "ibm":
+        return ""
     from qailab.journal import Journal
 
     how = shlex.join(["python", "-m", "qailab.journal", str(folder.journal)])
     try:
         with Journal(folder.journal) as journal:
             totals = journal.totals()
-        return f"{totals.jobs:,} jobs, {totals.qpu_seconds:,.1f} QPU seconds so far: {how}"
+        return f"\n{totals.jobs:,} jobs, {totals.qpu_seconds:,.1f} QPU seconds so far: {how}"
     except JournalError:  # perhaps what the run has just stopped for
-        return f"Its jobs: {how}"
+        return f"\nIts jobs: {how}"
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from argparse import Namespace
 from typing import Any
 
 from qailab.backends import AerBackend, Backend, Budget, IBMBackend
 from qailab.errors import InputError
-from training.options import Options, Settings
+from training.options import Settings, cores
 from training.storage import RunFolder
 
 # Roughly today's superconducting devices.
@@ -16,22 +16,19 @@ _TWO_QUBIT_ERROR = 0.005
 _READOUT_ERROR = 0.01
 
 
-def make_backends(settings: Settings, options: Options, folder: RunFolder) -> Sequence[Backend]:
+def make_backends(options: Namespace, settings: Settings, folder: RunFolder) -> list[Backend]:
     """The backend of each actor.
 
     Raises:
         InputError: if an option is not valid.
     """
-    given = options.json("backend_options") or {}
+    more = options.backend_options or {}
     try:
         if settings.backend != "ibm":
-            return [make_simulator(settings, **given)] * options.actors
+            return [make_simulator(settings, **more)] * (options.actors or cores())
         # Devices share the budget, and the journal: what was paid for is never sent again.
-        budget = Budget(qpu_seconds=float(options.places["budget_seconds"]))
-        return [
-            IBMBackend(name, budget=budget, journal=folder.journal, **given)
-            for name in options.devices
-        ]
+        shared = {"budget": Budget(qpu_seconds=options.budget_seconds), "journal": folder.journal}
+        return [IBMBackend(name, **shared, **more) for name in options.devices or [None]]
     except TypeError as error:  # a keyword that there is not
         raise InputError(f"--backend-options: {error}") from error
 

@@ -8,6 +8,7 @@ import io
 import json
 import tempfile
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from qailab.errors import CheckpointError, InputError
-from training.options import Options, Settings
+from training.options import Settings
 from training.storage import RunFolder
 
 FILE = "checkpoint.pt"
@@ -114,11 +115,21 @@ class Checkpoint:
         return cls.from_bytes(path.read_bytes(), path)
 
     @contextlib.contextmanager
-    def as_directory(self) -> Iterator[str]:
-        """A directory with the file in it, as Ray Train and Tune take it."""
+    def for_ray(self) -> Iterator[Any]:
+        """A checkpoint of Ray Train and Tune."""
+        from ray.train import Checkpoint as Directory
+
         with tempfile.TemporaryDirectory() as path:
             Path(path, FILE).write_bytes(self.to_bytes())
-            yield path
+            yield Directory(path)
+
+    @classmethod
+    def from_ray(cls, kept: Any) -> Checkpoint | None:
+        """Read one; None if there is none."""
+        if kept is None:
+            return None
+        with kept.as_directory() as path:
+            return cls.load(Path(path, FILE))
 
     def save(self, folder: RunFolder) -> None:
         """Write the checkpoint, and what people read of it."""
@@ -128,7 +139,7 @@ class Checkpoint:
         folder.write("metrics.jsonl", "".join(lines).encode())
 
 
-def find_checkpoint(folder: RunFolder, options: Options) -> Checkpoint | None:
+def find_checkpoint(folder: RunFolder, options: Namespace) -> Checkpoint | None:
     """The checkpoint to go on from; None for a new run.
 
     Raises:

@@ -8,7 +8,9 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Callable, Sequence
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,8 +32,11 @@ _RANGES = {
     "seed": (0, 2**63 - 1),
     "samples": (50, 1797),  # a fifth is for testing, and all ten digits must be in both parts
 }
-_PLACES = ("actors", "address", "workers", "actor_options", "backend_options", "devices",
-           "budget_seconds")  # fmt: skip
+_CHOICES = {
+    "gradient": ("param_shift", "spsa"),
+    "backend": ("aer", "aer-noisy", "ibm"),
+    "dtype": ("float32", "float64"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Settings:
     """What a run's weights depend on; ``--help`` says what each setting is.
 
     Raises:
-        InputError: if a number is out of its range.
+        InputError: if a value is out of its range.
     """
 
     epochs: int = 10
@@ -59,7 +64,13 @@ class Settings:
             value = getattr(self, name)
             if value not in (None, EXACT) and not least <= value <= most:
                 limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-                raise InputError(f"--{name.replace('_', '-')} must be {limits}, got {value}")
+                raise InputError(f"{option(name)} must be {limits}, got {value}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                known = ", ".join(choices)
+                raise InputError(
+                    f"{option(name)} must be one of {known}, got {getattr(self, name)}"
+                )
 
     @property
     def num_shots(self) -> int | None:
@@ -67,154 +78,72 @@ class Settings:
         return None if self.shots == EXACT else int(self.shots)
 
 
-@dataclass(frozen=True)
-class Options:
-    """The command line.
-
-    Args:
-        given: the settings that were given, by name.
-        name: the run, new or not.
-        resume: whether it must be there; settings that were not given are then its own.
-        storage: the directory or URI of all runs.
-        places: the options that were given about where to run, by name, as they were written.
-        estimate: whether to tell only what the run costs on hardware.
-    """
-
-    given: dict[str, Any]
-    name: str
-    resume: bool
-    storage: str
-    places: dict[str, str]
-    estimate: bool
-
-    @property
-    def settings(self) -> Settings:
-        """The settings of a new run."""
-        small = ON_HARDWARE if self.given.get("backend") == "ibm" else {}
-        return Settings(**(small | self.given))
-
-    @property
-    def actors(self) -> int:
-        """How many actors with simulators."""
-        return int(self.places.get("actors", cores()))
-
-    @property
-    def workers(self) -> int:
-        """How many processes train together."""
-        return int(self.places.get("workers", 1))
-
-    @property
-    def devices(self) -> list[str | None]:
-        """Devices by name; None is the least busy one."""
-        return list(self.places["devices"].split(",")) if "devices" in self.places else [None]
-
-    def json(self, name: str) -> Any:
-        """The value of ``actor_options`` or ``backend_options``; None if not given."""
-        return json.loads(self.places.get(name, "null"))
-
-    def check_places(self, backend: str) -> None:
-        """Raise an `InputError` if an option is not for this kind of backend."""
-        others = ("actors", "workers") if backend == "ibm" else ("devices", "budget_seconds")
-        for name in set(others) & set(self.places):
-            raise InputError(f"--{name.replace('_', '-')} is not for --backend {backend}")
-
-    def resume_command(self) -> str:
-        """The command that goes on with the run."""
-        command = ["scripts/train", "--resume", self.name]
-        if self.storage != "runs":
-            command += ["--storage", self.storage]
-        for name, value in self.places.items():
-            command += [f"--{name.replace('_', '-')}", value]
-        return shlex.join(command)
-
-
-def parse(arguments: Sequence[str] | None, manual: str) -> Options:
+def parse(arguments: Sequence[str] | None, manual: str) -> Namespace:
     """Read the command line; ends the process with one line if it cannot be understood.
 
     Args:
         arguments: the arguments; by default the process's own.
         manual: the text above the options in ``--help``.
 
+    Returns:
+        The options by name; and ``given``, the settings that were given, ``settings``, those of a
+        new run, and ``again``, the command that goes on with the run.
+
     Raises:
         InputError: if a value is out of its range, or options do not fit each other.
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = Parser("train", manual)
-    add_settings(parser)
-    add_places(parser)
-    run = parser.add_argument_group("the run")
-    run.add_argument("--name", help="with the same name, settings and storage again, it goes on")
-    run.add_argument("--resume", metavar="NAME", help="go on with a run; --epochs may grow")
-    run.add_argument("--storage", metavar="DIR|URI", default="runs", help="of all runs (runs)")
+    parser.add_settings()
+    parser.add("where to run", "actors", "address", "actor_options", "workers", "backend_options",
+               "devices", "budget_seconds")  # fmt: skip
+    run = parser.add("the run", "name", "resume", "storage")
     run.add_argument("--estimate", action="store_true", help="only tell its cost on hardware")
-    known = vars(parser.parse_args(arguments))
-    name, resume, storage = known["name"], known["resume"], known["storage"]
-    if name and resume:
-        raise InputError("give --name (a new run, or the same again) or --resume, not both")
-    if resume and "/" in resume:  # its folder
-        storage, _, resume = resume.rstrip("/").rpartition("/")
-    name = name or resume or f"digits-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    check_name(name)
-    options = Options(
-        given={f.name: known[f.name] for f in fields(Settings) if f.name in known},
-        name=name,
-        resume=resume is not None,
-        storage=storage,
-        places={name: known[name] for name in _PLACES if name in known},
-        estimate=known["estimate"],
-    )
-    settings = options.settings
-    if not resume or "backend" in options.given:  # else the run to go on with knows it
-        options.check_places(settings.backend)
+    options = parser.parse_args(arguments)
+    found, storage = options.resume, options.storage or "runs"
+    options.name, options.storage = name_and_storage(options.name, options.resume, storage)
+    again = ["--resume", found or options.name, *_nameless(arguments)]
+    options.again = shlex.join(["scripts/train", *again])
+    options.given = given_settings(options)
+    on_hardware = options.given.get("backend") == "ibm"
+    options.settings = Settings(**((ON_HARDWARE if on_hardware else {}) | options.given))
+    if not options.resume or "backend" in options.given:  # else the run knows it
+        check_backend(options, options.settings)
     return options
 
 
-def add_settings(parser: argparse.ArgumentParser, compared: Sequence[str] = ()) -> None:
-    """Add the options of the settings; those that are compared take several values."""
-    group = parser.add_argument_group("what to train (with defaults; smaller with --backend ibm)")
-
-    def add(name: str, kind: Callable[[str], Any], text: str, **more: Any) -> None:
-        if name in compared:
-            kind, text, more = _many(kind), f"{text}, or several: A,B", {"metavar": "A"}
-        default = getattr(Settings, name) or "all"
-        # No defaults here: a run that is resumed must know what was given.
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=argparse.SUPPRESS,
-                           help=f"{text} ({default})", **({"metavar": "N"} | more))  # fmt: skip
-
-    add("epochs", int, "how often each sample is used")
-    add("batch_size", int, "samples of each step")
-    add("lr", float, "learning rate of Adam in the first epoch", metavar="RATE")
-    add("qubits", int, "qubits of the circuit")
-    add("reps", int, "repetitions of its rotations and entanglement")
-    add("shots", _shots, "shots of each row, or 'exact'")
-    methods, precisions = ("param_shift", "spsa"), ("float32", "float64")
-    add("gradient", str, "spsa is cheap, and noisy", choices=methods, metavar="METHOD")
-    kinds = ("aer", "aer-noisy", "ibm")
-    add("backend", str, "aer, aer-noisy or ibm", choices=kinds, metavar="KIND")
-    add("seed", int, "seed of weights, order of samples and shot noise")
-    add("samples", int, "use the first N samples only")
-    add("dtype", str, "float32 or float64", choices=precisions, metavar="TYPE")
+def check_backend(options: Namespace, settings: Settings) -> None:
+    """Raise an `InputError` if an option is not for this kind of backend."""
+    others = ("actors", "workers") if settings.backend == "ibm" else ("devices", "budget_seconds")
+    for name in others:
+        if getattr(options, name) is not None:
+            raise InputError(f"{option(name)} is not for --backend {settings.backend}")
 
 
-def add_places(parser: argparse.ArgumentParser, names: Sequence[str] = _PLACES) -> None:
-    """Add the options about where to run, which the weights do not depend on."""
-    group = parser.add_argument_group("where to run")
-    known: dict[str, tuple[Callable[[str], Any], str, str]] = {
-        "actors": (int, "N", f"actors with a simulator each (one per core: {cores()})"),
-        "address": (str, "HOST:PORT", "a Ray cluster (RAY_ADDRESS, else a local Ray)"),
-        "workers": (int, "N", "processes that train together, with Ray Train (1)"),
-        "actor_options": (json.loads, "JSON", "Ray's options of actors: '{\"num_cpus\": 0.5}'"),
-        "backend_options": (json.loads, "JSON", "AerBackend's or IBMBackend's keywords"),
-        "devices": (str, "NAME,NAME", "IBM's devices, an actor for each (the least busy one)"),
-        "budget_seconds": (float, "S", "QPU seconds to spend at most; needed for ibm"),
-    }
-    for name in names:
-        kind, metavar, text = known[name]
-        group.add_argument(f"--{name.replace('_', '-')}", type=_checked(kind, metavar),
-                           metavar=metavar, default=argparse.SUPPRESS, help=text)  # fmt: skip
+def given_settings(options: Namespace) -> dict[str, Any]:
+    """The settings that were given, by name."""
+    known = vars(options)
+    return {f.name: known[f.name] for f in fields(Settings) if known[f.name] is not None}
+
+
+def name_and_storage(name: str | None, resume: str | None, storage: str) -> tuple[str, str]:
+    """The run's name, which is a new one if none is given, and where it is.
+
+    Raises:
+        InputError: if two names are given, or it is not the name of a folder.
+    """
+    if name and resume:
+        raise InputError("give --name (a new one) or --resume, not both")
+    if resume and "/" in resume:  # a folder
+        storage, _, resume = resume.rstrip("/").rpartition("/")
+    name = name or resume or f"digits-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    if Path(name).name != name or name == "..":
+        raise InputError(f"--name must be a plain folder name, got {name!r}; see --storage")
+    return name, storage
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows its options on one screen, and errors in one line."""
+    """Shows its options on one screen, and errors in one line. What is not given is None."""
 
     def __init__(self, program: str, manual: str) -> None:
         super().__init__(
@@ -227,14 +156,30 @@ class Parser(argparse.ArgumentParser):
             ),
         )
 
+    def add(self, title: str, *names: str) -> Any:
+        """Add a group of options; the group."""
+        group = self.add_argument_group(title)
+        for name in names:
+            kind, metavar, text = _PLACES[name]
+            group.add_argument(option(name), type=kind, metavar=metavar, help=text)
+        return group
+
+    def add_settings(self, compared: Sequence[str] = ()) -> None:
+        """Add the options of the settings; those that are compared take several values."""
+        group = self.add_argument_group("what to train (with defaults; smaller on hardware)")
+        for name, (kind, metavar, text) in _SETTINGS.items():
+            text = f"{text} ({getattr(Settings, name) or 'all'})"
+            if name in compared:
+                kind, metavar, text = _several(kind), "A,B", f"several {name} to compare"
+            group.add_argument(option(name), type=kind, metavar=metavar, help=text)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; see scripts/{self.prog} --help\n")
 
 
-def check_name(name: str) -> None:
-    """Raise an `InputError` unless the name can be a folder's."""
-    if Path(name).name != name or name == "..":
-        raise InputError(f"--name must be a plain folder name, got {name!r}; see --storage")
+def option(name: str) -> str:
+    """How a name is written on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def cores() -> int:
@@ -244,27 +189,62 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _shots(text: str) -> int | str:
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def number_or_exact(text: str) -> int | str:
+    """Read a number of shots; its name, and the next one's, are in argparse's errors."""
     return text if text == EXACT else int(text)
 
 
-def _checked(kind: Callable[[str], Any], what: str) -> Callable[[str], str]:
-    """Check an option, and keep it as it was written, to be written again."""
-
-    def check(text: str) -> str:
-        try:
-            if kind in (int, float) and not 0 < kind(text) < math.inf:
-                raise ValueError("must be positive")
-            kind(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"must be {what}, got {text!r} ({error})") from None
-        return text
-
-    return check
+def JSON(text: str) -> Any:
+    """Read JSON."""
+    return json.loads(text)
 
 
-def _many(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    def values(text: str) -> list[Any]:
-        return list(dict.fromkeys(kind(part.strip()) for part in text.split(",")))
+def _several(kind: Any) -> Any:
+    return lambda text: [kind(value) for value in text.split(",")]
 
-    return values
+
+_SETTINGS: dict[str, tuple[Any, str, str]] = {
+    "epochs": (int, "N", "how often each sample is used"),
+    "batch_size": (int, "N", "samples of each step"),
+    "lr": (float, "RATE", "learning rate of Adam in the first epoch"),
+    "qubits": (int, "N", "qubits of the circuit"),
+    "reps": (int, "N", "repetitions of its rotations and entanglement"),
+    "shots": (number_or_exact, "N", "shots of each row, or 'exact'"),
+    "gradient": (str, "METHOD", "param_shift, or spsa: cheap and noisy"),
+    "backend": (str, "KIND", "aer, aer-noisy or ibm"),
+    "seed": (int, "N", "seed of weights, order of samples and shot noise"),
+    "samples": (int, "N", "use the first N samples only"),
+    "dtype": (str, "TYPE", "float32 or float64"),
+}
+_PLACES: dict[str, tuple[Any, str, str]] = {
+    "actors": (_positive, "N", f"actors with a simulator each (one per core: {cores()})"),
+    "address": (str, "HOST:PORT", "a Ray cluster (RAY_ADDRESS, else a local Ray)"),
+    "actor_options": (JSON, "JSON", "Ray's options of actors: '{\"num_cpus\": 0.5}'"),
+    "workers": (_positive, "N", "processes that train together, with Ray Train"),
+    "backend_options": (JSON, "JSON", "keywords of AerBackend or IBMBackend"),
+    "devices": (
+        _several(str),
+        "NAME,NAME",
+        "IBM's devices, an actor for each (the least busy one)",
+    ),
+    "budget_seconds": (float, "S", "QPU seconds to spend at most; --backend ibm needs it"),
+    "at_once": (_positive, "N", "trials at a time (4)"),
+    "name": (str, "NAME", "the same name, settings and storage again go on with it"),
+    "resume": (str, "NAME", "go on with what stopped"),
+    "storage": (str, "DIR|URI", "where all are kept (runs, sweeps)"),
+}
+
+
+def _nameless(arguments: Sequence[str]) -> list[str]:
+    """The arguments without the run's name."""
+    kept, names = [], ("--name", "--resume")
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if before not in names and word.partition("=")[0] not in names:
+            kept.append(word)
+    return kept

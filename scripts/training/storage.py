@@ -1,4 +1,4 @@
-"""The folder of a run, in a directory or at a URI that pyarrow or fsspec writes.
+"""The folder of a run, in a directory or at a URI that pyarrow writes: s3, gs, hdfs, fsspec+...
 
 ::
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import uuid
 from pathlib import Path
-from typing import Any
 
 from qailab.errors import InputError
 
@@ -36,15 +35,18 @@ class RunFolder:
     """
 
     def __init__(self, storage: str, name: str) -> None:
-        before = storage.partition("?")[0].rstrip("/")  # what comes after it may be secret
-        self.name, self._shown = name, f"{before}/{name}"
+        from pyarrow.fs import FileSystem
+
+        shown = storage.partition("?")[0].rstrip("/")  # what comes after it may be secret
+        self.name, self._shown = name, f"{shown}/{name}"
         try:
-            self.filesystem, self.parent = _open(storage)
+            uri = storage if "://" in storage else os.path.abspath(os.path.expanduser(storage))
+            self.filesystem, self.parent = FileSystem.from_uri(uri)
             self._path = f"{self.parent.rstrip('/')}/{name}"
             self.filesystem.get_file_info(self._path)
         except Exception as error:  # filesystems promise no type
-            words = f"{type(error).__name__}: {error}".replace(storage, before)
-            raise InputError(f"--storage {before} cannot be reached ({words})") from error
+            words = f"{type(error).__name__}: {error}".replace(storage, shown)
+            raise InputError(f"--storage {shown} cannot be reached ({words})") from error
         self._is_local = self.filesystem.type_name == "local"
 
     @property
@@ -64,8 +66,7 @@ class RunFolder:
         if not self.filesystem.get_file_info(path).is_file:
             return None
         with self.filesystem.open_input_stream(path) as stream:
-            content: bytes = stream.read()
-        return content
+            return bytes(stream.read())
 
     def write(self, file: str, content: bytes) -> None:
         """Write a file under a new name, which then takes its place."""
@@ -80,19 +81,3 @@ class RunFolder:
 
     def __str__(self) -> str:
         return self._shown
-
-
-def _open(storage: str) -> tuple[Any, str]:
-    from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
-    from pyarrow.lib import ArrowInvalid
-
-    if "://" not in storage:
-        storage = os.path.abspath(os.path.expanduser(storage))
-    try:
-        found: tuple[Any, str] = FileSystem.from_uri(storage)
-        return found
-    except ArrowInvalid:  # a scheme that is none of pyarrow's own
-        from fsspec.core import url_to_fs
-
-        filesystem, path = url_to_fs(storage)
-        return PyFileSystem(FSSpecHandler(filesystem)), path
