@@ -1,17 +1,18 @@
-"""``python -m qailab.journal PATH [--json]``: the jobs of a journal, their QPU seconds and cost.
+"""``python -m qailab.journal FILE``: the jobs of a journal, their QPU seconds and cost.
 
 A line for each job (``--last N``: only the latest N; ``--steps``: none), one for each training
 step, the totals, and the sessions that nobody has closed. The file is only read, also while a
-training uses it. The exit code is 0, and 2 if the arguments are not valid or the file is no
-journal.
+training uses it. ``--give-up ENTRY`` notes that a job will have no result, where it was deleted at
+the server; its rows are then sent again. The exit code is 0, and 2 if the arguments are not valid
+or the file is no journal.
 
 ``--json`` prints one document for programs instead::
 
     {"version": 1, "path": "/.../jobs.db", "price_per_second": 1.6,
      "jobs": [{"id": 1, "step": 0, "pass": "backward", "start": 0, "stop": 3000, "shots": 1024,
                "backend": "ibm_fez", "mode": "session", "session": "...", "job_id": "...",
-               "tag": "qailab-...", "attempt": 0, "state": "done", "qpu_seconds": 2.0,
-               "reason": "", "circuit": "...", "seed": 7, "owner": "...",
+               "tag": "qailab-...", "attempt": 0, "state": "done", "cause": "",
+               "qpu_seconds": 2.0, "reason": "", "circuit": "...", "seed": 7, "owner": "...",
                "created": 1.7e9, "updated": 1.7e9}, ...],
      "steps": [{"step": 0, "jobs": 2, "rows": 3032, "executions": 3104768, "qpu_seconds": 2.1,
                 "usage_unknown": 0, "cost": 3.36}, ...],
@@ -22,12 +23,12 @@ journal.
                    "given": false, "created": 1.7e9, "updated": 1.7e9}, ...]}
 
 ``stop`` is one past the last row; times are seconds since 1970; ``qpu_seconds`` is null until it
-is known, ``job_id`` until the server has the job, ``mode`` and ``session`` outside a session, and
-``mode`` if an older qailab opened it. ``jobs`` has an entry for each that was recorded (``--last``
-and ``--steps`` leave some out); the numbers of steps and totals are of all that reached the server.
-A session is "closed" once it was closed or took no more jobs, and "open" before, even if the
-service has ended it at its max_time meanwhile; ``given`` tells those that somebody else opened, and
-closes. Keys may be added to a version.
+is known, ``job_id`` until the server has the job, ``mode`` and ``session`` outside a session.
+``jobs`` has an entry for each that was recorded (``--last`` and ``--steps`` leave some out); the
+numbers of steps and totals are of all that reached the server. A session is "closed" once it was
+closed or took no more jobs, and "open" before, even if the service has ended it at its max_time
+meanwhile; ``given`` tells those that somebody else opened, and closes. Keys may be added to a
+version.
 """
 
 from __future__ import annotations
@@ -41,17 +42,11 @@ from dataclasses import replace
 
 from qailab.errors import QailabError
 from qailab.journal.report import PRICE_PER_SECOND, read_report, tables
+from qailab.journal.store import Journal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what is in a journal.
-
-    Args:
-        arguments: the command line's, by default.
-
-    Returns:
-        The exit code.
-    """
+    """Print what is in a journal; the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m qailab.journal",
         description="List the hardware jobs of a journal, their QPU seconds and cost.",
@@ -67,11 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="DOLLARS",
         help="of a QPU second (%(default)s)",
     )
+    parser.add_argument("--give-up", type=int, metavar="ENTRY", help="have its rows sent again")
     options = parser.parse_args(arguments)
     if options.last is not None and options.last < 0:
         parser.error(f"argument --last: expected at least 0, got {options.last}")
     try:
         report = read_report(options.path, price_per_second=options.price_per_second)
+        if options.give_up is not None:
+            with Journal(options.path) as journal:
+                entry = journal.give_up(options.give_up, "given up by hand")
+            print(f"{entry}: the job {entry.job_id} on {entry.backend} is not waited for any more")
+            return 0
     except QailabError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     if options.json:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from qailab.errors import InputError
 from qailab.journal.database import Database
-from qailab.journal.sessions import read_sessions
 
-Record = dict[str, Any]
+Values = dict[str, Any]
 
 PRICE_PER_SECOND = 1.6
 """US dollars for a QPU second: 96 dollars a minute, IBM's pay-as-you-go plan."""
@@ -21,7 +22,8 @@ _LONGEST_REASON = 60
 # The mode is not in the table: it is the session's.
 _JOBS = """
 SELECT id, step, purpose AS pass, start, stop, shots, backend, NULL AS mode, session, job_id, tag,
-       attempt, state, usage_seconds AS qpu_seconds, reason, circuit, seed, owner, created, updated
+       attempt, state, cause, usage_seconds AS qpu_seconds, reason, circuit, seed, owner, created,
+       updated
 FROM entries ORDER BY id"""
 _STEPS = """
 SELECT step, count(job_id) AS jobs,
@@ -54,13 +56,13 @@ class Report:
 
     path: str
     price_per_second: float
-    jobs: list[Record]
-    steps: list[Record]
-    totals: Record
-    circuits: list[Record]
-    sessions: list[Record]
+    jobs: list[Values]
+    steps: list[Values]
+    totals: Values
+    circuits: list[Values]
+    sessions: list[Values]
 
-    def as_json(self) -> Record:
+    def as_json(self) -> Values:
         """For programs: see `qailab.journal.__main__`."""
         return {"version": 1, **asdict(self)}
 
@@ -80,27 +82,45 @@ def read_report(path: str | os.PathLike[str], *, price_per_second: float) -> Rep
         raise InputError(f"the price must be finite and at least 0, got {price_per_second}")
     database = Database(path, read_only=True)
     try:
-        if database.empty:  # made, but killed before anything was recorded
-            jobs, steps, circuits, sessions = [], [], [], []
-        else:
-            with database.reading() as connection:
-                jobs, steps, circuits = (
-                    _records(connection.execute(query)) for query in (_JOBS, _STEPS, _CIRCUITS)
-                )
-                sessions = read_sessions(connection)
+        with database.reading() as connection:
+            jobs, steps, circuits = (
+                _values(connection.execute(query)) for query in (_JOBS, _STEPS, _CIRCUITS)
+            )
+            states = connection.execute(
+                "SELECT name, value FROM states WHERE name GLOB 'session/*' ORDER BY name"
+            ).fetchall()
     finally:
         database.close()
+    sessions = _sessions(states)
     modes = {session["session"]: session["mode"] for session in sessions}
     for job in jobs:
         job["mode"] = modes.get(job["session"])
     for step in steps:
         step["cost"] = step["qpu_seconds"] * price_per_second
-    totals: Record = {name: sum(step[name] for step in steps) for name in _SUMMED}
-    totals["states"] = {}
-    for job in jobs:
-        totals["states"][job["state"]] = totals["states"].get(job["state"], 0) + 1
+    totals: Values = {name: sum(step[name] for step in steps) for name in _SUMMED}
+    totals["states"] = dict(Counter(job["state"] for job in jobs))
     full = os.path.abspath(path)
     return Report(full, price_per_second, jobs, steps, totals, circuits, sessions)
+
+
+def _sessions(states: Iterable[tuple[str, bytes]]) -> list[Values]:
+    """Each session, in the order they were opened.
+
+    Several states tell of one that somebody opened and gave to others: closed for one, it is for
+    all, and it is given only if all say so.
+    """
+    found: dict[str, Values] = {}
+    for name, value in states:
+        backend = name.split("/")[1]
+        for session in json.loads(value)["sessions"]:
+            known = found.setdefault(session["session"], {"backend": backend, **session})
+            known["given"] &= session["given"]
+            known["mode"] = known["mode"] or session["mode"]
+            known["created"] = min(known["created"], session["created"])
+            known["updated"] = max(known["updated"], session["updated"])
+            if session["state"] == "closed":
+                known["state"] = "closed"
+    return sorted(found.values(), key=lambda session: session["created"])
 
 
 def tables(report: Report, *, last: int | None, jobs: bool) -> str:
@@ -118,8 +138,8 @@ def tables(report: Report, *, last: int | None, jobs: bool) -> str:
             parts.append(f"the last {len(shown)} of {len(report.jobs)} jobs")
         parts.append(_aligned(_JOB_COLUMNS, map(_job_cells, shown)))
     if report.steps:
-        parts.append(_aligned(_STEP_COLUMNS, [_step_cells(step) for step in report.steps]))
-    parts.append(_summary(report))
+        parts.append(_aligned(_STEP_COLUMNS, map(_step_cells, report.steps)))
+    parts.append("\n".join([_summary(report), *_open_sessions(report)]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -130,7 +150,7 @@ _JOB_COLUMNS = (
 _STEP_COLUMNS = ("step>", "jobs>", "rows>", "executions>", "QPU s>", "cost ($)>")
 
 
-def _job_cells(job: Record) -> list[str]:
+def _job_cells(job: Values) -> list[str]:
     # What is not printable (a server's colours) could garble the terminal.
     reason = "".join(c if c.isprintable() else " " for c in " ".join(job["reason"].split()))
     if len(reason) > _LONGEST_REASON:
@@ -142,7 +162,7 @@ def _job_cells(job: Record) -> list[str]:
         f"{job['start']}-{job['stop'] - 1}",
         str(job["shots"]),
         job["backend"],
-        "job" if job["session"] is None else _in_words(job["mode"], job["session"]),
+        "job" if job["session"] is None else _named(job["mode"], job["session"]),
         job["job_id"] or "-",
         job["state"],
         "-" if job["qpu_seconds"] is None else f"{job['qpu_seconds']:.2f}",
@@ -150,7 +170,12 @@ def _job_cells(job: Record) -> list[str]:
     ]
 
 
-def _in_words(mode: str | None, session: str) -> str:
+def _step_cells(step: Values) -> list[str]:
+    counts = [f"{step[name]:,}" for name in ("jobs", "rows", "executions")]
+    return [str(step["step"]), *counts, f"{step['qpu_seconds']:,.2f}", f"{step['cost']:,.2f}"]
+
+
+def _named(mode: str | None, session: str) -> str:
     return f"{mode or 'session'} {session}"  # IBM counts batches among the sessions
 
 
@@ -158,19 +183,10 @@ def _local_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def _step_cells(step: Record) -> list[str]:
-    counts = [f"{step[name]:,}" for name in ("jobs", "rows", "executions")]
-    return [str(step["step"]), *counts, f"{step['qpu_seconds']:,.2f}", f"{step['cost']:,.2f}"]
-
-
-def _summary(report: Report) -> str:
-    return "\n".join([_jobs_summary(report), *_open_sessions(report)])
-
-
 def _open_sessions(report: Report) -> list[str]:
     """A line that names what may still cost; what was given is for whoever opened it to close."""
     left = [
-        f"{_in_words(session['mode'], session['session'])} on {session['backend']} since "
+        f"{_named(session['mode'], session['session'])} on {session['backend']} since "
         f"{_local_time(session['created'])}"
         for session in report.sessions
         if session["state"] == "open" and not session["given"]
@@ -182,7 +198,7 @@ def _open_sessions(report: Report) -> list[str]:
     return [f"{counted} open: {', '.join(left)} (unless max_time has passed)"]
 
 
-def _jobs_summary(report: Report) -> str:
+def _summary(report: Report) -> str:
     totals = report.totals
     if not report.jobs:
         return f"{report.path}: no jobs yet"
@@ -211,6 +227,6 @@ def _aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def _records(cursor: Any) -> list[Record]:
+def _values(cursor: Any) -> list[Values]:
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor]
