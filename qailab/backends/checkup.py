@@ -6,12 +6,12 @@ in. No finding shows a token, or a part of one.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qailab.backends.ibm.faults import chain_of, known_tokens
 from qailab.checks import Check, Finding, message_of
 
 _CHECK = "IBM account"
@@ -174,27 +174,5 @@ def _failure(error: Exception) -> Finding:
     return Finding(_CHECK, "the account cannot be used", message, _SET_UP)
 
 
-def chain_of(error: BaseException) -> list[BaseException]:
-    """An error and what it came from."""
-    chain: list[BaseException] = []
-    at: BaseException | None = error
-    while at is not None and at not in chain:
-        chain.append(at)
-        # ``raise ... from None`` hides the context, but keeps it.
-        at = at.__cause__ or at.__context__
-    return chain
-
-
 def _account_file() -> Path:
     return Path.home() / ".qiskit" / "qiskit-ibm.json"
-
-
-def known_tokens() -> list[str]:
-    """The tokens that this process could use, to keep them out of what is shown."""
-    tokens = [os.environ.get(_TOKEN, "")]
-    try:
-        accounts = json.loads(_account_file().read_text())
-        tokens += [str(account.get("token", "")) for account in accounts.values()]
-    except (OSError, ValueError, AttributeError):  # the client says what is wrong with the file
-        pass
-    return [part for token in tokens for part in (token, token.strip())]

@@ -67,26 +67,13 @@ class Cost:
     def __mul__(self, times: int) -> Cost:
         return Cost(*(getattr(self, name) * times for name in UNITS))
 
+    def largest(self, other: Cost) -> Cost:
+        """The larger one of each number."""
+        return Cost(*(max(getattr(self, name), getattr(other, name)) for name in UNITS))
 
-@dataclass(frozen=True)
-class Reservation:
-    """What a job may spend.
-
-    Args:
-        key: the job's own name.
-        cost: its estimated cost.
-        bound: QPU seconds that it takes at most, to the best of anybody's knowledge.
-        what: the job in words.
-        owner: the process that reserved it.
-        since: when, in seconds of the epoch.
-    """
-
-    key: str
-    cost: Cost
-    bound: float
-    what: str
-    owner: str
-    since: float
+    def as_list(self) -> list[float]:
+        """The numbers in the order of the arguments."""
+        return [getattr(self, name) for name in UNITS]
 
 
 class UsageEstimate:

@@ -20,9 +20,8 @@ from typing import TypeVar
 
 import ray
 
-from qailab.backends import IBMBackend
 from qailab.backends.base import Backend, Usage, evaluate
-from qailab.distributed.shared_log import RayLog
+from qailab.distributed.shared_log import LoggedState
 from qailab.distributed.slots import KNOWN_CIRCUITS
 from qailab.distributed.wire import decode_batch, encode_answers
 from qailab.distributed.workers import Cancelled, Place, Reply, UnknownCircuit
@@ -106,8 +105,7 @@ class LauncherActor:
         if self._backend is None:
             try:
                 backend: Backend = pickle.loads(self._recipe)
-                if isinstance(backend, IBMBackend):
-                    backend.share_logs(self._pool, RayLog)
+                backend.share(LoggedState(self._pool))
                 backend.open()
                 self._backend = backend
             except QailabError as error:

@@ -39,3 +39,17 @@ class RayLog:
 
     def _key(self, number: int) -> bytes:
         return f"{self._name}/{number}".encode()
+
+
+class LoggedState:
+    """A `SharedState` on such logs: the n-th entry is a value's n-th version."""
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+
+    def get(self, name: str) -> tuple[int, bytes | None]:
+        entries = RayLog(name).read(0)
+        return len(entries), entries[-1] if entries else None
+
+    def put(self, name: str, version: int, value: bytes) -> bool:
+        return RayLog(name).append(version, value)

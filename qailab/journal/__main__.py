@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.give_up is not None:
             with Journal(options.path) as journal:
                 entry = journal.give_up(options.give_up, "given up by hand")
-            print(f"{entry}: the job {entry.job_id} on {entry.backend} is not waited for any more")
+            sys.stdout.write(f"{entry}: its rows are sent again by whoever needs them\n")
             return 0
     except QailabError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")

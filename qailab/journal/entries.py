@@ -4,7 +4,7 @@
 
     reserve -> pending ------> submitted --------> done
                 |  ^            ^   |
-                |  |            |   +-> failed, cancelled (reserved again, by whoever needs the rows)
+                |  |            |   +-> failed, cancelled (their rows are reserved again)
                 v  |            |
              unconfirmed -------+       sent, perhaps: looked up at the server by its tag first
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
 from types import TracebackType
@@ -66,9 +66,7 @@ class Journal(Record):
 
     group = ""  # all who have the file
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, busy_seconds: float = BUSY_SECONDS
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, busy_seconds: float = BUSY_SECONDS) -> None:
         self._database = Database(path, busy_seconds=busy_seconds)
         self.path: str = self._database.path
         self.id = (self.get("id")[1] or b"").decode()
@@ -141,12 +139,21 @@ class Journal(Record):
 
     def totals(self) -> Totals:
         """What all jobs that reached a server come to."""
+        return self._totals("")
+
+    def ended_totals(self, beside: Collection[str]) -> Totals:
+        """What jobs come to that have ended, but for those of the given tags."""
+        states = ", ".join(f"'{state}'" for state in (State.DONE, *ENDED))
+        places = ", ".join("?" * len(beside))
+        return self._totals(f"AND state IN ({states}) AND tag NOT IN ({places})", *beside)
+
+    def _totals(self, only: str, *values: str) -> Totals:
         query = (
             "SELECT count(*), total(stop - start), total((stop - start) * shots), "
-            "total(usage_seconds) FROM entries WHERE job_id IS NOT NULL"
+            f"total(usage_seconds) FROM entries WHERE job_id IS NOT NULL {only}"
         )
         with self._database.reading() as connection:
-            jobs, rows, executions, seconds = connection.execute(query).fetchone()
+            jobs, rows, executions, seconds = connection.execute(query, values).fetchone()
         return Totals(jobs, int(rows), int(executions), seconds)
 
     def give_up(self, entry_id: int, reason: str) -> Entry:
@@ -202,8 +209,7 @@ class _FileRows(Rows):
     def overlapping(self, work: Work) -> list[Entry]:
         # The index gives the evaluation's entries that begin before the work ends: a step's.
         where = (
-            "WHERE key = ? AND start < ? AND stop > ? "
-            f"AND state IN ({', '.join('?' * len(LIVE))})"
+            f"WHERE key = ? AND start < ? AND stop > ? AND state IN ({', '.join('?' * len(LIVE))})"
         )
         return self._entries(where, (work.key, work.stop, work.start, *LIVE))
 

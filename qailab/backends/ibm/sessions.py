@@ -1,12 +1,11 @@
 """One session for all processes that use a device, however many ask for it at once.
 
-What happened to it is a `SharedLog`, which decides who opens the next one; no process needs to
-live for another to go on::
+What they agree on is a value of a `SharedState`; no process needs to live for another to go on::
 
-    opening --> open --> gone --> opening ...
-       +--> refused: the plan has none, and all go on in the next mode
+    {"mode": what the plan allows, "opening": {"owner", "time"} or null,
+     "sessions": [{"session", "mode", "state": "open" or "closed", "given", "created", "updated"}]}
 
-In a journal, `qailab.journal.sessions` reads "open" and "gone" for its report.
+The last of the sessions is the current one, if it is open. A journal's report reads them.
 """
 
 from __future__ import annotations
@@ -15,12 +14,13 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any, Protocol
 
 from qailab.backends.ibm.devices import Mode
-from qailab.backends.ibm.faults import classify
-from qailab.backends.shared_log import SharedLog
+from qailab.backends.ibm.faults import RequestError
+from qailab.backends.shared import SharedState
 from qailab.journal import owner_alive, this_owner
 
 logger = logging.getLogger("qailab.backends")
@@ -29,39 +29,50 @@ OPENING_SECONDS = 120.0
 """After this long, whoever was opening a session has died over it, and another one tries; at once
 where one can see that it has."""
 _FALLBACK: dict[Mode, Mode] = {"session": "batch", "batch": "job"}
+_KEPT = 100  # sessions in the value, so that it stays small
+_PAUSES = (0.01, 1.0)
+
+Value = dict[str, Any]
 
 
 class Opener(Protocol):
-    """The calls of the service that sessions need."""
+    """The calls of the service that sessions need; each may raise a `RequestError`."""
 
-    def open(self, mode: Mode) -> Any:
-        """Open a session or batch of the client's."""
+    def open(self, mode: Mode) -> Any: ...
 
-    def attach(self, session_id: str, mode: Mode) -> Any:
-        """A session or batch that was opened elsewhere."""
+    def attach(self, session_id: str, mode: Mode) -> Any: ...
+
+    def close(self, session: Any) -> None: ...
+
+    def takes_jobs(self, session_id: str, mode: Mode) -> bool: ...
 
 
 class Sessions:
-    """Gives what a Sampler's ``mode`` is to be: a session, a batch, or nothing (job mode).
+    """Gives what a Sampler's ``mode`` is: a session, a batch, or nothing (job mode).
 
     Args:
         mode: what is wanted.
         opener: the service.
-        log: what all processes agree on.
+        state: what all processes agree on.
+        name: the value's name in it.
         session_id: a session to use, which somebody else opened, and will close.
     """
 
     def __init__(
-        self, mode: Mode, opener: Opener, log: SharedLog, session_id: str | None = None
+        self,
+        mode: Mode,
+        opener: Opener,
+        state: SharedState,
+        name: str,
+        session_id: str | None = None,
     ) -> None:
         self._mode = mode
         self._opener = opener
-        self._log = log
+        self._state = state
+        self._name = name
         self._given = session_id
         self._lock = threading.Lock()
-        self._number = 0
-        self._last: dict[str, Any] = {}
-        self._live: dict[str, Any] = {}
+        self._attached: dict[str, Any] = {}
 
     @property
     def mode(self) -> Mode:
@@ -73,112 +84,182 @@ class Sessions:
 
         Raises:
             CancelledError: if ``stop`` was set while another process was opening it.
-            Exception: whatever the client raises when it cannot be opened.
+            RequestError: if it cannot be opened.
         """
+        stop = threading.Event() if stop is None else stop
+        pause, longest = _PAUSES
         with self._lock:
-            pause = 0.01
             while True:
-                self._catch_up()
+                version, value = self._read()
+                session = _open_one(value)
                 if self._mode == "job":
                     return None, None
-                event = self._last.get("event")
-                if event == "open":
+                if session is not None:
                     try:
-                        return self._attached(self._last["id"])
-                    except Exception as error:
-                        if classify(error).status != 404:
+                        return session["session"], self._attach(session["session"])
+                    except RequestError as error:
+                        if error.fault.status != 404:
                             raise
-                        self._append(event="gone", id=self._last["id"])
-                        continue
-                if self._given is not None and event is None:
-                    self._append(event="open", id=self._given, mode=self._mode, given=True)
-                elif event != "opening" or self._is_stale():
-                    if self._append(event="opening", owner=this_owner()):
-                        self._open()
+                    self._note_closed(session["session"])
+                elif self._given is not None and not value["sessions"]:
+                    self._put(version, _with_session(value, self._given, self._mode, given=True))
+                elif value["opening"] is None or _is_stale(value["opening"]):
+                    opening = {"owner": this_owner(), "time": time.time()}
+                    if self._put(version, {**value, "opening": opening}):
+                        self._open(opening)
                 else:
-                    if (stop or threading.Event()).wait(pause):
+                    if stop.wait(pause):
                         raise CancelledError("waiting for a session was cancelled")
-                    pause = min(2 * pause, 1.0)
+                    pause = min(2 * pause, longest)
 
-    def replace(self, session_id: str, why: str) -> None:
-        """Note that a session takes no more jobs: the next `current` opens another one."""
+    def has_ended(self, session_id: str) -> bool:
+        """Whether a session takes no more jobs: the next `current` opens another one.
+
+        Raises:
+            RequestError: if that cannot be told.
+        """
+        if self._opener.takes_jobs(session_id, self._mode):
+            return False
         with self._lock:
-            self._catch_up()
-            if self._last.get("event") == "open" and self._last["id"] == session_id:
-                given = " (given as session_id)" if self._last.get("given") else ""
-                logger.warning("%s %s%s is replaced: %s", self._mode, session_id, given, why)
-                self._append(event="gone", id=session_id)
-            self._live.pop(session_id, None)
+            if self._note_closed(session_id):
+                logger.warning("%s %s takes no more jobs: it is replaced", self._mode, session_id)
+        return True
 
-    def close(self) -> None:
-        """Close the session that is open, if it is ours: it is, then, closed for all."""
+    def close(self, seconds: float) -> None:
+        """Close the session that is open, if it is ours: it is, then, closed for all.
+
+        Args:
+            seconds: how long to retry; a warning names a session that could not be closed.
+        """
         with self._lock:
-            self._catch_up()
-            if self._last.get("event") != "open" or self._last.get("given"):
+            session = _open_one(self._read()[1])
+            if session is None or session["given"]:
                 return
-            session_id = self._last["id"]
-            if self._append(event="gone", id=session_id):
-                self._end(session_id)
-
-    def _end(self, session_id: str) -> None:
-        """Close one at the service; try more than once, as an open one costs."""
-        for pause in (0.2, 1.0, None):
-            try:
-                self._attached(session_id)[1].close()
-                return
-            except Exception as error:
-                if pause is None or classify(error).kind == "refused":
-                    raise
+            session_id = session["session"]
+            end, pause = time.monotonic() + seconds, 0.2
+            while True:
+                try:
+                    self._opener.close(self._attach(session_id))
+                    break
+                except RequestError as error:
+                    if self._is_over(session_id):
+                        break
+                    if time.monotonic() + pause > end:
+                        logger.warning(
+                            "%s %s could not be closed, and may cost until its max_time; close it "
+                            "at quantum.cloud.ibm.com (%s)",
+                            self._mode,
+                            session_id,
+                            error,
+                        )
+                        return
                 time.sleep(pause)
+                pause *= 2
+            self._note_closed(session_id)
 
-    def _open(self) -> None:
+    def _is_over(self, session_id: str) -> bool:
+        try:
+            return not self._opener.takes_jobs(session_id, self._mode)
+        except RequestError:
+            return False
+
+    def _open(self, opening: Value) -> None:
+        """Open a session, now that it is ours to do."""
         try:
             session = self._opener.open(self._mode)
-        except Exception as error:
-            fault = classify(error)
+        except RequestError as error:
+            fault = error.fault
             if fault.is_session_refused:
-                self._append(event="refused", mode=self._mode, text=fault.text)
+                instead = {"mode": _FALLBACK[self._mode], "text": fault.text, "opening": None}
+                self._change(lambda value: {**value, **instead})
                 return
-            self._append(event="failed", text=fault.text)
+            self._change(lambda value: _not_opening(value, opening))
             raise
-        session_id = str(session.session_id)
-        if self._append(event="open", id=session_id, mode=self._mode):
-            self._live[session_id] = session
-        else:  # it took so long that another process has opened one meanwhile
-            session.close()
 
-    def _attached(self, session_id: str) -> tuple[str, Any]:
-        if session_id not in self._live:
-            self._live[session_id] = self._opener.attach(session_id, self._mode)
-        return session_id, self._live[session_id]
+        session_id, mode = str(session.session_id), self._mode
 
-    def _is_stale(self) -> bool:
-        if owner_alive(self._last.get("owner", "")) is False:
-            return True
-        return time.time() - float(self._last.get("time", 0.0)) > OPENING_SECONDS
+        def opened(value: Value) -> Value | None:
+            if value["opening"] != opening:  # it took so long that another process was quicker
+                return None
+            return _with_session({**value, "opening": None}, session_id, mode, given=False)
 
-    def _catch_up(self) -> None:
-        for entry in self._log.read(self._number):
-            self._apply(entry)
+        if self._change(opened):
+            self._attached[session_id] = session
+        else:
+            self._opener.close(session)
 
-    def _append(self, **event: Any) -> bool:
-        """Append an event unless another process was faster."""
-        entry = json.dumps({**event, "time": time.time()}).encode()
-        if self._log.append(self._number, entry):
-            self._apply(entry)
-            return True
-        self._catch_up()
-        return False
+    def _attach(self, session_id: str) -> Any:
+        if session_id not in self._attached:
+            self._attached[session_id] = self._opener.attach(session_id, self._mode)
+        return self._attached[session_id]
 
-    def _apply(self, entry: bytes) -> None:
-        self._number += 1
-        self._last = json.loads(entry)
-        if self._last["event"] == "refused" and self._last["mode"] == self._mode:
-            instead = _FALLBACK[self._mode]
+    def _note_closed(self, session_id: str) -> bool:
+        """Note that a session takes no more jobs; False if that was known."""
+        self._attached.pop(session_id, None)
+
+        def closed(value: Value) -> Value | None:
+            session = _open_one(value)
+            if session is None or session["session"] != session_id:
+                return None
+            ended = {**session, "state": "closed", "updated": time.time()}
+            return {**value, "sessions": [*value["sessions"][:-1], ended]}
+
+        return self._change(closed)
+
+    def _read(self) -> tuple[int, Value]:
+        version, content = self._state.get(self._name)
+        if content is None:
+            return version, {"mode": None, "opening": None, "sessions": []}
+        value: Value = json.loads(content)
+        allowed: Mode = value["mode"] or self._mode
+        if allowed != self._mode:
             logger.warning(
                 "this plan has no mode %r (%s); jobs are sent in mode %r",
                 self._mode,
-                self._last["text"],
-                instead,
+                value.get("text", ""),
+                allowed,
             )
-            self._mode = instead
+            self._mode = allowed
+        return version, value
+
+    def _put(self, version: int, value: Value) -> bool:
+        return self._state.put(self._name, version, json.dumps(value).encode())
+
+    def _change(self, change: Callable[[Value], Value | None]) -> bool:
+        """Change the value, whoever else does; False if ``change`` declined with None."""
+        while True:
+            version, value = self._read()
+            changed = change(value)
+            if changed is None:
+                return False
+            if self._put(version, changed):
+                self._read()
+                return True
+
+
+def _open_one(value: Value) -> Value | None:
+    sessions: list[Value] = value["sessions"]
+    return sessions[-1] if sessions and sessions[-1]["state"] == "open" else None
+
+
+def _with_session(value: Value, session_id: str, mode: Mode, *, given: bool) -> Value:
+    now = time.time()
+    session = {
+        "session": session_id,
+        "mode": mode,
+        "state": "open",
+        "given": given,
+        "created": now,
+        "updated": now,
+    }
+    return {**value, "sessions": [*value["sessions"], session][-_KEPT:]}
+
+
+def _not_opening(value: Value, opening: Value) -> Value | None:
+    return {**value, "opening": None} if value["opening"] == opening else None
+
+
+def _is_stale(opening: Value) -> bool:
+    if owner_alive(opening["owner"]) is False:
+        return True
+    return time.time() - float(opening["time"]) > OPENING_SECONDS

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from qailab.backends import IBMBackend, IBMWaits
+from qailab.backends import IBMBackend, IBMTimeouts
 from qailab.rehearsal import Fault, FaultPlan, RehearsalServer
 from tests.support.contracts import backward_batch, model
 
@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     from qiskit_ibm_runtime.fake_provider import FakeManilaV2  # noqa: F401
 
 DEADLINE = 120
-IMPATIENT = IBMWaits(request_seconds=1.0, patience_seconds=4.0, settle_seconds=1.0)
+IMPATIENT = IBMTimeouts(request_seconds=1.0, retry_seconds=4.0, settle_seconds=1.0)
 
 
 def on(kind, where="POST /jobs", **options):
@@ -42,7 +42,7 @@ def rehearse(monkeypatch, tmp_path):
 
 
 def device(name="ibmq_manila", **options):
-    return IBMBackend(name, **{"waits": IMPATIENT, "poll_interval": 0.1, **options})
+    return IBMBackend(name, **{"timeouts": IMPATIENT, "poll_interval": 0.1, **options})
 
 
 def gradient_rows(shots=200, seed=1, samples=3):

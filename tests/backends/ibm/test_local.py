@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from qailab.backends import IBMBackend
-from qailab.backends.ibm.programs import compile_program
-from qailab.backends.ibm.results import counts_of
+from qailab.backends.ibm.programs import compile_program, counts_of
 from qailab.errors import BackendError
 from tests.backends.ibm.conftest import FakeManilaV2
 from tests.support.contracts import BackendContract, forward_batch, model
@@ -26,15 +25,6 @@ class TestOnFakeDevice(BackendContract):
 
     def backend(self):
         return IBMBackend(FakeManilaV2())
-
-
-class TestServerSampler(BackendContract):
-    cuts = 3
-
-    def backend(self):
-        from qiskit_aer import AerSimulator
-
-        return IBMBackend(AerSimulator(max_parallel_threads=1), sampler="server")
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, 3])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qailab.backends import Budget, IBMLimits
-from qailab.backends.shared_log import LocalLog
+from qailab.backends.shared import LocalState
 from qailab.errors import (
     BackendBuildError,
     BackendError,
@@ -31,12 +31,12 @@ from tests.support import oracles
 from tests.support.contracts import forward_batch, model
 
 
-@pytest.mark.parametrize("sampler", ["client", "server"])
+
 @pytest.mark.parametrize("mode", ["session", "batch", "job"])
-def test_one_job_for_all_rows(rehearse, mode, sampler):
+def test_one_job_for_all_rows(rehearse, mode):
     server = rehearse()
     circuit, canonical, angle_map, values = model(qubits=3, measure_qubits=[2, 0])
-    backend = device(mode=mode, sampler=sampler)
+    backend = device(mode=mode)
     found = backend.evaluate(canonical, forward_batch(angle_map, values, 4000))
     exact = [oracles.probabilities(circuit, circuit.parameters, v) for v in values]
     marginal = np.array(exact).reshape(len(exact), -1)
@@ -45,9 +45,7 @@ def test_one_job_for_all_rows(rehearse, mode, sampler):
     assert backend.evaluate(canonical, rows).shape == (rows.num_rows, 2)
     assert [job.rows for job in server.jobs] == [3, rows.num_rows]
     assert {job.mode for job in server.jobs} == {mode}
-    assert {job.program for job in server.jobs} == {
-        "executor" if sampler == "client" else "sampler"
-    }
+    assert {job.program for job in server.jobs} == {"executor"}
     assert backend.usage.jobs == 2
     assert backend.usage.qpu_seconds == pytest.approx(sum(job.qpu_seconds for job in server.jobs))
     backend.close()
@@ -72,10 +70,10 @@ def test_rows_beyond_a_limit_become_several_jobs_side_by_side(rehearse):
 def test_processes_share_one_session_and_the_last_close_ends_it(rehearse):
     server = rehearse()
     canonical, rows = gradient_rows()
-    logs = {}
+    state = LocalState()
     backends = [device() for _ in range(3)]
     for backend in backends:
-        backend.share("pool-1", lambda name: logs.setdefault(name, LocalLog()))
+        backend.share(state)
         backend.open()
     assert server.sessions == []  # opened on first use
     for backend in backends:
