@@ -1,14 +1,14 @@
 """Jobs, sessions, journal and budget, on a rehearsal server."""
 
 import multiprocessing
-import threading
 import time
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from qailab.backends import Budget, IBMLimits
+from qailab.backends import AerBackend, Budget, IBMLimits
 from qailab.backends.shared import LocalState
 from qailab.errors import (
     BackendBuildError,
@@ -19,17 +19,17 @@ from qailab.errors import (
     TransientBackendError,
 )
 from qailab.journal import Journal
-from tests.backends.ibm.conftest import (
+from tests.support import oracles
+from tests.support.contracts import answers, forward_batch, model
+from tests.support.ibm import (
     DEADLINE,
     device,
     gradient_rows,
     live_jobs,
     on,
     standard_errors,
+    wait_until,
 )
-from tests.support import oracles
-from tests.support.contracts import forward_batch, model
-
 
 
 @pytest.mark.parametrize("mode", ["session", "batch", "job"])
@@ -37,12 +37,12 @@ def test_one_job_for_all_rows(rehearse, mode):
     server = rehearse()
     circuit, canonical, angle_map, values = model(qubits=3, measure_qubits=[2, 0])
     backend = device(mode=mode)
-    found = backend.evaluate(canonical, forward_batch(angle_map, values, 4000))
+    found = answers(backend, canonical, forward_batch(angle_map, values, 4000))
     exact = [oracles.probabilities(circuit, circuit.parameters, v) for v in values]
     marginal = np.array(exact).reshape(len(exact), -1)
     assert np.abs(found - marginal).max() < 5 * 0.5 / np.sqrt(4000)
     canonical, rows = gradient_rows()
-    assert backend.evaluate(canonical, rows).shape == (rows.num_rows, 2)
+    assert answers(backend, canonical, rows).shape == (rows.num_rows, 2)
     assert [job.rows for job in server.jobs] == [3, rows.num_rows]
     assert {job.mode for job in server.jobs} == {mode}
     assert {job.program for job in server.jobs} == {"executor"}
@@ -55,10 +55,10 @@ def test_one_job_for_all_rows(rehearse, mode):
 def test_rows_beyond_a_limit_become_several_jobs_side_by_side(rehearse):
     server = rehearse(queue_seconds=0.2)
     canonical, rows = gradient_rows(shots=50)
-    whole = device().evaluate(canonical, rows)
+    whole = answers(device(), canonical, rows)
     limits = IBMLimits(executions_per_job=50 * 9, pending_jobs=3)  # 9 rows, so 8: pairs stay whole
     before = len(server.jobs)
-    parts = device(limits=limits).evaluate(canonical, rows)
+    parts = answers(device(limits=limits), canonical, rows)
     jobs = server.jobs[before:]
     assert [job.rows for job in jobs] == [8] * 4 + [4] or sum(job.rows for job in jobs) == 36
     assert all(job.rows % 2 == 0 and job.rows <= 8 for job in jobs)
@@ -77,7 +77,7 @@ def test_processes_share_one_session_and_the_last_close_ends_it(rehearse):
         backend.open()
     assert server.sessions == []  # opened on first use
     for backend in backends:
-        backend.evaluate(canonical, rows)
+        answers(backend, canonical, rows)
     assert len({job.session for job in server.jobs}) == len(server.sessions) == 1
     backends[0].close()
     assert server.sessions[0].state == "closed"
@@ -86,12 +86,12 @@ def test_processes_share_one_session_and_the_last_close_ends_it(rehearse):
     assert len(server.sessions) == 1
 
 
-def test_a_session_that_ends_is_replaced(rehearse):
+def test_a_session_that_ends_isreplace(rehearse):
     server = rehearse(faults=[on("session-closed", after=1), on("session-expired", after=3)])
     canonical, rows = gradient_rows()
     backend = device()
     for _ in range(4):
-        backend.evaluate(canonical, rows)
+        answers(backend, canonical, rows)
     assert len(server.sessions) == 3
     assert len(live_jobs(server)) == 4
     backend.close()
@@ -102,9 +102,9 @@ def test_a_given_session_is_left_open(rehearse):
     server = rehearse()
     canonical, rows = gradient_rows()
     first = device()
-    first.evaluate(canonical, rows)
+    answers(first, canonical, rows)
     second = device(session_id=server.sessions[0].id)
-    second.evaluate(canonical, rows)
+    answers(second, canonical, rows)
     second.close()
     assert [session.state for session in server.sessions] == ["active"]
     first.close()
@@ -114,7 +114,7 @@ def test_the_open_plan_gets_batches(rehearse, caplog):
     server = rehearse(plan="open")
     canonical, rows = gradient_rows(shots=50)
     backend = device(limits=IBMLimits(executions_per_job=50 * 4, pending_jobs=5))
-    backend.evaluate(canonical, rows)
+    answers(backend, canonical, rows)
     assert {job.mode for job in server.jobs} == {"batch"}
     assert "this plan has no mode 'session'" in caplog.text
     assert len(live_jobs(server)) == 9  # though only three may be pending
@@ -126,12 +126,12 @@ def test_stop_cancels_the_job(rehearse):
     canonical, rows = gradient_rows()
     backend = device()
     future = backend.submit(canonical, rows)
-    _until(lambda: server.jobs and server.jobs[0].state == "Running")
+    wait_until(lambda: server.jobs and server.jobs[0].state == "Running")
     assert future.cancel()
     with pytest.raises(CancelledError):
         future.result(DEADLINE)
-    _until(lambda: server.jobs[0].state == "Cancelled")
-    assert len(backend.evaluate(canonical, rows)) == rows.num_rows
+    wait_until(lambda: server.jobs[0].state == "Cancelled")
+    assert len(answers(backend, canonical, rows)) == rows.num_rows
     backend.close()
 
 
@@ -139,7 +139,7 @@ def test_the_least_busy_device_that_is_large_enough(rehearse):
     server = rehearse("manila", "lagos")
     _, canonical, angle_map, values = model(qubits=6)
     backend = device(None)
-    backend.evaluate(canonical, forward_batch(angle_map, values, 10))
+    answers(backend, canonical, forward_batch(angle_map, values, 10))
     assert [job.backend for job in server.jobs] == ["ibm_lagos"]
     backend.close()
 
@@ -165,19 +165,19 @@ def test_who_starts_again_takes_up_jobs_that_run_and_results_that_are_there(rehe
     die = context.Event()
     process = context.Process(target=_run_and_die, args=(path, server.environment, die))
     process.start()
-    _until(lambda: server.jobs)
+    wait_until(lambda: server.jobs)
     die.set()
     process.join(DEADLINE)
     assert process.exitcode == -9
     canonical, rows = gradient_rows()
     backend = device(journal=path)
-    first = backend.evaluate(canonical, rows)
-    again = backend.evaluate(canonical, rows)
+    first = answers(backend, canonical, rows)
+    again = answers(backend, canonical, rows)
     np.testing.assert_array_equal(first, again)
     # Cut in another way, as with other devices, they are the same rows.
     half = rows.num_rows // 2
     parts = [rows.part(0, half), rows.part(half, rows.num_rows)]
-    pieces = [backend.evaluate(canonical, part) for part in parts]
+    pieces = [answers(backend, canonical, part) for part in parts]
     np.testing.assert_array_equal(np.concatenate(pieces), first)
     assert len(server.jobs) == len(server.sessions) == 1  # the session was taken up as well
     backend.close()
@@ -193,8 +193,8 @@ def test_other_weights_and_other_steps_are_other_rows(rehearse, tmp_path):
     _, other = gradient_rows(samples=2)
     shifted = type(rows.rows)(**{**vars(rows.rows), "base": rows.rows.base + 1e-12})
     step = type(rows.noise)(rows.noise.seed, rows.noise.step + 1, rows.noise.purpose)
-    for batch in (rows, _replaced(rows, rows=shifted), _replaced(rows, noise=step), other):
-        backend.evaluate(canonical, batch)
+    for batch in (rows, replace(rows, rows=shifted), replace(rows, noise=step), other):
+        answers(backend, canonical, batch)
     assert [job.rows for job in server.jobs] == [36, 36, 36]  # `other` is part of the first
     backend.close()
 
@@ -205,7 +205,7 @@ def test_a_journal_of_another_model_is_refused(rehearse, tmp_path):
     canonical, rows = gradient_rows()
     backend = device(journal=path)
     backend.validate(canonical, 200)
-    backend.evaluate(canonical, rows)
+    answers(backend, canonical, rows)
     _, other, _, _ = model(qubits=3)
     with pytest.raises(JournalError, match="another path"):
         device(journal=path).validate(other, 200)
@@ -222,10 +222,10 @@ def test_a_budget_is_not_passed(rehearse, tmp_path):
     canonical, rows = gradient_rows()
     budget = Budget(jobs=2, rows=1000)
     one, two = device(budget=budget), device(budget=budget, mode="job")
-    one.evaluate(canonical, rows)
-    two.evaluate(canonical, rows)
+    answers(one, canonical, rows)
+    answers(two, canonical, rows)
     with pytest.raises(BudgetExceededError, match="36 rows of 200 shots"):
-        one.evaluate(canonical, rows)
+        answers(one, canonical, rows)
     assert len(server.jobs) == 2
     one.close()
 
@@ -241,7 +241,7 @@ def test_a_budget_of_seconds_lasts_as_long_as_the_journal(rehearse, tmp_path):
         try:
             for step in range(2):
                 noise = type(rows.noise)(run, step, "backward")
-                backend.evaluate(canonical, _replaced(rows, noise=noise))
+                answers(backend, canonical, replace(rows, noise=noise))
                 sent += 1
         except BudgetExceededError:
             break
@@ -274,7 +274,7 @@ def test_a_session_of_another_device(rehearse):
     server = rehearse("manila", "lagos")
     canonical, rows = gradient_rows()
     lagos = device("ibm_lagos")
-    lagos.evaluate(canonical, rows)
+    answers(lagos, canonical, rows)
     with pytest.raises(BackendBuildError, match="of backend ibm_lagos, not of"):
         device(session_id=server.sessions[0].id).open()
     with pytest.raises(BackendBuildError, match="nothing-like-it"):
@@ -287,10 +287,10 @@ def test_too_many_shots_and_qubits(rehearse):
     server = rehearse()
     canonical, rows = gradient_rows(shots=10_000_000)
     with pytest.raises(BackendError, match=r"shots are more than .*manila takes"):
-        device().evaluate(canonical, rows)
+        answers(device(), canonical, rows)
     _, wide, angle_map, values = model(qubits=6)
     with pytest.raises(BackendError, match=r"6 qubits, and .*manila has 5"):
-        device().evaluate(wide, forward_batch(angle_map, values, 10))
+        answers(device(), wide, forward_batch(angle_map, values, 10))
     assert server.jobs == []
 
 
@@ -341,13 +341,13 @@ def test_what_a_gradient_survives(rehearse, fault):
     server = rehearse(faults=[fault])
     canonical, rows = gradient_rows()
     backend = device()
-    answers = backend.evaluate(canonical, rows)
+    found = answers(backend, canonical, rows)
     assert len(server.faults_injected) >= 1
     assert server.duplicates() == []
     assert sum(job.rows for job in live_jobs(server)) == rows.num_rows
     backend.close()
     exact = _exact_values(canonical, rows)
-    assert (np.abs(answers[:, 0] - exact) / np.sqrt(answers[:, 1] + 1e-6)).max() < 6
+    assert (np.abs(found[:, 0] - exact) / np.sqrt(found[:, 1] + 1e-6)).max() < 6
 
 
 UNSURVIVABLE = [
@@ -370,7 +370,7 @@ def test_what_it_does_not_survive_is_an_error_in_time(rehearse, fault, error):
     backend = device(timeout=2.0)
     began = time.monotonic()
     with pytest.raises(error) as caught:
-        backend.evaluate(canonical, rows)
+        answers(backend, canonical, rows)
     assert time.monotonic() - began < 200
     if server.jobs:
         assert any(job.id in str(caught.value) for job in server.jobs)
@@ -379,19 +379,4 @@ def test_what_it_does_not_survive_is_an_error_in_time(rehearse, fault, error):
 
 
 def _exact_values(canonical, rows):
-    from qailab.backends import AerBackend
-
-    return AerBackend().evaluate(canonical, _replaced(rows, shots=None))[:, 0]
-
-
-def _replaced(batch, **changes):
-    import dataclasses
-
-    return dataclasses.replace(batch, **changes)
-
-
-def _until(condition):
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        threading.Event().wait(0.02)
+    return answers(AerBackend(), canonical, replace(rows, shots=None))[:, 0]
