@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -111,51 +111,12 @@ class Budget:
         return f"Budget({', '.join(f'{name}={value}' for name, value in self.limits.items())})"
 
 
-@dataclass(frozen=True)
-class _Reservation:
-    """What a job in flight may spend: its estimated cost, and the QPU seconds it takes at most."""
-
-    cost: Cost
-    bound: float
-    what: str
-    owner: str
-    since: float
-
-
-@dataclass(frozen=True)
-class _Books:
-    """The shared value: what ended jobs cost, and what those in flight may."""
-
-    spent: Cost = field(default_factory=Cost)
-    in_flight: dict[str, _Reservation] = field(default_factory=dict)
-    settled: tuple[str, ...] = ()  # the last ones: an actor that takes over may name them again
-
-    @property
-    def reserved(self) -> Cost:
-        return sum((job.cost for job in self.in_flight.values()), Cost())
-
-    def adding(self, key: str, job: _Reservation) -> _Books:
-        return replace(self, in_flight={**self.in_flight, key: job})
-
-    def encode(self) -> bytes:
-        jobs = {
-            key: [job.cost.as_list(), job.bound, job.what, job.owner, job.since]
-            for key, job in self.in_flight.items()
-        }
-        books = [self.spent.as_list(), jobs, self.settled]
-        return json.dumps(books, separators=(",", ":")).encode()
-
-    @classmethod
-    def decode(cls, content: bytes | None) -> _Books:
-        if content is None:
-            return cls()
-        spent, jobs, settled = json.loads(content)
-        in_flight = {key: _Reservation(Cost(*cost), *rest) for key, (cost, *rest) in jobs.items()}
-        return cls(Cost(*spent), in_flight, tuple(settled))
-
-
 class BudgetGuard:
     """Keeps to a budget in one process, together with the guards of others. Thread-safe.
+
+    What they share is ``{"spent": cost, "jobs": {key: [cost, bound, what, owner, since]},
+    "settled": [key, ...]}``, a cost being its four numbers; of the settled the last are kept, as an
+    actor that takes over from another one may name them again.
 
     Args:
         budget: the limits. They may differ between runs that share a journal: a budget that was
@@ -177,11 +138,7 @@ class BudgetGuard:
         self._state = state
         self._name = name
         if spent_beside is not None:
-            self._change(
-                lambda books: replace(
-                    books, spent=books.spent.largest(spent_beside(books.in_flight))
-                )
-            )
+            self._change(lambda books: books.spend_at_least(spent_beside(books.jobs)))
 
     @property
     def spent(self) -> Cost:
@@ -217,10 +174,7 @@ class BudgetGuard:
             BudgetExceededError: if the job would pass the budget; it must not be sent.
             CancelledError: if ``stop`` was set.
         """
-        most = BOUND_FACTOR * cost.qpu_seconds if bound is None else max(bound, cost.qpu_seconds)
-        if not most >= 0:  # NaN
-            raise InputError(f"bound must be a number of seconds, got {bound!r}")
-        wanted = _Reservation(cost, most, what, this_owner(), time.time())
+        job = _job(cost, what, bound)
         stop = threading.Event() if stop is None else stop
         end = time.monotonic() + timeout
         pause, longest = _PAUSES
@@ -228,27 +182,29 @@ class BudgetGuard:
             if stop.is_set():
                 raise CancelledError(f"waiting for the budget was cancelled ({what})")
             version, books = self._read()
-            if key in books.in_flight or key in books.settled:
+            if books.knows(key):
                 return
-            if self._fits(books, wanted):
-                if self._state.put(self._name, version, books.adding(key, wanted).encode()):
+            if self._fits(books, cost, job):
+                books.jobs[key] = job
+                if self._put(version, books):
                     return
                 continue
             if time.monotonic() >= end:
                 why = f"after {timeout:g} s of waiting for other jobs"
-                raise self._refusal(books, wanted, why)
+                raise self._refusal(books, cost, what, why)
             stop.wait(min(pause, max(0.0, end - time.monotonic())))
             pause = min(1.5 * pause, longest)
 
     def adopt(self, key: str, cost: Cost, *, what: str) -> None:
         """Count a job that is at the server already, sent by a run without a budget, say."""
-        job = _Reservation(cost, BOUND_FACTOR * cost.qpu_seconds, what, this_owner(), time.time())
 
-        def adopted(books: _Books) -> _Books | None:
-            known = key in books.in_flight or key in books.settled
-            return None if known else books.adding(key, job)
+        def adopt(books: _Books) -> bool:
+            unknown = not books.knows(key)
+            if unknown:
+                books.jobs[key] = _job(cost, what, None)
+            return unknown
 
-        self._change(adopted)
+        self._change(adopt)
 
     def settle(self, key: str, real: Cost) -> None:
         """Say what a job in flight did cost; nothing, perhaps, if it failed or was never sent.
@@ -256,59 +212,100 @@ class BudgetGuard:
         A job that is not in flight is settled already, or was never reserved: nothing changes.
         """
 
-        def settle(books: _Books) -> _Books | None:
-            if key not in books.in_flight:
-                return None
-            others = {name: job for name, job in books.in_flight.items() if name != key}
-            settled = books.settled if real == Cost() else (*books.settled, key)
-            return _Books(books.spent + real, others, settled[-_SETTLED:])
+        def settle(books: _Books) -> bool:
+            if key not in books.jobs:
+                return False
+            del books.jobs[key]
+            books.spent += real
+            if real != Cost():
+                books.settled.append(key)
+            return True
 
         self._change(settle)
 
     def _read(self) -> tuple[int, _Books]:
         version, content = self._state.get(self._name)
-        return version, _Books.decode(content)
+        return version, _Books(json.loads(content) if content else {})
 
-    def _change(self, change: Callable[[_Books], _Books | None]) -> None:
+    def _put(self, version: int, books: _Books) -> bool:
+        return self._state.put(self._name, version, books.encode())
+
+    def _change(self, change: Callable[[_Books], bool]) -> None:
         while True:
             version, books = self._read()
-            changed = change(books)
-            if changed is None or self._state.put(self._name, version, changed.encode()):
+            if not change(books) or self._put(version, books):
                 return
 
-    def _fits(self, books: _Books, wanted: _Reservation) -> bool:
+    def _fits(self, books: _Books, need: Cost, job: list[Any]) -> bool:
         """Whether the job may be sent now; an error if it may not however long it waits."""
-        spent, reserved, need = books.spent, books.reserved, wanted.cost
         limit = self.budget.qpu_seconds or math.inf
         with_rounding = limit * (1 + _ROUNDING)
         for name, most in self.budget.limits.items():
-            taken = getattr(spent + need, name)
+            past = getattr(books.spent, name)
+            taken = past + getattr(need, name)
             if name != "qpu_seconds":  # rows in flight will be paid for: no wait makes room
-                taken += getattr(reserved, name)
+                taken += getattr(books.reserved, name)
             fits = taken <= (with_rounding if name == "qpu_seconds" else most)
-            if getattr(spent, name) >= most or not fits:
-                raise self._refusal(books, wanted, f"its limit of {UNITS[name]}")
-        bounds = sum(other.bound for other in books.in_flight.values()) + wanted.bound
-        return not books.in_flight or spent.qpu_seconds + bounds <= with_rounding
+            if past >= most or not fits:
+                raise self._refusal(books, need, job[_WHAT], f"its limit of {UNITS[name]}")
+        bounds = sum(other[_BOUND] for other in books.jobs.values()) + job[_BOUND]
+        return not books.jobs or books.spent.qpu_seconds + bounds <= with_rounding
 
-    def _refusal(self, books: _Books, wanted: _Reservation, why: str) -> BudgetExceededError:
-        costs = (books.spent, books.reserved, wanted.cost)
-        lines = [f"{wanted.what} does not fit the budget ({why}); it was not sent."]
+    def _refusal(self, books: _Books, need: Cost, what: str, why: str) -> BudgetExceededError:
+        lines = [f"{what} does not fit the budget ({why}); it was not sent."]
         for name, limit in self.budget.limits.items():
-            past, held, need = (getattr(cost, name) for cost in costs)
+            costs = (books.spent, books.reserved, need)
+            past, held, needed = (_amount(getattr(cost, name)) for cost in costs)
             lines.append(
-                f"  {UNITS[name]}: {_amount(past)} of {_amount(limit)} spent, {_amount(held)} "
-                f"reserved by jobs in flight, {_amount(need)} needed"
+                f"  {UNITS[name]}: {past} of {_amount(limit)} spent, {held} reserved by jobs in "
+                f"flight, {needed} needed"
             )
-        if books.in_flight:
-            first = min(books.in_flight.values(), key=lambda job: job.since)
-            ago = f"{time.time() - first.since:,.0f} s ago by {first.owner}"
-            lines.append(f"  {len(books.in_flight)} in flight, first reserved {ago}: {first.what}")
+        if books.jobs:
+            *_, first, owner, since = min(books.jobs.values(), key=lambda job: job[-1])
+            ago = f"{time.time() - since:,.0f} s ago by {owner}"
+            lines.append(f"  {len(books.jobs)} in flight, first reserved {ago}: {first}")
         lines.append(
             "Raise the budget, or take fewer shots, a smaller batch or SPSA gradients (2 rows a "
             "sample); then go on from the last checkpoint with --resume."
         )
         return BudgetExceededError("\n".join(lines))
+
+
+_BOUND, _WHAT = 1, 2  # places in a job
+
+
+def _job(cost: Cost, what: str, bound: float | None) -> list[Any]:
+    """A job in flight: its cost, the QPU seconds it takes at most, and for people what it is."""
+    most = BOUND_FACTOR * cost.qpu_seconds if bound is None else max(bound, cost.qpu_seconds)
+    if not most >= 0:  # NaN
+        raise InputError(f"bound must be a number of seconds, got {bound!r}")
+    return [astuple(cost), most, what, this_owner(), time.time()]
+
+
+class _Books:
+    """The shared value, as it was read."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.spent = Cost(*value.get("spent", ()))
+        self.jobs: dict[str, list[Any]] = value.get("jobs", {})
+        self.settled: list[str] = value.get("settled", [])
+
+    @property
+    def reserved(self) -> Cost:
+        return sum((Cost(*cost) for cost, *_ in self.jobs.values()), Cost())
+
+    def knows(self, key: str) -> bool:
+        return key in self.jobs or key in self.settled
+
+    def spend_at_least(self, cost: Cost) -> bool:
+        before = self.spent
+        self.spent = Cost(*map(max, astuple(before), astuple(cost)))
+        return self.spent != before
+
+    def encode(self) -> bytes:
+        settled = self.settled[-_SETTLED:]
+        value = {"spent": astuple(self.spent), "jobs": self.jobs, "settled": settled}
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _amount(value: float) -> str:

@@ -67,14 +67,6 @@ class Cost:
     def __mul__(self, times: int) -> Cost:
         return Cost(*(getattr(self, name) * times for name in UNITS))
 
-    def largest(self, other: Cost) -> Cost:
-        """The larger one of each number."""
-        return Cost(*(max(getattr(self, name), getattr(other, name)) for name in UNITS))
-
-    def as_list(self) -> list[float]:
-        """The numbers in the order of the arguments."""
-        return [getattr(self, name) for name in UNITS]
-
 
 class UsageEstimate:
     """How many QPU seconds jobs will take, at first by rule of thumb, then by what others took.

@@ -16,8 +16,9 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 from urllib.parse import quote
 
 from qailab.errors import InputTypeError, JournalError
@@ -75,31 +76,38 @@ class Database:
         read_only: bool = False,
     ) -> None:
         self.path = _checked_path(path, create=not read_only)
-        self.busy_seconds = busy_seconds
+        self._busy_seconds = busy_seconds
         self._read_only = read_only
         self._lock = threading.RLock()
         self._process = os.getpid()
-        self._connection: sqlite3.Connection | None = None
-        self._of_parent: sqlite3.Connection | None = None
-        self._inode = 0
+        self._of_parent: list[sqlite3.Connection] = []
         with self._explained():
-            self._open()
+            self._connection: sqlite3.Connection | None = self._opened()
 
     @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Iterator[None]:
         """A transaction that changes something: all of it on return, nothing on an error."""
         with self._turn() as connection:
-            self._check_still_there()
+            if _inode(self.path) != self._inode:  # SQLite would write on, and lose all of it
+                raise JournalError(
+                    f"{self} was removed or replaced while it was in use, so nothing more can be "
+                    "recorded; put the file back and start again"
+                )
             with self._transaction(connection, "BEGIN IMMEDIATE"):
-                yield connection
+                yield
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[None]:
         """A transaction that sees one state of the file."""
         with self._turn() as connection, self._transaction(connection, "BEGIN"):
             # The lock is taken by what reads first.
-            self._execute(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
-            yield connection
+            self._patiently(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
+            yield
+
+    def execute(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Execute a statement in a transaction of this thread."""
+        assert self._connection is not None
+        return self._connection.execute(query, values)
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
@@ -114,28 +122,21 @@ class Database:
             self._lock = threading.RLock()  # a thread of the parent may hold the other one for ever
             self._process = os.getpid()
             if self._connection is not None:
-                self._of_parent, self._connection = self._connection, None
+                self._of_parent.append(self._connection)
                 with self._explained():
-                    self._open()
+                    self._connection = self._opened()
         with self._lock, self._explained():
             if self._connection is None:
                 raise JournalError(f"{self} was closed; make another Journal to go on")
             yield self._connection
 
-    def _open(self) -> None:
+    def _opened(self) -> sqlite3.Connection:
         # Never created by SQLite, which would make it readable for everybody.
         address = f"file:{quote(os.fsencode(self.path))}?mode=rw"
-        connection = sqlite3.connect(
-            address,
-            uri=True,
-            timeout=min(_SLICE, self.busy_seconds),
-            check_same_thread=False,
-            isolation_level=None,
-        )
-        with suppress(OSError):  # whoever writes first hears of it
-            self._inode = os.stat(self.path).st_ino
+        connection = _connect(address, min(_SLICE, self._busy_seconds))
+        self._inode = _inode(self.path)
         try:
-            self._connection = self._prepared(connection)
+            return self._prepared(connection)
         except BaseException:
             connection.close()
             raise
@@ -146,21 +147,21 @@ class Database:
         else:
             # EXTRA: FULL, and the folder synced after the rollback journal is unlinked, or a power
             # cut could bring it back and with it the time before the last transaction.
-            self._execute(connection, "PRAGMA synchronous = EXTRA")
+            self._patiently(connection, "PRAGMA synchronous = EXTRA")
         with self._transaction(connection, "BEGIN"):
-            self._execute(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
+            self._patiently(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
             version = self._version(connection)
-        if version == 1 and self._read_only:  # the file is left as it is
-            copy = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+        if version < VERSION and self._read_only:  # the file is left as it is
+            copy = _connect(":memory:", 0.0)
             connection.backup(copy)
             connection.close()
             upgrade(copy, VERSION)
             return copy
         if not self._read_only:
-            self._execute(connection, "PRAGMA journal_mode = DELETE")
-        if version == 1:
+            self._patiently(connection, "PRAGMA journal_mode = DELETE")
+        if version < VERSION:
             with self._transaction(connection, "BEGIN IMMEDIATE"):
-                if self._version(connection) == 1:  # nobody was quicker
+                if self._version(connection) < VERSION:  # nobody was quicker
                     upgrade(connection, VERSION, in_use=f"{self} is in use")
         return connection
 
@@ -182,75 +183,60 @@ class Database:
 
     @contextmanager
     def _transaction(self, connection: sqlite3.Connection, begin: str) -> Iterator[None]:
-        self._execute(connection, begin)
+        self._patiently(connection, begin)
         try:
             yield
-            self._execute(connection, "COMMIT")
+            self._patiently(connection, "COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
 
-    def _execute(self, connection: sqlite3.Connection, statement: str) -> None:
-        """Execute a statement that waits for other processes."""
-        end = time.monotonic() + self.busy_seconds
+    def _patiently(self, connection: sqlite3.Connection, statement: str) -> None:
+        """Execute a statement that may wait for other processes."""
+        end = time.monotonic() + self._busy_seconds
         while True:
             try:
                 connection.execute(statement).fetchall()
+                return
             except sqlite3.OperationalError as error:
                 if not _is_busy(error) or time.monotonic() >= end:
                     raise
-                # SQLite waits by itself, except where two might wait for each other (as when one
-                # finds the rollback journal of the other).
-                time.sleep(_PAUSE)
-            else:
-                return
-
-    def _check_still_there(self) -> None:
-        """Raise if the file was removed: SQLite writes on, and all of it is lost."""
-        with suppress(OSError):
-            if os.stat(self.path).st_ino == self._inode:
-                return
-        raise JournalError(
-            f"{self} was removed or replaced while it was in use, so nothing more can be recorded; "
-            "put the file back and start again"
-        )
+            # SQLite waits by itself, except where two might wait for each other (as when one finds
+            # the rollback journal of the other).
+            time.sleep(_PAUSE)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise JournalError(f"{self}: {error}. {self._advice(error)}") from error
-
-    def _advice(self, error: sqlite3.Error) -> str:
-        if _is_busy(error):
-            return (
-                f"Another process has held it for {self.busy_seconds:g} s: see which (`fuser -v "
-                f"{self.path}`) and end it if it hangs. On a shared file system without locks, "
-                "give each host a journal of its own"
-            )
-        name = getattr(error, "sqlite_errorname", "")
-        for part, advice in _ADVICE.items():
-            if part in name:
-                return advice
-        return "Nothing was changed; give another path if it happens again"
+            name = getattr(error, "sqlite_errorname", "")
+            advice = next((text for part, text in _ADVICE.items() if part in name), _UNKNOWN)
+            if _is_busy(error):
+                advice = (
+                    f"Another process has held it for {self._busy_seconds:g} s: see which (`fuser "
+                    f"-v {self.path}`) and end it if it hangs. On a shared file system without "
+                    "locks, give each host a journal of its own"
+                )
+            raise JournalError(f"{self}: {error}. {advice}") from error
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process opens the file again."""
-        return _opened, (self.path, self.busy_seconds, self._read_only)
+        return _pickled, (self.path, self._busy_seconds, self._read_only)
 
     def __str__(self) -> str:
         return f"the journal {self.path}"
 
 
+_UNKNOWN = "Nothing was changed; give another path if it happens again"
 _ADVICE = {
     "NOTADB": "Expected a journal of qailab; the file is no SQLite database and was left as it "
     "is: give another path",
     "CORRUPT": "The file is damaged: keep it, put a copy of it back, or give another path (jobs "
     "and their results are still at IBM, by their tags)",
     "READONLY": "It cannot be written: check the permissions of the file and its folder",
-    "CANTOPEN": "Check the permissions of the file and its folder",
+    "CANTOPEN": "Check the permissions of the file and its folder (SQLite writes there, too)",
     "FULL": "Nothing was changed; make room on the disk and start again",
     "IOERR_LOCK": "Its file system cannot lock files: put the journal on a local disk",
     "PROTOCOL": "Its file system cannot lock files: put the journal on a local disk",
@@ -259,11 +245,24 @@ _ADVICE = {
 
 
 def _is_busy(error: sqlite3.Error) -> bool:
-    name = getattr(error, "sqlite_errorname", "")
-    return bool(name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")))
+    name: str = getattr(error, "sqlite_errorname", "")
+    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
-def _opened(path: str, busy_seconds: float, read_only: bool) -> Database:
+def _connect(address: str, seconds: float) -> sqlite3.Connection:
+    return sqlite3.connect(
+        address, uri=True, timeout=seconds, check_same_thread=False, isolation_level=None
+    )
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+def _pickled(path: str, busy_seconds: float, read_only: bool) -> Database:
     return Database(path, busy_seconds=busy_seconds, read_only=read_only)
 
 
@@ -274,39 +273,31 @@ def _checked_path(path: str | os.PathLike[str], *, create: bool) -> str:
         raise InputTypeError(f"a journal's path must be text or a path, got {path!r}")
     full = os.path.abspath(name)  # it must mean the same after a chdir
     folder = os.path.dirname(full)
-    wrong = f"expected a journal's file at {full}, but "
+
+    def refusal(why: str) -> JournalError:
+        return JournalError(f"expected a journal's file at {full}, but {why}")
+
     if create and not os.path.isdir(folder):
-        raise JournalError(f"{wrong}there is no folder {folder}; make it, or give another path")
+        raise refusal(f"there is no folder {folder}; make it, or give another path")
     try:
-        found = os.stat(full)
-    except FileNotFoundError:
-        if not create:
-            raise JournalError(f"{wrong}there is no such file") from None
-        try:
+        if create and not os.path.lexists(full):
             _create(full, folder)
-        except OSError as error:
-            raise JournalError(
-                f"{wrong}it cannot be made there ({error.strerror}); give a path that can be "
-                "written"
-            ) from error
-        return full
+        found = os.stat(full)
     except OSError as error:
-        raise JournalError(f"{wrong}{error.strerror}; give another path") from error
-    if stat.S_ISDIR(found.st_mode):
-        raise JournalError(f"{wrong}that is a folder; give the path of a file in it")
+        raise refusal(f"{error.strerror}; give a path that can be used") from error
     if not stat.S_ISREG(found.st_mode):
-        raise JournalError(f"{wrong}that is no regular file; give another path")
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+        raise refusal(f"that is {kind}; give the path of a file")
     if not os.access(full, os.R_OK) or (create and not os.access(full, os.W_OK)):
-        doing = "written" if os.access(full, os.R_OK) else "read"
-        raise JournalError(f"{wrong}it cannot be {doing}; change its permissions (chmod u+rw)")
+        raise refusal("it cannot be read and written; change its permissions (chmod u+rw)")
     if create and not os.access(folder, os.W_OK):
-        raise JournalError(
-            f"{wrong}its folder cannot be written, where SQLite keeps what it needs to undo a "
+        raise refusal(
+            "its folder cannot be written, where SQLite keeps what it needs to undo a "
             f"transaction; change its permissions (chmod u+w {folder})"
         )
     if found.st_size == 0:  # a journal is never that: it appears with its tables in it
-        raise JournalError(
-            f"{wrong}the file is empty: put a copy of the journal back, or remove it to begin anew"
+        raise refusal(
+            "the file is empty: put a copy of the journal back, or remove it to begin anew"
         )
     return full
 
@@ -319,11 +310,10 @@ def _create(path: str, folder: str) -> None:
     descriptor, new = tempfile.mkstemp(prefix=".qailab-journal-", dir=folder)
     os.close(descriptor)
     try:
-        connection = sqlite3.connect(new, isolation_level=None)
+        connection = _connect(new, _SLICE)
         connection.executescript(_SCHEMA)
-        connection.execute(
-            "INSERT INTO states VALUES ('id', 1, ?)", (uuid.uuid4().hex[:12].encode(),)
-        )
+        name = uuid.uuid4().hex[:12].encode()
+        connection.execute("INSERT INTO states VALUES ('id', 1, ?)", (name,))
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.close()

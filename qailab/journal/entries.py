@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import pairwise
 
 import numpy as np
 
 from qailab.arguments import check_choice, checked_integer
-from qailab.errors import InputError, InputTypeError
+from qailab.errors import InputError
 
 DIGEST_BYTES = 8
 """A row's digest: 64 bits, so that a billion rows have one chance in forty of any two alike,
@@ -94,21 +95,16 @@ class Work:
     digests: bytes
 
     def __post_init__(self) -> None:
-        if not isinstance(self.circuit, str) or not self.circuit:
-            raise InputTypeError(f"circuit must be text, got {self.circuit!r}")
         check_choice("purpose", self.purpose, PURPOSES)
         least = {"shots": 1, "seed": 0, "step": 0, "start": 0, "stop": self.start + 1}
         for name, smallest in least.items():
             # Numpy's integers would be stored as blobs.
             number = checked_integer(name, getattr(self, name), least=smallest, most=_LARGEST)
             object.__setattr__(self, name, number)
-        if not isinstance(self.digests, bytes):
-            raise InputTypeError(f"digests must be bytes, got {type(self.digests).__name__}")
-        expected = DIGEST_BYTES * self.num_rows
-        if len(self.digests) != expected:
+        if len(self.digests) != DIGEST_BYTES * self.num_rows:
             raise InputError(
                 f"digests must be {DIGEST_BYTES} bytes for each of the {self.num_rows} rows "
-                f"{self.start} .. {self.stop - 1}: {expected} in all, got {len(self.digests)}"
+                f"{self.start} .. {self.stop - 1}, got {len(self.digests)} in all"
             )
 
     @property
@@ -134,21 +130,19 @@ class Work:
         return "qailab-" + hashlib.sha256(content).hexdigest()[:_TAG_DIGITS]
 
     def part(self, start: int, stop: int) -> Work:
-        """The rows ``start .. stop - 1`` of these.
-
-        Raises:
-            InputError: if they are not among these.
-        """
+        """The rows ``start .. stop - 1`` of these."""
         if not self.start <= start < stop <= self.stop:
-            raise InputError(
-                f"part must be of the rows {self.start} .. {self.stop - 1}, "
-                f"got {start} .. {stop - 1}"
-            )
+            mine = f"{self.start} .. {self.stop - 1}"
+            raise InputError(f"part must be of the rows {mine}, got {start} .. {stop - 1}")
         first, last = (DIGEST_BYTES * (row - self.start) for row in (start, stop))
         return replace(self, start=start, stop=stop, digests=self.digests[first:last])
 
+    def meets(self, other: Work) -> bool:
+        """Whether the two share row numbers."""
+        return self.start < other.stop and other.start < self.stop
+
     def common(self, other: Work) -> Work:
-        """The rows that are of another work as well."""
+        """Of these rows, those whose numbers the other has, too."""
         return self.part(max(self.start, other.start), min(self.stop, other.stop))
 
 
@@ -173,7 +167,7 @@ class Entry:
         updated: when anything about it last changed, in seconds since 1970.
     """
 
-    id: int
+    id: int = 0
     work: Work
     tag: str
     attempt: int
@@ -185,8 +179,8 @@ class Entry:
     session: str | None = None
     owner: str
     usage_seconds: float | None = None
-    created: float
-    updated: float
+    created: float = field(default_factory=time.time)
+    updated: float = field(default_factory=time.time)
 
     @property
     def executions(self) -> int:
@@ -199,11 +193,6 @@ class Entry:
         return f"entry {self.id} ({where})"
 
 
-def alike(one: Work, other: Work) -> bool:
-    """Whether the rows that two works of one evaluation share hold the same."""
-    return one.common(other).digests == other.common(one).digests
-
-
 def cover(
     work: Work, live: Iterable[Entry], *, most_rows: int, group: int
 ) -> tuple[list[Entry], list[Work]]:
@@ -211,7 +200,7 @@ def cover(
 
     Args:
         work: the rows that are needed.
-        live: entries that share rows with it.
+        live: entries of the same evaluation that share row numbers with it.
         most_rows: how many rows a piece may have, at least ``group``.
         group: how many consecutive rows must stay together.
 
@@ -222,16 +211,15 @@ def cover(
     chosen = []
     for entry in sorted(live, key=lambda e: (LIVE.index(e.state), e.work.start, e.id)):
         covered = free[max(entry.work.start - work.start, 0) : entry.work.stop - work.start]
-        if alike(entry.work, work) and covered.any():
+        alike = entry.work.common(work).digests == work.common(entry.work).digests
+        if alike and covered.any():
             covered[:] = False
             chosen.append(entry)
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], free.view(np.int8), [0]))))
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], free.view(np.int8), [0])))) + work.start
     pieces = [
         work.part(*piece)
-        for first, last in edges.reshape(-1, 2)
-        for piece in cuts(
-            work.start + int(first), work.start + int(last), most=most_rows, group=group
-        )
+        for first, last in edges.reshape(-1, 2).tolist()
+        for piece in cuts(first, last, most=most_rows, group=group)
     ]
     return chosen, pieces
 
@@ -254,5 +242,4 @@ def cuts(start: int, stop: int, *, most: int, group: int) -> list[tuple[int, int
         even = round((start + number * (stop - start) / pieces) / group) * group
         latest = (ends[-1] + most) // group * group
         ends.append(min(max(even, low), latest))
-    ends.append(stop)
-    return list(pairwise(ends))
+    return list(pairwise([*ends, stop]))

@@ -14,6 +14,14 @@ from typing import Any
 from qailab.errors import JournalError
 from qailab.journal.owners import owner_alive
 
+_CHANGES = """
+ALTER TABLE entries ADD COLUMN cause TEXT NOT NULL DEFAULT '';
+CREATE INDEX entries_by_job ON entries (job_id);
+UPDATE entries SET state = 'unconfirmed', owner = replace(owner, 'nobody', '')
+    WHERE state = 'intended';
+CREATE TABLE states (name TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL);
+INSERT INTO states VALUES ('id', 1, x'')"""
+
 
 def upgrade(connection: sqlite3.Connection, version: int, *, in_use: str = "") -> None:
     """Bring a journal up to date, in a transaction of the caller's.
@@ -27,24 +35,14 @@ def upgrade(connection: sqlite3.Connection, version: int, *, in_use: str = "") -
     Raises:
         JournalError: if one does: it would not see what this one writes.
     """
-    owners = connection.execute(
-        "SELECT DISTINCT owner FROM entries WHERE state IN ('intended', 'submitted')"
-    )
-    for (owner,) in owners.fetchall():
+    query = "SELECT DISTINCT owner FROM entries WHERE state IN ('intended', 'submitted')"
+    for (owner,) in connection.execute(query).fetchall():
         if in_use and owner_alive(owner):
             raise JournalError(
                 f"{in_use} by an earlier qailab ({owner}); end that process, and start again"
             )
-    connection.execute("ALTER TABLE entries ADD COLUMN cause TEXT NOT NULL DEFAULT ''")
-    connection.execute("CREATE INDEX entries_by_job ON entries (job_id)")
-    connection.execute(
-        "UPDATE entries SET state = 'unconfirmed', "
-        "owner = CASE owner WHEN 'nobody' THEN '' ELSE owner END WHERE state = 'intended'"
-    )
-    connection.execute(
-        "CREATE TABLE states (name TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL)"
-    )
-    connection.execute("INSERT INTO states VALUES ('id', 1, x'')")
+    for statement in _CHANGES.split(";"):
+        connection.execute(statement)
     logs: dict[str, list[dict[str, Any]]] = {}
     query = "SELECT name, entry FROM logs WHERE name GLOB 'session/*' ORDER BY name, number"
     for name, event in connection.execute(query):
@@ -60,17 +58,14 @@ def _sessions(events: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     mode = None
     for event in events:
+        when = event["time"]
         if event["event"] == "open":
             found[event["id"]] = {
-                "session": event["id"],
-                "mode": event.get("mode"),
-                "state": "open",
-                "given": event.get("given", False),
-                "created": event["time"],
-                "updated": event["time"],
-            }
+                "session": event["id"], "mode": event.get("mode"), "state": "open",
+                "given": event.get("given", False), "created": when, "updated": when,
+            }  # fmt: skip
         elif event["event"] == "gone" and event["id"] in found:
-            found[event["id"]] |= {"state": "closed", "updated": event["time"]}
+            found[event["id"]] |= {"state": "closed", "updated": when}
         elif event["event"] == "refused":
             mode = {"session": "batch", "batch": "job"}[event["mode"]]
     return {"mode": mode, "opening": None, "sessions": list(found.values())}

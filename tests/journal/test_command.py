@@ -1,4 +1,5 @@
 import json
+import re
 import time
 
 import pytest
@@ -89,8 +90,8 @@ def test_json_is_for_programs(path, capsys):
     assert report["jobs"][0] | {"owner": "", "tag": "", "created": 0, "updated": 0} == {
         "id": 1, "step": 0, "pass": "forward", "start": 0, "stop": 4, "shots": 100,
         "backend": "ibm_fez", "mode": "batch", "session": "s-1", "job_id": "d1",
-        "tag": "", "attempt": 0, "state": "done", "cause": "", "qpu_seconds": 2.0, "reason": "", "circuit": "c1", "seed": 7,
-        "owner": "", "created": 0, "updated": 0,
+        "tag": "", "attempt": 0, "state": "done", "cause": "", "qpu_seconds": 2.0,
+        "reason": "", "circuit": "c1", "seed": 7, "owner": "", "created": 0, "updated": 0,
     }  # fmt: skip
     assert report["steps"][1] == {
         "step": 1, "jobs": 1, "rows": 6, "executions": 600, "qpu_seconds": 0.0,
@@ -171,12 +172,12 @@ def test_nothing_is_made_or_changed(path, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.db"], "no such file"),
-        (["none/none.db"], "no such file"),
+        (["none.db"], "(?i)no such file"),
+        (["none/none.db"], "(?i)no such file"),
         (["notes.txt"], "no SQLite database"),
         (["."], "that is a folder"),
         (["jobs.db", "--last", "-1"], "--last: expected at least 0"),
-        (["jobs.db", "--give-up", "9"], "there is none"),
+        (["jobs.db", "--give-up", "9"], "there is no entry 9"),
         (["jobs.db", "--give-up", "1"], "nothing to give up"),
         (["jobs.db", "--price-per-second", "-1"], "price must be finite and at least 0"),
         (["jobs.db", "--price-per-second", "x"], "invalid float"),
@@ -189,7 +190,7 @@ def test_what_cannot_be_listed(path, tmp_path, monkeypatch, capsys, arguments, m
     with pytest.raises(SystemExit) as caught:
         __main__.main(arguments)
     assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["jobs.db", "notes.txt"]
 
 

@@ -77,7 +77,7 @@ def test_paths_where_no_journal_can_be(tmp_path):
         with pytest.raises(JournalError, match=message):
             Journal(path)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(JournalError, match="permissions of the file and its folder"):
+    with pytest.raises(JournalError, match=r"(?i)no such file"):
         Journal(tmp_path / "link")
     for path in (3, b"jobs.db", "a\0b", ["jobs.db"]):
         with pytest.raises(InputTypeError, match="path must be text or a path"):
@@ -86,15 +86,15 @@ def test_paths_where_no_journal_can_be(tmp_path):
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc")
 def test_a_place_that_cannot_be_written():
-    with pytest.raises(JournalError, match=r"cannot be made there .*can be written"):
+    with pytest.raises(JournalError, match="give a path that can be used"):
         Journal("/proc/jobs.db")
 
 
 @pytest.mark.parametrize(
     ("denied", "right", "message"),
     [
-        ("jobs.db", os.W_OK, r"cannot be written.*chmod u\+rw"),
-        ("jobs.db", os.R_OK, r"cannot be read.*chmod u\+rw"),
+        ("jobs.db", os.W_OK, r"read and written.*chmod u\+rw"),
+        ("jobs.db", os.R_OK, r"read and written.*chmod u\+rw"),
         ("", os.W_OK, r"its folder cannot be written.*chmod u\+w"),
     ],
 )
@@ -147,12 +147,13 @@ def test_a_file_system_without_links(tmp_path, monkeypatch):
 
 def test_every_transaction_is_synced_and_readers_change_nothing(tmp_path):
     path = tmp_path / "jobs.db"
-    with Journal(path) as journal, journal._database.reading() as connection:
+    with Journal(path) as journal:
+        connection = journal._database._connection
         assert connection.execute("PRAGMA synchronous").fetchone() == (3,)  # EXTRA
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
     reader = database.Database(path, read_only=True)
-    with pytest.raises(JournalError, match="readonly"), reader.writing() as connection:
-        connection.execute("DELETE FROM entries")
+    with pytest.raises(JournalError, match="readonly"), reader.writing():
+        reader.execute("DELETE FROM entries")
     reader.close()
 
 

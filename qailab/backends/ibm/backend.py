@@ -107,6 +107,7 @@ class IBMBackend(Backend):
     ) -> None:
         if waits is not None:
             warnings.warn("waits= is timeouts= now", DeprecationWarning, stacklevel=2)
+            timeouts = waits
         check_choice("mode", mode, get_args(Mode))
         checked_integer("optimization_level", optimization_level, least=0, most=3)
         if mode == "job" and session_id is not None:
@@ -134,8 +135,10 @@ class IBMBackend(Backend):
             journal=self.journal,
             poll_seconds=check_positive("poll_interval", poll_interval),
             timeout=check_positive("timeout", timeout),
-            limits=_checked(IBMLimits, "limits", limits or IBMLimits()),
-            timeouts=_checked(IBMTimeouts, "timeouts", timeouts or waits or IBMTimeouts()),
+            limits=_checked(IBMLimits, "limits", IBMLimits() if limits is None else limits),
+            timeouts=_checked(
+                IBMTimeouts, "timeouts", IBMTimeouts() if timeouts is None else timeouts
+            ),
         )
         if options:  # only then, as IBM's client takes seconds to import
             _check_options(options)
@@ -299,7 +302,7 @@ def seconds_of(max_time: object) -> int:
 
 def _checked(kind: type[Any], name: str, value: object) -> Any:
     if not isinstance(value, kind):
-        raise InputTypeError(f"{name} must be {kind.__name__}, got {value!r}")
+        raise InputTypeError(f"{name} must be of {kind.__name__}, got {value!r}")
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -36,9 +37,19 @@ class Found(NamedTuple):
     status: JobStatus
     session: str | None
 
+    @property
+    def goes_on(self) -> bool:
+        return not self.status.is_final
+
 
 class Device(Protocol):
     """Runs jobs. Every call may raise a `RequestError`.
+
+    ``submit`` sends rows of angles ``(n, A)`` and returns the job's id; ``tag`` is what ``find``
+    finds the job by (the newest first), ``seed`` that of the noise where a simulator draws it,
+    ``mode`` the client's session or None. ``status`` says where a job is, and why it has no result;
+    ``counts`` is as `programs.counts_of` has them; ``usage`` is in QPU seconds, None as long as
+    they are not known; ``forget`` drops what is kept of a job here.
 
     Attributes:
         name: the device's name.
@@ -54,43 +65,29 @@ class Device(Protocol):
 
     def submit(
         self, program: Program, angles: FloatArray, shots: int, *, tag: str, seed: int, mode: Any
-    ) -> str:
-        """Send a job, and return its id.
+    ) -> str: ...
 
-        Args:
-            program: the circuit.
-            angles: its rows, shape ``(n, A)``.
-            shots: shots for each row.
-            tag: what to find the job by.
-            seed: of the noise, where a simulator draws it.
-            mode: the session of the client's to run it in; None for none.
-        """
+    def status(self, job_id: str) -> tuple[JobStatus, str]: ...
 
-    def status(self, job_id: str) -> tuple[JobStatus, str]:
-        """Where a job is, and why it has no result."""
+    def counts(
+        self, job_id: str, num_bits: int, num_rows: int, shots: int
+    ) -> NDArray[np.uint32]: ...
 
-    def counts(self, job_id: str, num_bits: int, num_rows: int, shots: int) -> NDArray[np.uint32]:
-        """The result of a job that is done, as `programs.counts_of` has it."""
+    def usage(self, job_id: str) -> float | None: ...
 
-    def usage(self, job_id: str) -> float | None:
-        """QPU seconds of a job that has ended; None if they are not known yet."""
+    def cancel(self, job_id: str) -> None: ...
 
-    def cancel(self, job_id: str) -> None:
-        """Cancel a job; an error if it has ended already."""
+    def find(self, tag: str) -> list[Found]: ...
 
-    def find(self, tag: str) -> list[Found]:
-        """All jobs with a tag, the newest first."""
-
-    def forget(self, job_id: str) -> None:
-        """Drop what is kept of a job here."""
+    def forget(self, job_id: str) -> None: ...
 
 
-def merged_options(options: Any, more: Any) -> dict[str, Any]:
+def merged_options(options: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a Sampler with more of them, nested ones as well; lists are joined."""
     together = dict(options)
     for name, value in more.items():
         known = together.get(name)
-        if isinstance(known, dict) and isinstance(value, dict):
+        if isinstance(known, Mapping) and isinstance(value, Mapping):
             value = merged_options(known, value)
         elif isinstance(known, list) and isinstance(value, list):
             value = [*known, *value]

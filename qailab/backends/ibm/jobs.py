@@ -134,20 +134,18 @@ class Jobs:
         counts = np.zeros((task.work.num_rows, 1 << task.program.num_bits), dtype=np.uint32)
         done = self._run_all(task, self._reserve(task, task.work, task.max_rows))
         for entry, found in done:
-            part = task.work.common(entry.work)
-            counts[part.start - task.work.start : part.stop - task.work.start] = found[
-                part.start - entry.work.start : part.stop - entry.work.start
-            ]
+            rows = task.work.common(entry.work)
+            mine, theirs = (slice(rows.start - at, rows.stop - at)
+                            for at in (task.work.start, entry.work.start))  # fmt: skip
+            counts[mine] = found[theirs]
         self._record.forget([entry.id for entry, _ in done])
         return counts
 
     def _reserve(self, task: Task, work: Work, max_rows: int) -> list[Entry]:
+        most = max(task.group, max_rows // task.group * task.group)
+        name, owner = self._device.name, self._owner
         return self._record.reserve(
-            work,
-            most_rows=max(task.group, max_rows // task.group * task.group),
-            group=task.group,
-            backend=self._device.name,
-            owner=self._owner,
+            work, most_rows=most, group=task.group, backend=name, owner=owner
         )
 
     def _run_all(self, task: Task, entries: Sequence[Entry]) -> list[tuple[Entry, Counts]]:
@@ -182,27 +180,29 @@ class Jobs:
                 entry = self._wait(task, entry)
             else:
                 failures += _WEIGHTS.get(entry.cause, 1.0)
-                rows = task.work.common(entry.work)
-                halve = entry.cause is Cause.TOO_LONG
-                hopeless = halve and rows.num_rows <= task.group
-                if failures >= self._timeouts.job_failures or hopeless:
-                    raise _given_up(entry, failures)
-                max_rows = task.max_rows
-                if halve:
-                    max_rows = -(-rows.num_rows // (2 * task.group)) * task.group
-                    logger.warning(
-                        "job %s of %d rows was too long for %s; they are sent again as two jobs",
-                        entry.job_id,
-                        entry.work.num_rows,
-                        entry.backend,
-                    )
-                instead = self._reserve(task, rows, max_rows)
+                instead = self._instead_of(task, entry, failures)
                 if len(instead) > 1:
                     return self._run_all(task, instead)
                 entry = instead[0]
         counts = self._record.counts(entry.id)
         self._meter.settle(entry)
         return [(entry, counts)]
+
+    def _instead_of(self, task: Task, entry: Entry, failures: float) -> list[Entry]:
+        """Reserve the rows of a job that ended without a result again; too often is an error."""
+        rows = task.work.common(entry.work)
+        too_long = entry.cause is Cause.TOO_LONG
+        if failures >= self._timeouts.job_failures or (too_long and rows.num_rows <= task.group):
+            reason = f"ran too long: {entry.reason}" if too_long else entry.reason
+            text = f"{reason} ({failures:g} jobs for these rows ended so)"
+            if entry.cause is Cause.TIMEOUT:  # a fault of the place: others may do better
+                text += "; raise timeout= if jobs of this size run that long"
+                raise TransientBackendError(_about(entry, text))
+            raise EvaluationError(_about(entry, text))
+        if not too_long:
+            return self._reserve(task, rows, task.max_rows)
+        logger.warning("%s: its rows are sent again as two jobs", _about(entry, "ran too long"))
+        return self._reserve(task, rows, -(-rows.num_rows // (2 * task.group)) * task.group)
 
     # pending, unconfirmed -> submitted
 
@@ -260,13 +260,12 @@ class Jobs:
         return entry
 
     def _submit(self, task: Task, entry: Entry) -> Entry:
-        """Send a pending entry, and wait for its job; it has its place among those pending."""
+        """Send a pending entry, and wait for its job, which has its place among those pending."""
         while not self._room.acquire(timeout=0.05):
             task.check_stop()
         try:
             self._meter.reserve(entry, task.stop)
-            job_id, session = self._deliver(task, entry)
-            entry = self._submitted(entry, job_id, session)
+            entry = self._submitted(entry, *self._deliver(task, entry))
             return self._wait(task, entry) if entry.state is State.SUBMITTED else entry
         except BaseException:
             now = self._record.entry(entry.id)
@@ -312,20 +311,19 @@ class Jobs:
                 replaced += 1
                 continue
             if sending and fault.kind is FaultKind.LOST:
-                found = self._confirm(entry, fault, task.stop)
+                found = self._confirm(entry.id, fault, task.stop)
                 if found is not None:
                     return found.job_id, session_id
             backoff.pause(fault)
 
-    def _confirm(self, entry: Entry, fault: Fault, stop: threading.Event) -> Found | None:
+    def _confirm(self, entry_id: int, fault: Fault, stop: threading.Event) -> Found | None:
         """Look for a job whose answer was lost."""
-        entry = self._record.entry(entry.id)
-        self._record.unsent(entry, State.UNCONFIRMED, self._owner)
+        self._record.unsent(self._record.entry(entry_id), State.UNCONFIRMED, self._owner)
+        entry = self._record.entry(entry_id)
         found = self._find(entry, stop, settle=fault.is_slow)
         if found is None:
-            entry = self._record.entry(entry.id)
             self._record.unsent(entry, State.PENDING, self._owner)
-            self._resent.add(entry.id)
+            self._resent.add(entry_id)
         return found
 
     def _find(self, entry: Entry, stop: threading.Event, *, settle: bool) -> Found | None:
@@ -352,30 +350,24 @@ class Jobs:
                 continue
             backoff.reset()
             jobs = [job for job in jobs if self._record.entry_of(job.job_id) in (None, entry.id)]
-            hopeful = [job for job in jobs if job.status is JobStatus.DONE or _goes_on(job)]
+            hopeful = [job for job in jobs if job.status is JobStatus.DONE or job.goes_on]
             if hopeful:
                 first, *doubles = reversed(hopeful)  # the oldest is nearest to its answer
-                for job in doubles:
-                    logger.warning("job %s was accepted though its answer was lost", job.job_id)
-                    self._cancel_quietly(job.job_id)
+                self._cancel_doubles(doubles)
                 return first
-            if jobs:
-                return jobs[0]
             left = end - time.monotonic()
-            if left <= 0:
-                return None
+            if jobs or left <= 0:
+                return jobs[0] if jobs else None
             backoff.sleep(min(pause, left))
             pause = min(2 * pause, 2.0)
 
     def _submitted(self, entry: Entry, job_id: str, session: str | None) -> Entry:
         # If it cannot be noted (a full disk), the job goes on: it is found by its tag.
-        noted = self._record.submitted(
-            entry.id, job_id=job_id, backend=self._device.name, session=session
-        )
-        self._meter.sent()
-        if not noted:
+        name = self._device.name
+        if not self._record.submitted(entry.id, job_id=job_id, backend=name, session=session):
             logger.warning("job %s came so late that others have its rows: cancelled", job_id)
             self._cancel_quietly(job_id)
+        self._meter.sent()
         return self._record.entry(entry.id)
 
     def _withdraw(self, entry: Entry, reason: str) -> None:
@@ -407,21 +399,23 @@ class Jobs:
             EvaluationError: if its result is not to be had.
         """
         job_id, stop, bits = _job_of(entry), task.stop, task.program.num_bits
-        what = f"job {job_id} on {entry.backend}"
-        backoff = Backoff(self._timeouts.retry_seconds, stop, what)
+        backoff = Backoff(self._timeouts.retry_seconds, stop, _about(entry, "waiting"))
+        first = self._timeouts.first_poll_seconds
         began = time.monotonic()
         # From when it was sent: by the wall's clock, for another process may have.
         end = began + self._timeout - max(0.0, time.time() - entry.updated)
         status = JobStatus.WAITING
         try:
-            stop.wait(self._timeouts.first_poll_seconds)  # it is not done at once
+            stop.wait(first)  # it is not done at once
             while not stop.is_set():
                 try:
                     status, reason = self._device.status(job_id)
                     backoff.reset()
                 except RequestError as error:
-                    if error.fault.status == 404 and not self._is_there(entry, stop):
-                        return self._deleted(entry)
+                    if error.fault.status == 404:
+                        found = self._find(entry, stop, settle=True)
+                        if found is None or found.job_id != job_id:
+                            return self._deleted(entry)
                     backoff.pause(_passing(error.fault))
                     continue
                 if status is JobStatus.DONE:
@@ -431,18 +425,13 @@ class Jobs:
                 now = time.monotonic()
                 if now > end:
                     return self._timed_out(entry, bits, status)
-                share = max(self._timeouts.first_poll_seconds, _POLL_SHARE * (now - began))
-                stop.wait(max(0.0, min(share, self._poll_seconds, end - now)))
+                pause = min(max(first, _POLL_SHARE * (now - began)), self._poll_seconds, end - now)
+                stop.wait(pause)
         except CancelledError:
             pass
         with suppress(EvaluationError, TransientBackendError):
             self._cancel(entry, bits, Cause.STOPPED, "cancelled by the program")
         raise CancelledError("the evaluation was cancelled")
-
-    def _is_there(self, entry: Entry, stop: threading.Event) -> bool:
-        """Whether the server still has a job that it did not know just now."""
-        found = self._find(entry, stop, settle=True)
-        return found is not None and found.job_id == entry.job_id
 
     def _deleted(self, entry: Entry) -> Entry:
         """End an entry whose job is gone; an error where it may be another account's."""
@@ -450,17 +439,15 @@ class Jobs:
             reason = "the server does not know the job any more"
             return self._note_end(entry, State.FAILED, Cause.DELETED, reason, None)
         raise TransientBackendError(
-            f"rows {entry.work.start} to {entry.work.stop - 1} are in job {entry.job_id} on "
-            f"{entry.backend}, which this account does not see; run them with the account that "
-            "sent it, or, if it was deleted, have them sent again: python -m qailab.journal "
+            f"{_about(entry, 'this account does not see the job')}; run its rows with the account "
+            "that sent it, or, if it was deleted, have them sent again: python -m qailab.journal "
             f"{self._record.path} --give-up {entry.id}"
         )
 
     def _fetch(self, entry: Entry, num_bits: int) -> Entry:
         """Take in the result, regardless of any stop: it is paid for."""
         job_id, work = _job_of(entry), entry.work
-        what = f"the result of job {job_id} on {entry.backend}"
-        backoff = Backoff(self._timeouts.retry_seconds, None, what)
+        backoff = Backoff(self._timeouts.retry_seconds, None, _about(entry, "fetching the result"))
         with ThreadPoolExecutor(1, "qailab-ibm-usage") as beside:
             usage = beside.submit(self._usage, job_id)
             while True:
@@ -468,33 +455,32 @@ class Jobs:
                     counts = self._device.counts(job_id, num_bits, work.num_rows, work.shots)
                     break
                 except EvaluationError as error:
-                    raise _about(entry, str(error)) from error
+                    raise EvaluationError(_about(entry, str(error))) from error
                 except RequestError as error:
                     backoff.pause(_passing(error.fault))
             entry = self._record.done(entry.id, counts, usage.result())
-        if entry.id in self._resent:
+        if entry.id in self._resent:  # if it was sent twice, end the other one before it costs
             self._resent.discard(entry.id)
-            self._end_doubles(entry)
+            with suppress(RequestError):
+                others = [job for job in self._device.find(entry.tag) if job.job_id != job_id]
+                self._cancel_doubles(others)
         self._device.forget(job_id)
         return entry
 
-    def _end_doubles(self, entry: Entry) -> None:
-        """If a job was sent twice after all, end the other one before it costs."""
-        with suppress(RequestError):
-            for job in self._device.find(entry.tag):
-                if job.job_id == entry.job_id:
-                    continue
-                if _goes_on(job):
-                    logger.warning("job %s was accepted though its answer was lost", job.job_id)
-                    self._cancel_quietly(job.job_id)
-                elif job.status is JobStatus.DONE:
-                    logger.warning(
-                        "jobs %s and %s have the same rows, and both were paid for: the service "
-                        "took the first more than %g s after it was sent",
-                        job.job_id,
-                        entry.job_id,
-                        self._device.settle_seconds,
-                    )
+    def _cancel_doubles(self, jobs: Sequence[Found]) -> None:
+        for job in jobs:
+            if job.status is JobStatus.DONE:
+                logger.warning(
+                    "job %s and a later one have the same rows, and both were paid for: the "
+                    "service took it more than %g s after it was sent",
+                    job.job_id,
+                    self._device.settle_seconds,
+                )
+            elif job.goes_on:
+                logger.warning(
+                    "job %s was accepted although its answer was lost: cancelled", job.job_id
+                )
+                self._cancel_quietly(job.job_id)
 
     def _ended(self, entry: Entry, status: JobStatus, reason: str, stop: threading.Event) -> Entry:
         """Note that a job ended without a result."""
@@ -502,7 +488,7 @@ class Jobs:
         if cause is Cause.DEVICE and self._session_ended(entry.session, stop):
             cause = Cause.SESSION
         state = State.CANCELLED if status is JobStatus.CANCELLED else State.FAILED
-        logger.warning("job %s on %s %s: %s", entry.job_id, entry.backend, state, reason)
+        logger.warning("%s", _about(entry, f"{state}: {reason}"))
         return self._note_end(entry, state, cause, reason, self._usage(_job_of(entry)))
 
     def _timed_out(self, entry: Entry, num_bits: int, status: JobStatus) -> Entry:
@@ -510,16 +496,12 @@ class Jobs:
         reason = f"it took longer than {self._timeout:g} s"
         entry = self._cancel(entry, num_bits, Cause.TIMEOUT, reason)
         if entry.state is State.SUBMITTED:
-            raise TransientBackendError(
-                f"job {entry.job_id} on {entry.backend} could not be cancelled, though {reason}; "
-                "it is waited for again when its rows are"
-            )
+            text = f"it could not be cancelled, though {reason}; it is waited for again"
+            raise TransientBackendError(_about(entry, text))
         if entry.state is State.DONE or status is JobStatus.RUNNING:
             return entry
-        raise TransientBackendError(
-            f"job {entry.job_id} on {entry.backend} was cancelled: {reason}, the time-out; raise "
-            "timeout= where the queue is longer than that"
-        )
+        text = f"cancelled: {reason}, the time-out; raise timeout= where the queue is longer"
+        raise TransientBackendError(_about(entry, text))
 
     def _cancel(self, entry: Entry, num_bits: int, cause: Cause, reason: str) -> Entry:
         """End a job; if it ended by itself in that moment, keep its result: it is paid for.
@@ -541,7 +523,7 @@ class Jobs:
             if status.is_final:
                 return self._note_end(entry, State.CANCELLED, cause, reason, self._usage(job_id))
             if time.monotonic() > end:
-                logger.warning("job %s on %s may still run: %s", job_id, entry.backend, reason)
+                logger.warning("%s", _about(entry, f"it may still run: {reason}"))
                 return entry
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
@@ -560,8 +542,7 @@ class Jobs:
 
     def _usage(self, job_id: str) -> float | None:
         """What a job cost; None if the service does not say, which must not lose its result."""
-        seconds = min(_CARE_SECONDS, self._timeouts.retry_seconds)
-        backoff = Backoff(seconds, None, "usage")
+        backoff = Backoff(min(_CARE_SECONDS, self._timeouts.retry_seconds), None, "usage")
         with suppress(BackendError):
             while True:
                 try:
@@ -571,10 +552,6 @@ class Jobs:
         return None
 
 
-def _goes_on(job: Found) -> bool:
-    return not job.status.is_final
-
-
 def _passing(fault: Fault) -> Fault:
     """A fault of a job that the server has just spoken of: "not found" will pass."""
     if fault.status == 404 or (fault.status is None and fault.names):
@@ -582,23 +559,12 @@ def _passing(fault: Fault) -> Fault:
     return fault
 
 
-def _given_up(entry: Entry, failures: float) -> BackendError:
-    """The error for rows whose jobs end without a result again and again."""
-    text = f"{entry.reason} ({failures:g} jobs for these rows ended so)"
-    if entry.cause is Cause.TOO_LONG:
-        text = f"ran too long: {text}"
-    if entry.cause is Cause.TIMEOUT:  # a fault of the place: others may do better
-        text += "; raise timeout= if jobs of this size run that long"
-        return TransientBackendError(str(_about(entry, text)))
-    return _about(entry, text)
-
-
 def _job_of(entry: Entry) -> str:
     assert entry.job_id is not None, f"{entry} has no job"
     return entry.job_id
 
 
-def _about(entry: Entry, text: str) -> EvaluationError:
-    """An error about a job, with what names it."""
+def _about(entry: Entry, text: str) -> str:
+    """A text about a job, with what names it."""
     rows = f"rows {entry.work.start} to {entry.work.stop - 1}"
-    return EvaluationError(f"job {entry.job_id} on {entry.backend} ({rows}): {text}")
+    return f"job {entry.job_id} on {entry.backend} ({rows}): {text}"
