@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from qailab.backends.ibm.devices import Mode
 from qailab.backends.ibm.faults import Fault, FaultKind, RequestError, known_tokens
+from qailab.backends.ibm.service import session_kind
 from qailab.backends.ibm.timeouts import Backoff, IBMTimeouts
 from qailab.backends.ibm.transport import bind_requests, call_within
-from qailab.errors import BackendBuildError, BackendError, TransientBackendError
+from qailab.errors import BackendBuildError, EvaluationError
 
 Result = TypeVar("Result")
 
@@ -30,38 +31,32 @@ class Account:
     """A way to IBM's service, with the credentials of this machine.
 
     Args:
-        account: the name of a saved account.
-        instance: the instance, by name or CRN.
-        channel: the client's channel.
         timeouts: how long to wait for what.
+        given: what the client is told: ``name`` of a saved account, ``instance``, ``channel``.
 
     Raises:
         BackendBuildError: if there is no account, or it is refused.
         TransientBackendError: if IBM cannot be reached.
     """
 
-    def __init__(
-        self,
-        account: str | None,
-        instance: str | None,
-        channel: str | None,
-        timeouts: IBMTimeouts,
-    ) -> None:
-        given = {"name": account, "instance": instance, "channel": channel}
+    def __init__(self, timeouts: IBMTimeouts, **given: str | None) -> None:
         self._given = {name: value for name, value in given.items() if value is not None}
         self._timeouts = timeouts
         # Read at import. Without it the client inspects the whole call stack for every request.
         os.environ.setdefault("USAGE_DATA_OPT_OUT", "True")
         # It warns of what is meant: an account from the environment.
         logging.getLogger("qiskit_ibm_runtime").setLevel(logging.ERROR)
-        self.service = self._retried("connecting to IBM Quantum", self._connect)
+        self.service = self._connected()
 
-    def _connect(self) -> Any:
-        from qiskit_ibm_runtime import QiskitRuntimeService
+    def _connected(self) -> Any:
+        def connect() -> Any:
+            from qiskit_ibm_runtime import QiskitRuntimeService
 
-        service = QiskitRuntimeService(**self._given)
-        bind_requests(service, self._timeouts.request_seconds)
-        return service
+            service = QiskitRuntimeService(**self._given)
+            bind_requests(service, self._timeouts.request_seconds)
+            return service
+
+        return self._retried("connecting to IBM Quantum", connect)
 
     def backend(self, name: str | None, qubits: int) -> Any:
         """The backend of a name, or the least busy one with so many qubits.
@@ -84,19 +79,13 @@ class Account:
             try:
                 return self._retried(what, look)
             except _NotFound:  # the client lists backends when it connects, and keeps what it got
-                self.service = self._retried("connecting to IBM Quantum", self._connect)
+                self.service = self._connected()
         names = self._retried(
             "listing the backends", lambda: {str(one.name) for one in self.service.backends()}
         )
+        missing = f"backend {name!r}" if name else f"backend of {qubits} qubits in operation"
         listed = ", ".join(sorted(names)) or "none"
-        if name is None:
-            raise BackendBuildError(
-                f"no backend of this account and instance is in operation and has {qubits} "
-                f"qubits; there are: {listed}"
-            )
-        raise BackendBuildError(
-            f"this account and instance have no backend {name!r}; there are: {listed}"
-        )
+        raise BackendBuildError(f"this account and instance have no {missing}; there are: {listed}")
 
     def check_session(self, session_id: str, mode: Mode, backend: str) -> None:
         """Raise if a session is not this backend's.
@@ -104,11 +93,10 @@ class Account:
         Raises:
             BackendBuildError: if so, or if there is none of that id.
         """
-        from qiskit_ibm_runtime import Batch, Session
-
-        kind = Batch if mode == "batch" else Session
-        what = f"looking for session {session_id}"
-        session = self._retried(what, lambda: kind.from_id(session_id, self.service))
+        session = self._retried(
+            f"looking for session {session_id}",
+            lambda: session_kind(mode).from_id(session_id, self.service),
+        )
         if session.backend() != backend:
             raise BackendBuildError(
                 f"session_id {session_id} is a session of backend {session.backend()}, not of "
@@ -116,8 +104,7 @@ class Account:
             )
 
     def _retried(self, what: str, call: Callable[[], Result]) -> Result:
-        seconds = min(_CONNECT_SECONDS, self._timeouts.retry_seconds)
-        backoff = Backoff(seconds, None, what)
+        backoff = Backoff(min(_CONNECT_SECONDS, self._timeouts.retry_seconds), None, what)
         while True:
             try:
                 return call_within(2 * self._timeouts.request_seconds, what, call)
@@ -130,9 +117,7 @@ class Account:
                 raise BackendBuildError(problem)
             try:
                 backoff.pause(_reachable(fault))
-            except TransientBackendError:
-                raise
-            except BackendError as refused:
+            except EvaluationError as refused:  # no rows are to blame
                 raise BackendBuildError(str(refused)) from None
 
 

@@ -52,11 +52,7 @@ class IBMConfig:
 
 
 class Connection:
-    """A backend that is open. Threads may share it.
-
-    Args:
-        config: what it was made with.
-        state: what the processes agree on that have the config; None if there are no others.
+    """A backend that is open. Threads may share it; ``state`` is what processes agree on.
 
     Raises:
         BackendBuildError: if there is no account, it is refused, or has no such backend.
@@ -80,9 +76,8 @@ class Connection:
         if isinstance(config.name, BackendV2):
             self._use(LocalDevice(config.name, config.options))
         else:
-            self._account = Account(
-                config.account, config.instance, config.channel, config.timeouts
-            )
+            given = {"instance": config.instance, "channel": config.channel}
+            self._account = Account(config.timeouts, name=config.account, **given)
             if config.name is not None:
                 self._use(self._service_device(self._account, 0))
 
@@ -115,11 +110,7 @@ class Connection:
             return jobs, program
 
     def close(self, seconds: float) -> None:
-        """Close the session, if it is ours, and the journal. Safe to call twice.
-
-        Args:
-            seconds: how long to try.
-        """
+        """Close the session, if it is ours (trying for so long at most), and the journal."""
         if self._sessions is not None:
             self._sessions.close(seconds)
             self._sessions = None

@@ -26,14 +26,7 @@ _CALL_SHARE = 1.5  # of a call's deadline over a request's: a call may be a few 
 
 
 class ServiceDevice:
-    """A `Device` behind IBM's service.
-
-    Args:
-        service: a ``QiskitRuntimeService``.
-        backend: a backend of it.
-        options: the Sampler's.
-        timeouts: how long the server may be silent.
-    """
+    """A `Device` behind IBM's service: a backend of a ``QiskitRuntimeService``."""
 
     def __init__(
         self, service: Any, backend: Any, options: Mapping[str, Any], timeouts: IBMTimeouts
@@ -161,14 +154,7 @@ _STATUSES = {
 
 
 class ServiceSessions:
-    """Opens and finds sessions and batches of a backend at the service.
-
-    Args:
-        service: a ``QiskitRuntimeService``.
-        backend: the backend.
-        max_seconds: how long a session may live.
-        request_seconds: how long the server may be silent.
-    """
+    """Sessions and batches of a backend at the service; they live for ``max_seconds``."""
 
     def __init__(
         self, service: Any, backend: Any, max_seconds: int, request_seconds: float
@@ -180,7 +166,7 @@ class ServiceSessions:
 
     def open(self, mode: Mode) -> Any:
         """Open one; it must be closed, or it costs until its time is up."""
-        kind = _kind(mode)
+        kind = session_kind(mode)
         return call_within(
             self._seconds,
             f"opening a {mode}",
@@ -192,7 +178,7 @@ class ServiceSessions:
         return call_within(
             self._seconds,
             f"looking for {mode} {session_id}",
-            lambda: _kind(mode).from_id(session_id, self._service),
+            lambda: session_kind(mode).from_id(session_id, self._service),
         )
 
     def close(self, session: Any) -> None:
@@ -213,7 +199,8 @@ class ServiceSessions:
         return not closed and details.get("accepting_jobs") is not False
 
 
-def _kind(mode: Mode) -> Any:
+def session_kind(mode: Mode) -> Any:
+    """The client's class of a mode."""
     from qiskit_ibm_runtime import Batch, Session
 
     return Batch if mode == "batch" else Session

@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 from qailab.backends.ibm.faults import Fault, FaultKind
 from qailab.errors import BackendBuildError, EvaluationError, InputError, InputTypeError
@@ -42,24 +42,19 @@ class IBMTimeouts:
     job_failures: int = 3
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            check_positive(field.name, getattr(self, field.name))
+        for name, value in asdict(self).items():
+            check_positive(name, value)
 
 
 def IBMWaits(**seconds: float) -> IBMTimeouts:
     """`IBMTimeouts` under its old name, where ``retry_seconds`` was ``patience_seconds``."""
     warnings.warn("IBMWaits is IBMTimeouts now", DeprecationWarning, stacklevel=2)
-    if "patience_seconds" in seconds:
-        seconds["retry_seconds"] = seconds.pop("patience_seconds")
-    return IBMTimeouts(**seconds)  # type: ignore[arg-type]
+    names = {"patience_seconds": "retry_seconds"}
+    return IBMTimeouts(**{names.get(name, name): value for name, value in seconds.items()})  # type: ignore[arg-type]
 
 
 def check_positive(name: str, value: object) -> float:
-    """A positive number of seconds.
-
-    Raises:
-        InputError: if it is not.
-    """
+    """Return a number of seconds; an `InputError` if it is not positive and finite."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputTypeError(f"{name} must be a number of seconds, got {value!r}")
     if not 0 < value < math.inf:
@@ -68,12 +63,9 @@ def check_positive(name: str, value: object) -> float:
 
 
 class Backoff:
-    """Longer and longer pauses after faults, until they have lasted too long.
+    """Longer and longer pauses after faults, until they have lasted for ``seconds``.
 
-    Args:
-        seconds: how long to retry.
-        stop: set to give up; None to go on regardless.
-        what: what is being done, in words.
+    ``stop`` ends a pause with a `CancelledError`; ``what`` is being done, in words.
     """
 
     def __init__(self, seconds: float, stop: threading.Event | None, what: str) -> None:
@@ -95,7 +87,6 @@ class Backoff:
             EvaluationError: if it will not pass.
             BackendBuildError: if the account is refused.
             TransientBackendError: if faults have lasted too long.
-            CancelledError: if it was stopped.
         """
         if fault.kind is FaultKind.REFUSED:
             kind = BackendBuildError if fault.is_unauthorized else EvaluationError
@@ -105,17 +96,14 @@ class Backoff:
         self._faults += 1
         left = self._since + self._seconds - now
         if left <= 0:
-            raise Transient(
-                f"{self._what}: {self._faults} faults within {now - self._since:.0f} s, the last "
-                f"one: {fault}"
-            )
+            within = f"{self._faults} faults within {now - self._since:.0f} s"
+            raise Transient(f"{self._what}: {within}, the last one: {fault}")
         # Jitter, so that actors that met the same fault do not come back together.
         pause = max(self._pause * random.uniform(0.5, 1.0), fault.retry_after or 0.0)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         self.sleep(min(pause, left))
 
     def sleep(self, seconds: float) -> None:
-        """Sleep; a `CancelledError` if it was stopped."""
         if self._stop is None:
             time.sleep(seconds)
         elif self._stop.wait(seconds):

@@ -17,7 +17,7 @@ def test_nothing_that_is_written_sent_or_shown_has_the_key(rehearse, tmp_path, c
     server = rehearse(
         token=KEY,
         faults=[on("http", "GET /jobs/ID", status=500), on("job-failed"), on("drop"),
-                on("http", status=401, after=4)],
+                on("http", status=401, after=4, times=0)],
     )  # fmt: skip
     caplog.set_level(logging.DEBUG)
     canonical, rows = gradient_rows()

@@ -1,6 +1,7 @@
 """Jobs, sessions, journal and budget, on a rehearsal server."""
 
 import multiprocessing
+import threading
 import time
 from concurrent.futures import CancelledError
 from dataclasses import replace
@@ -8,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qailab.backends import AerBackend, Budget, IBMLimits
+from qailab.backends import AerBackend, Budget, IBMLimits, Usage
+from qailab.backends.base import evaluate
 from qailab.backends.shared import LocalState
 from qailab.errors import (
     BackendBuildError,
@@ -19,6 +21,7 @@ from qailab.errors import (
     TransientBackendError,
 )
 from qailab.journal import Journal
+from qailab.journal.report import read_report, tables
 from tests.support import oracles
 from tests.support.contracts import answers, forward_batch, model
 from tests.support.ibm import (
@@ -42,12 +45,12 @@ def test_one_job_for_all_rows(rehearse, mode):
     marginal = np.array(exact).reshape(len(exact), -1)
     assert np.abs(found - marginal).max() < 5 * 0.5 / np.sqrt(4000)
     canonical, rows = gradient_rows()
-    assert answers(backend, canonical, rows).shape == (rows.num_rows, 2)
+    second = evaluate(backend, canonical, rows, threading.Event())
+    assert second.answers.shape == (rows.num_rows, 2)
+    assert second.usage == Usage(jobs=1, qpu_seconds=server.jobs[1].qpu_seconds)
     assert [job.rows for job in server.jobs] == [3, rows.num_rows]
     assert {job.mode for job in server.jobs} == {mode}
     assert {job.program for job in server.jobs} == {"executor"}
-    assert backend.usage.jobs == 2
-    assert backend.usage.qpu_seconds == pytest.approx(sum(job.qpu_seconds for job in server.jobs))
     backend.close()
     assert [session.state for session in server.sessions] == ["closed"] * (mode != "job")
 
@@ -311,6 +314,8 @@ SURVIVABLE = [
     on("http", status=429),
     on("http", status=429, retry_after=1),
     on("http", status=500, times=2),
+    on("http", status=401),  # the token is renewed, once
+    on("http", "GET /jobs/ID", status=401),
     on("http", status=502),
     on("http", status=503),
     on("http", "GET /jobs/ID", status=500),
@@ -352,7 +357,7 @@ def test_what_a_gradient_survives(rehearse, fault):
 
 UNSURVIVABLE = [
     (on("http", status=400), EvaluationError),
-    (on("http", status=401), BackendBuildError),
+    (on("http", status=401, times=0), BackendBuildError),
     (on("http", status=503, times=0), TransientBackendError),
     (on("drop", times=0), TransientBackendError),
     (on("job-failed", times=0), EvaluationError),
@@ -380,3 +385,51 @@ def test_what_it_does_not_survive_is_an_error_in_time(rehearse, fault, error):
 
 def _exact_values(canonical, rows):
     return answers(AerBackend(), canonical, replace(rows, shots=None))[:, 0]
+
+
+# Sessions that cannot be closed, and the journal
+
+
+def test_closing_is_retried_and_what_stays_open_is_named(rehearse, caplog):
+    server = rehearse(faults=[on("http", "PATCH /sessions/ID", status=503, times=2)])
+    canonical, rows = gradient_rows(samples=1)
+    backend = device()
+    answers(backend, canonical, rows)
+    backend.close()
+    assert [session.state for session in server.sessions] == ["closed"]
+    assert "could not be closed" not in caplog.text
+
+
+def test_the_journal_tells_of_sessions_and_names_those_left_open(rehearse, tmp_path):
+    server = rehearse()
+    path = tmp_path / "journal.sqlite"
+    canonical, rows = gradient_rows(samples=1)
+    backend = device(mode="batch", journal=path)
+    answers(backend, canonical, rows)
+    left = read_report(path, price_per_second=1.0)  # as if it were killed now
+    session = server.sessions[0].id
+    assert [(job["mode"], job["session"]) for job in left.jobs] == [("batch", session)]
+    told = {"session": session, "backend": server.jobs[0].backend, "mode": "batch"}
+    assert [left.sessions[0] | told | {"state": "open", "given": False}] == left.sessions
+    assert f"1 session is open: batch {session} on" in tables(left, last=None, jobs=True)
+
+    theirs = device(mode="batch", journal=path, session_id=session)
+    answers(theirs, canonical, gradient_rows(samples=1, seed=2)[1])
+    theirs.close()
+    assert read_report(path, price_per_second=1.0).sessions[0]["state"] == "open"
+    backend.close()
+    report = read_report(path, price_per_second=1.0)
+    assert [job["mode"] for job in report.jobs] == ["batch", "batch"]
+    assert [session["state"] for session in report.sessions] == ["closed"]
+    assert "open" not in tables(report, last=None, jobs=True)
+
+
+def test_a_new_journal_takes_nothing_of_an_earlier_run(rehearse, tmp_path):
+    """Though a lost answer has it look for the job, and the rows are the same."""
+    server = rehearse(faults=[on("answer-lost", after=1)])
+    canonical, rows = gradient_rows(samples=1)
+    for name in ("one", "two"):
+        backend = device(mode="job", journal=tmp_path / f"{name}.db")
+        answers(backend, canonical, rows)
+        backend.close()
+    assert [job.state for job in server.jobs] == ["Completed"] * 2

@@ -37,14 +37,14 @@ journal = Journal(sys.argv[1])
 (entry,) = reserve(journal, work(0, 3000))
 journal.submitted(entry.id, job_id="d1", backend="ibm_fez", session="s")
 journal._database._connection.execute("PRAGMA cache_size = 1")  # pages leave memory at once
-execute = Database._execute
+patiently = Database._patiently
 def dying(self, connection, statement):
     if statement == "COMMIT" and sys.argv[2] == "before":
         os.kill(os.getpid(), signal.SIGKILL)
-    execute(self, connection, statement)
+    patiently(self, connection, statement)
     if statement == "COMMIT":
         os.kill(os.getpid(), signal.SIGKILL)
-Database._execute = dying
+Database._patiently = dying
 journal.done(entry.id, counts_of(entry, outcomes=512), 1.0)
 """
 
