@@ -8,19 +8,19 @@ import sys
 import numpy as np
 import pytest
 
-from qailab.journal import Journal, owner_alive, this_owner
+from qailab.journal import Journal, State, owner_alive, this_owner
 from qailab.journal.report import read_report
-from tests.journal.rows import claim, counts_of, work
+from tests.support.journal import counts_of, reserve, work
 
 # Says what it has recorded as soon as a method returns, and goes on until it is killed.
 TRAINING = """
 import sys
 from qailab.journal import Journal, this_owner
-from tests.journal.rows import claim, counts_of, work
+from tests.support.journal import counts_of, reserve, work
 journal = Journal(sys.argv[1])
 for step in range(10**6):
-    for entry in claim(journal, work(0, 300, step=step), most_rows=100, owner=this_owner()):
-        print("intended", entry.id, flush=True)
+    for entry in reserve(journal, work(0, 300, step=step), most_rows=100, owner=this_owner()):
+        print("pending", entry.id, flush=True)
         journal.submitted(entry.id, job_id=f"job-{entry.id}", backend="ibm_fez", session="s")
         print("submitted", entry.id, flush=True)
         journal.done(entry.id, counts_of(entry), 1.0)
@@ -32,9 +32,9 @@ TRANSACTION = """
 import os, signal, sys
 from qailab.journal import Journal
 from qailab.journal.database import Database
-from tests.journal.rows import claim, counts_of, work
+from tests.support.journal import counts_of, reserve, work
 journal = Journal(sys.argv[1])
-(entry,) = claim(journal, work(0, 3000))
+(entry,) = reserve(journal, work(0, 3000))
 journal.submitted(entry.id, job_id="d1", backend="ibm_fez", session="s")
 journal._database._connection.execute("PRAGMA cache_size = 1")  # pages leave memory at once
 patiently = Database._patiently
@@ -65,7 +65,7 @@ def test_killed_anywhere_nothing_that_was_recorded_is_lost(tmp_path, lines):
         for line in seen:
             if len(parts := line.split()) == 2:  # the last one may be cut off
                 states[int(parts[1])] = parts[0]
-        order = ["intended", "submitted", "done"]
+        order = ["pending", "submitted", "done"]
         for number, state in states.items():
             entry = journal.entry(number)
             assert order.index(entry.state) >= order.index(state)
@@ -75,13 +75,13 @@ def test_killed_anywhere_nothing_that_was_recorded_is_lost(tmp_path, lines):
         assert len(states) >= lines // 3
 
         # Started again, the same rows are the same entries, and what is not sent changes hands.
-        again = claim(journal, work(0, 300), most_rows=70, owner=this_owner())
+        again = reserve(journal, work(0, 300), most_rows=70, owner=this_owner())
         if states:
-            spans = [(entry.start, entry.stop) for entry in again]
+            spans = [(entry.work.start, entry.work.stop) for entry in again]
             assert spans == [(0, 100), (100, 200), (200, 300)]
         for entry in again:
-            if entry.state == "intended" and entry.owner != this_owner():
-                assert journal.take_over(entry, this_owner())
+            if entry.state == "pending" and entry.owner != this_owner():
+                assert journal.unsent(entry, State.UNCONFIRMED, this_owner())
 
 
 @pytest.mark.parametrize("first", ["journal", "report"])

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from qailab.errors import QailabError
-from tests.backends.ibm.conftest import device, gradient_rows, on
+from tests.support.contracts import answers
+from tests.support.ibm import device, gradient_rows, on
 
 KEY = "s3cret-0123456789-abcdefghijklmnopqrstuvwxyz"
 
@@ -16,19 +17,19 @@ def test_nothing_that_is_written_sent_or_shown_has_the_key(rehearse, tmp_path, c
     server = rehearse(
         token=KEY,
         faults=[on("http", "GET /jobs/ID", status=500), on("job-failed"), on("drop"),
-                on("http", status=401, after=4)],
+                on("http", status=401, after=4, times=0)],
     )  # fmt: skip
     caplog.set_level(logging.DEBUG)
     canonical, rows = gradient_rows()
     journal = tmp_path / "journal.sqlite"
     backend = device(journal=journal, instance=server.environment["QISKIT_IBM_INSTANCE"])
     logging.getLogger("qiskit_ibm_runtime").setLevel(logging.DEBUG)
-    backend.evaluate(canonical, rows)
+    answers(backend, canonical, rows)
 
     def until_the_key_is_refused():
         for step in range(5):
             noise = type(rows.noise)(rows.noise.seed, step + 1, "backward")
-            backend.evaluate(canonical, replace(rows, noise=noise))
+            answers(backend, canonical, replace(rows, noise=noise))
 
     with pytest.raises(QailabError) as caught:
         until_the_key_is_refused()

@@ -8,13 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from qailab.backends import AerBackend, Budget, IBMWaits
+from qailab.backends import AerBackend, Budget, IBMTimeouts
 from qailab.distributed import LauncherPool
 from qailab.errors import BackendBuildError, BudgetExceededError, PoolError, PoolExhaustedError
-from tests.backends.ibm.conftest import DEADLINE, device, gradient_rows, live_jobs, on
-from tests.distributed.conftest import wait_until
-
-pytestmark = pytest.mark.ray
+from tests.support.contracts import answers
+from tests.support.ibm import DEADLINE, device, gradient_rows, live_jobs, on, wait_until
 
 
 def pool(server, *backends, **options):
@@ -31,13 +29,13 @@ def test_two_devices_in_one_gradient(ray_cluster, rehearse, tmp_path):
     with pool(server, *(device(name, journal=journal) for name in names)) as fleet:
         fleet.wait(timeout=DEADLINE)
         assert server.sessions == []
-        answers = fleet.run(canonical, rows)
-        exact = AerBackend().evaluate(canonical, rows)
-        assert (np.abs(answers - exact)[:, 0] / np.sqrt(exact[:, 1] + 1e-6)).max() < 6
+        found = fleet.run(canonical, rows)
+        exact = answers(AerBackend(), canonical, rows)
+        assert (np.abs(found - exact)[:, 0] / np.sqrt(exact[:, 1] + 1e-6)).max() < 6
         # One job for each device, however many actors it has.
         assert sorted((job.backend, job.rows) for job in server.jobs) == [
             ("ibm_lagos", 18), ("ibmq_manila", 18)]  # fmt: skip
-        np.testing.assert_array_equal(fleet.run(canonical, rows), answers)
+        np.testing.assert_array_equal(fleet.run(canonical, rows), found)
         assert len(server.jobs) == 2
         assert fleet.stats()["jobs"] == 2
         assert {session.state for session in server.sessions} == {"active"}
@@ -131,9 +129,9 @@ def test_a_spent_budget_cancels_nothing_that_was_sent(ray_cluster, rehearse, tmp
 def test_a_device_that_is_set_aside_has_its_session_closed(ray_cluster, rehearse):
     server = rehearse("manila", "lagos", faults=[on("http", status=503, after=4, times=200)])
     canonical, rows = gradient_rows()
-    impatient = IBMWaits(request_seconds=1.0, patience_seconds=0.3, settle_seconds=0.1)
+    impatient = IBMTimeouts(request_seconds=1.0, retry_seconds=0.3, settle_seconds=0.1)
     names = ("ibmq_manila", "ibm_lagos")
-    with pool(server, *(device(name, waits=impatient) for name in names)) as fleet:
+    with pool(server, *(device(name, timeouts=impatient) for name in names)) as fleet:
         fleet.wait(timeout=DEADLINE)
         fleet.run(canonical, rows)
         fleet.run(canonical, rows)
@@ -147,7 +145,8 @@ FORGETFUL = """
 import sys
 import torch
 from qailab.distributed import LauncherPool
-from tests.backends.ibm.conftest import device, gradient_rows
+from tests.support.contracts import answers
+from tests.support.ibm import device, gradient_rows
 
 pool = LauncherPool([device()])
 pool.run(*gradient_rows())
@@ -155,7 +154,6 @@ sys.exit(3)
 """
 
 
-@pytest.mark.integration
 def test_a_program_that_ends_without_closing_leaves_no_session(rehearse):
     server = rehearse()
     done = subprocess.run(
