@@ -138,22 +138,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, folder: Path) -> int:
-    from chaos_runs import harness, pool, scenario
-    from tables import Table
+    from chaos_runs import pool, scenario
+    from chaos_runs.harness import Report, run_trials, summary
+    from tables import Column, Table
 
     figures = pool.FIGURES if options.command == "pool" else scenario.FIGURES
-    table = Table(harness.columns(figures))
-    reports, status = [], None
+    columns = [Column("kind", width=8), Column("seed"), Column("ok"), Column("s", ".1f", 5)]
+    table = Table([*columns, *(Column(name, "g", 5) for name in figures), Column("what", width=20)])
+    reports: list[Report] = []
+    status = None
     try:
-        for report in harness.run_trials(_trials(options), folder):
+        for report in run_trials(_trials(options), folder):
             reports.append(report)
-            table.add(harness.row(report))
+            table.add(report.row())
             for problem in report.problems:
                 print(f"    {problem}", flush=True)
     except KeyboardInterrupt as interrupt:
         status = 128 + interrupt.args[0]  # as shells have it
         print(f"\nstopped after {len(reports)} runs", file=sys.stderr)
-    print(f"\n{harness.summary(reports)}\nreports are in {folder}")
+    print(f"\n{summary(reports)}\nreports are in {folder}")
     bad = not reports or any(report.problems for report in reports)
     return int(bad) if status is None else status
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -10,27 +11,25 @@ import socket
 import socketserver
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from chaos_runs.harness import Report
-from chaos_runs.processes import actors
+from chaos_runs.harness import Logged, Report
+from chaos_runs.processes import actors, send
 from chaos_runs.scenario import (
     JOB_SECONDS,
     SIZE,
     WAITS,
     Scenario,
     Where,
-    completed,
     contents,
-    doubles,
     draw,
-    let_settle,
-    problems_at_server,
-    problems_of_journal,
+    examine,
+    settle,
 )
 from chaos_runs.training import SHOTS, Derivative, derive, train
 from qailab.backends import Budget
@@ -41,7 +40,7 @@ from qailab.errors import (
     QailabError,
     TransientBackendError,
 )
-from qailab.rehearsal import Fault, RehearsalServer
+from qailab.rehearsal import Fault, JobRecord, RehearsalServer
 
 _LONGEST_START = 60.0
 _BUDGET_STEPS = 4
@@ -61,17 +60,14 @@ def run_faults(report: Report, folder: Path, options: dict[str, Any]) -> None:
         expected = _derive(scenario, folder / "calm.db", calm=True)
         calm_contents = contents(calm.jobs)
     with scenario.server() as server:
-        killed = threading.Thread(target=_kill_actor, args=(server, report), daemon=True)
-        if scenario.where == "killed actor":
-            killed.start()
-        found = _derive(scenario, folder / "faults.db")
         # Nobody is left to close the session of an actor that was killed just before the end.
         closed = scenario.where != "killed actor"
-        report.problems += problems_at_server(server, SIZE.rows() * len(found), closed=closed)
-        if scenario.journal:
-            report.problems += problems_of_journal(folder / "faults.db", server)
+        if not closed:
+            threading.Thread(target=_kill_actor, args=(server, report), daemon=True).start()
+        found = _derive(scenario, folder / "faults.db")
+        examine(report, server, rows=SIZE.rows() * len(found), journal=folder / "faults.db",
+                closed=closed)  # fmt: skip
         same_jobs = contents(server.jobs) == calm_contents
-        _count(report, server)
     for mine, theirs in zip(found, expected, strict=True):
         report.problems += mine.problems(theirs, bitwise=same_jobs)
     report.figures["bitwise"] = int(same_jobs)
@@ -105,18 +101,8 @@ def _kill_actor(server: RehearsalServer, report: Report) -> None:
         time.sleep(0.01)
     time.sleep(0.02 * (report.seed % 11))
     found = actors()
-    if found and found[report.seed % len(found)].send(signal.SIGKILL):
+    if found and send(found[report.seed % len(found)], signal.SIGKILL):
         report.figures["kills"] = 1
-
-
-def _count(report: Report, server: RehearsalServer) -> None:
-    report.figures |= {
-        "jobs": len(server.jobs),
-        "completed": len(completed(server.jobs)),
-        "faults": len(server.faults_injected),
-        "requests": len(server.requests),
-        "duplicates": len(server.duplicates()),
-    }
 
 
 _HOPELESS: dict[str, tuple[Fault, type[QailabError]]] = {
@@ -167,14 +153,10 @@ def run_hopeless(report: Report, folder: Path, options: dict[str, Any]) -> None:
                 backend.close()
         if (took := time.monotonic() - began) > deadline:
             report.problems.append(f"took {took:.1f} s, more than {deadline:.1f}")
-        let_settle(server)
-        left = [job for job in server.jobs if not job.is_final]
-        if left and name != "dropped connections":  # which nobody could have cancelled
-            report.problems.append(f"{len(left)} jobs left running")
-        report.problems += doubles(server)
-        if fault.kind.startswith("job-"):
-            report.problems += problems_of_journal(folder / "jobs.db", server)
-        _count(report, server)
+        # Which dropped jobs are at the server, nobody could know.
+        settled = name != "dropped connections"
+        journal = folder / "jobs.db" if fault.kind.startswith("job-") else None
+        examine(report, server, journal=journal, settled=settled, closed=False)
 
 
 def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
@@ -187,64 +169,32 @@ def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
     chance = random.Random(f"late {report.seed}")
     patient, too_late = WAITS.request_seconds + WAITS.settle_seconds, bool(report.seed % 2)
     late = patient + chance.uniform(0.7, 1.2) if too_late else chance.uniform(0.4, 0.85) * patient
+    drawn = draw(report.seed)
     scenario = replace(
-        draw(report.seed),
-        devices=("ibm_lagos",),
-        mode="job",
-        plan="premium",
-        faults=(),
-        rows_per_job=None,
+        drawn, devices=("ibm_lagos",), mode="job", plan="premium", faults=(), rows_per_job=None,
         queue_seconds=1.5,  # what comes too late meets the job that was sent instead of it
-    )
-    journal = "journal" if scenario.journal else "no journal"
-    report.what = f"a job arrives {late:.2f} s late, {journal}"
-    warnings = _Warnings()
-    logging.getLogger("qailab").addHandler(warnings)
+    )  # fmt: skip
+    report.what = f"a job arrives {late:.2f} s late, {'' if scenario.journal else 'no '}journal"
+    warnings = Logged(logging.WARNING)
     with scenario.server() as server, LateProxy(server.url, chance.randrange(2), late) as proxy:
-        os.environ |= {
-            name: value.replace(server.url, proxy.url) for name, value in server.environment.items()
-        }
+        for name, value in server.environment.items():
+            os.environ[name] = value.replace(server.url, proxy.url)
         (backend,) = scenario.backends(folder / "jobs.db", timeout=20.0)
         try:
             derive([backend], SIZE, report.seed)
         finally:
             backend.close()
-        let_settle(server)
-        twice = server.duplicates()
-        for one, two in twice:
-            said = any(one.id in text or two.id in text for text in warnings.texts)
-            if not (too_late and said):
-                report.problems.append(f"{one.id}, {two.id} paid twice, and nobody says so")
-        if not twice:
-            report.problems += problems_at_server(server, SIZE.rows())
-            if scenario.journal:
-                report.problems += problems_of_journal(folder / "jobs.db", server)
-        _count(report, server)
-        report.figures["delayed"] = proxy.delayed
-
-
-class _Warnings(logging.Handler):
-    """Keeps warnings."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
+        settle(server)
+        twice = {job.id for pair in server.duplicates() for job in pair}
+        said = [text for text in warnings.texts if any(job in text for job in twice)]
+        if too_late and said:
+            report.note = said[0]
+        else:
+            examine(report, server, rows=SIZE.rows(), journal=folder / "jobs.db")
 
 
 class LateProxy(socketserver.ThreadingTCPServer):
-    """Stands before a server; holds one job back, and sends it on though nobody waits.
-
-    Args:
-        url: the server's.
-        late: which ``POST /jobs`` is late, from 0.
-        seconds: how late.
-
-    Attributes:
-        delayed: how many were.
-    """
+    """Stands before a server; holds one job back, and sends it on though nobody waits."""
 
     daemon_threads = True
 
@@ -252,9 +202,8 @@ class LateProxy(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Connection)
         place = urlsplit(url)
         self.place = (place.hostname, place.port)
-        self.delayed = 0
         self._late, self._seconds = late, seconds
-        self._posts = iter(range(1 << 30))
+        self._posts = itertools.count()
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
@@ -263,12 +212,11 @@ class LateProxy(socketserver.ThreadingTCPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def hold_back(self, data: bytes) -> None:
-        """Wait, if these bytes begin the request whose turn it is."""
-        method, _, rest = data.partition(b" ")
-        path = rest.partition(b" ")[0].partition(b"?")[0]
-        if method == b"POST" and path.endswith(b"/jobs") and next(self._posts) == self._late:
+        """Wait, if these bytes begin the ``POST /jobs`` whose turn it is."""
+        method, path, *_ = *data.split(b" ", 2), b""
+        job = method == b"POST" and path.partition(b"?")[0].endswith(b"/jobs")
+        if job and next(self._posts) == self._late:
             time.sleep(self._seconds)
-            self.delayed += 1
 
     def __exit__(self, *error: object) -> None:
         self.shutdown()
@@ -299,17 +247,14 @@ def run_budget(report: Report, folder: Path, options: dict[str, Any]) -> None:
     """A training with a budget: by the server's figures it is passed by one job at most."""
     chance = random.Random(f"budget {report.seed}")
     drawn = draw(report.seed)
+    faults = tuple(fault for fault in drawn.faults if fault.kind != "job-stuck")
     scenario = replace(
-        drawn,
-        devices=drawn.devices[:1],
-        rows_per_job=chance.choice((30, 16, 10)),
-        queue_seconds=0.0,
-        faults=tuple(f for f in drawn.faults if f.kind != "job-stuck") if report.seed % 2 else (),
-    )
+        drawn, devices=drawn.devices[:1], rows_per_job=chance.choice((30, 16, 10)),
+        queue_seconds=0.0, faults=faults if report.seed % 2 else (),
+    )  # fmt: skip
     limits = _limits(chance)
-    report.what = (
-        f"{', '.join(f'{name} {limit:.4g}' for name, limit in limits.items())}; {scenario}"
-    )
+    given = ", ".join(f"{limit:.6g} {name}" for name, limit in limits.items())
+    report.what = f"{given}; {scenario}"
     with scenario.server() as server:
         (backend,) = scenario.backends(folder / "jobs.db", budget=Budget(**limits))
         try:
@@ -318,24 +263,19 @@ def run_budget(report: Report, folder: Path, options: dict[str, Any]) -> None:
             report.note = str(error).splitlines()[0]
         finally:
             backend.close()
-        let_settle(server)
-        spent = [
-            {
-                "jobs": 1,
-                "rows": job.rows,
-                "shots": job.executions,
-                "qpu_seconds": job.qpu_seconds,
-            }
-            for job in server.jobs
-        ]
+        examine(report, server, journal=folder / "jobs.db")
         for name, limit in limits.items():
-            total = sum(job[name] for job in spent)
-            largest = max((job[name] for job in spent), default=0)
-            if total > limit + largest + 1e-6:
-                report.problems.append(f"{total:g} {name} were spent of {limit:g}")
-        if scenario.journal:
-            report.problems += problems_of_journal(folder / "jobs.db", server)
-        _count(report, server)
+            spent = [_SPENT[name](job) for job in server.jobs]
+            if sum(spent) > limit + max(spent, default=0) + 1e-6:
+                report.problems.append(f"{sum(spent):g} {name} were spent of {limit:g}")
+
+
+_SPENT: dict[str, Callable[[JobRecord], float]] = {
+    "jobs": lambda job: 1,
+    "rows": lambda job: job.rows,
+    "shots": lambda job: job.executions,
+    "qpu_seconds": lambda job: job.qpu_seconds,
+}
 
 
 def _limits(chance: random.Random) -> dict[str, float]:

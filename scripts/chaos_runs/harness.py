@@ -29,8 +29,6 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from tables import Column
-
 from chaos_runs.processes import descendants, end_descendants, keep_orphans
 
 _MARGIN_SECONDS = 15.0  # beyond the deadline, for a process that hangs to say so itself
@@ -40,45 +38,31 @@ _LOG_CHARACTERS = 6000
 
 @dataclass
 class Report:
-    """What came of a trial.
-
-    Args:
-        kind: what was tried.
-        seed: of everything that is random in it.
-        what: the schedule in words.
-        problems: what must not be, in words; empty if all is well.
-        figures: numbers by name; those of all trials of a kind are added up.
-        note: what else there is to say.
-        seconds: how long it took.
-        log: the end of what was printed and logged, if there are problems.
-    """
+    """What came of a trial."""
 
     kind: str
     seed: int
-    what: str = ""
-    problems: list[str] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
+    what: str = ""  # the schedule in words
+    problems: list[str] = field(default_factory=list)  # what must not be; empty if all is well
+    figures: dict[str, float] = field(default_factory=dict)  # added up over trials of a kind
     note: str = ""
     seconds: float = 0.0
-    log: str = ""
+    log: str = ""  # the end of it, if there are problems
+
+    def row(self) -> dict[str, Any]:
+        """A line of a table."""
+        own = {"kind": self.kind, "seed": self.seed, "ok": "NO" if self.problems else "ok"}
+        return own | {"s": self.seconds} | self.figures | {"what": self.what}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Something to try.
-
-    Args:
-        run: fills in a report, given a folder for its own files and ``options``.
-        kind: its name.
-        seed: of everything that is random in it.
-        deadline: seconds it may take.
-        options: what ``run`` understands.
-    """
+    """Something to try: ``run`` fills in a report, given a folder for its files and ``options``."""
 
     run: Callable[[Report, Path, dict[str, Any]], None]
     kind: str
     seed: int
-    deadline: float
+    deadline: float  # seconds
     options: dict[str, Any]
 
 
@@ -120,7 +104,7 @@ def _run_one(trial: Trial, folder: Path) -> Report:
     try:
         report = Report(**json.loads((own / "report.json").read_text()))
     except FileNotFoundError:
-        report = Report(trial.kind, trial.seed, seconds=trial.deadline, log=log)
+        report = Report(trial.kind, trial.seed, seconds=trial.deadline)
         hangs = process.exitcode is None or "Timeout" in log  # faulthandler's word
         report.problems.append("hangs" if hangs else f"its process ended: {process.exitcode}")
     if report.problems:
@@ -161,19 +145,16 @@ def redirect_output(path: Path) -> None:
     faulthandler.enable(sys.stderr)
 
 
-def columns(figures: Sequence[str]) -> list[Column]:
-    """The columns of a table of reports; see `row`."""
-    named = [Column(name, "g", 5) for name in figures]
-    last = Column("what", width=20)
-    return [Column("kind", width=8), Column("seed", width=5), Column("", width=3),
-            Column("s", ".1f", 5), *named, last]  # fmt: skip
+class Logged(logging.Handler):
+    """Keeps what qailab logs from a level on, in ``texts``."""
 
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.texts: list[str] = []
+        logging.getLogger("qailab").addHandler(self)
 
-def row(report: Report) -> dict[str, Any]:
-    """A report as a row of a table."""
-    verdict = "NO" if report.problems else "ok"
-    own = {"kind": report.kind, "seed": report.seed, "": verdict, "s": report.seconds}
-    return own | report.figures | {"what": report.what}
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
 
 
 def summary(reports: Sequence[Report]) -> str:

@@ -21,19 +21,18 @@ import qiskit_ibm_runtime  # noqa: F401  (what takes longest to import, and is f
 import torch
 
 from chaos_runs.harness import Report, fork_server, redirect_output
-from chaos_runs.processes import actors, descendants, wait_until_gone
+from chaos_runs.processes import actors, descendants, send, wait_until_gone
 from chaos_runs.scenario import (
     SIZE,
     Scenario,
     completed,
     contents,
-    doubles,
     draw,
-    let_settle,
-    problems_of_journal,
+    examine,
 )
 from chaos_runs.training import train
 from qailab.backends import Budget
+from qailab.rehearsal import JobRecord, RehearsalServer
 
 _MOST_KILLS, _MOST_KILLS_OF_POOL = 4, 2
 _LONGEST = 60.0  # seconds of a driver
@@ -42,21 +41,13 @@ _GONE_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Driver:
-    """A training in a process of its own.
-
-    Args:
-        scenario: where and how.
-        steps: optimizer steps.
-        folder: where the journal is, checkpoints and the weights.
-        checkpoints: whether there are checkpoints.
-        jobs: how many jobs the budget allows; None for no budget.
-    """
+    """A training in a process of its own."""
 
     scenario: Scenario
     steps: int
-    folder: Path
-    checkpoints: bool
-    jobs: int | None = None
+    folder: Path  # of the journal, checkpoints and the weights
+    checkpoints: bool  # whether there are some
+    jobs: int | None = None  # the budget
 
     @property
     def journal(self) -> Path:
@@ -107,18 +98,12 @@ class Driver:
         process.join(_GONE_SECONDS)
         left = wait_until_gone(its_actors, _GONE_SECONDS)
         for each in started:  # Ray's agents would take minutes to notice
-            each.send(signal.SIGKILL)
+            send(each, signal.SIGKILL)
         return True, took, [f"{len(left)} actors outlived the driver"] * bool(left)
 
 
 def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
-    """Run a training undisturbed, and once more with kills.
-
-    Args:
-        report: is filled in.
-        folder: for journals, checkpoints and weights.
-        options: ``steps`` and ``pool_every``.
-    """
+    """Run a training undisturbed, and once more with kills."""
     chance = random.Random(f"kills {report.seed}")
     every = options["pool_every"]
     in_pool = bool(every) and report.seed % every == every - 1
@@ -137,30 +122,35 @@ def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
     killed = replace(calm, folder=folder / "killed", jobs=None if in_pool else len(expected))
     killed.folder.mkdir()
     with scenario.server() as server:
-        moments: list[float] = []
-        most = _MOST_KILLS_OF_POOL if in_pool else _MOST_KILLS
-        while True:
-            last = len(moments) >= most
-            seconds = _LONGEST if last else chance.uniform(0.0, usual)
-            died, took, problems = killed.run(seconds, server.environment)
-            report.problems += problems
-            if not died or last:
-                break
-            moments.append(took)
-        if died:
-            report.problems.append(f"hangs: nothing after {took:.0f} s")
-        let_settle(server)
-        jobs = server.jobs
-        report.problems += doubles(server)
-        if not report.problems:
-            report.problems += problems_of_journal(killed.journal, server)
-            # Not bit for bit where two devices take what comes.
-            report.problems += [] if in_pool else _differences(jobs, expected, killed, calm)
-    report.figures = {"kills": len(moments), "jobs": len(jobs), "undisturbed": len(expected)}
+        moments = _run_until_done(report, killed, server, chance, usual)
+        examine(report, server, journal=killed.journal, closed=False)
+        if not in_pool:  # where two devices take what comes, not bit for bit
+            report.problems += _differences(server.jobs, expected, killed, calm)
+    report.figures |= {"kills": len(moments), "undisturbed": len(expected)}
     report.note = f"killed after {', '.join(f'{at:.2f}' for at in moments)} s of {usual:.2f} s"
 
 
-def _differences(jobs: list[Any], expected: set[str], killed: Driver, calm: Driver) -> list[str]:
+def _run_until_done(
+    report: Report, driver: Driver, server: RehearsalServer, chance: random.Random, usual: float
+) -> list[float]:
+    """Kill a driver and start it again, until the training ends; when it was killed."""
+    moments: list[float] = []
+    most = _MOST_KILLS if driver.jobs is not None else _MOST_KILLS_OF_POOL
+    while len(moments) <= most:
+        last = len(moments) == most
+        seconds = _LONGEST if last else chance.uniform(0.0, usual)
+        died, took, problems = driver.run(seconds, server.environment)
+        report.problems += problems
+        if not died:
+            return moments
+        moments.append(took)
+    report.problems.append(f"hangs: nothing after {took:.0f} s")
+    return moments[:-1]
+
+
+def _differences(
+    jobs: list[JobRecord], expected: set[str], killed: Driver, calm: Driver
+) -> list[str]:
     """What differs between a killed training and the undisturbed one, in words."""
     found = []
     done = completed(jobs)
@@ -168,5 +158,7 @@ def _differences(jobs: list[Any], expected: set[str], killed: Driver, calm: Driv
         found.append(f"{len(done)} jobs completed, {len(expected)} in the undisturbed run")
     if len(jobs) > len(done):
         found.append(f"{len(jobs) - len(done)} jobs were for nothing")
-    mine, theirs = (torch.load(driver.weights) for driver in (killed, calm))
-    return found + ["weights differ"] * (not all(map(torch.equal, mine, theirs)))
+    if killed.weights.exists():
+        mine, theirs = (torch.load(driver.weights) for driver in (killed, calm))
+        found += ["weights differ"] * (not all(map(torch.equal, mine, theirs)))
+    return found

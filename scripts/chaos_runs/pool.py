@@ -24,12 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chaos_runs.harness import Report
-from chaos_runs.processes import Process, actors, descendants, wait_until_gone
+from psutil import Process
+
+from chaos_runs.harness import Logged, Report
+from chaos_runs.processes import actors, alive, descendants, send, title, wait_until_gone
 from chaos_runs.training import Size, train
 from qailab.backends import AerBackend, EmulatedBackend, Probabilities
 from qailab.distributed import LauncherPool
-from qailab.errors import PoolError
+from qailab.errors import QailabError
 from qailab.gradients import CanonicalCircuit, RowBatch
 
 SUDDEN = ("sigkill", "raykill", "hang", "all", "node")
@@ -47,7 +49,7 @@ _ABSENCE = (0.1, 0.3)  # share of the rows that are answered until a node is the
 _LONGEST_ABSENCE_SECONDS = 15.0  # where the work stands still meanwhile
 
 _SIZE = Size(qubits=4, samples=20, reps=2)
-_ROW_SECONDS = 0.002
+_ROW_SECONDS = 0.004
 _HANG_SECONDS = 30.0  # beyond chunk_timeout: 10 s to answer a question, and a busy machine's share
 _RECOVERY_SECONDS = 60.0
 _GONE_SECONDS = 10.0
@@ -58,34 +60,20 @@ _NODE_STARTS = 3
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that happens to a run.
+    """Something that happens to a run."""
 
-    Args:
-        at: the share of the run's rows that are answered when it happens.
-        kind: one of `SUDDEN`, or ``"join"``: a node joins.
-        victim: which actor or node: this number modulo how many there are.
-    """
-
-    at: float
-    kind: str
-    victim: int = 0
+    at: float  # share of the run's rows that are answered when it happens
+    kind: str  # one of `SUDDEN`, or "join": a node joins
+    victim: int = 0  # which actor or node: this number modulo how many there are
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """All that the seed decides of a run beside its data.
+    """All that the seed decides of a run beside its data."""
 
-    Args:
-        faults: what happens, in order.
-        nodes: how many nodes there are at first, of two.
-        failure_rate: share of the calls that fail for a transient reason.
-        chunk_rows: the pool's option.
-        max_in_flight: the pool's option.
-    """
-
-    faults: tuple[Fault, ...]
-    nodes: int
-    failure_rate: float
+    faults: tuple[Fault, ...]  # in order
+    nodes: int  # how many there are at first, of two
+    failure_rate: float  # share of the calls that fail for a transient reason
     chunk_rows: Any
     max_in_flight: Any
 
@@ -97,12 +85,7 @@ class Schedule:
 
 
 def draw(seed: int, kinds: Sequence[str] = KINDS) -> Schedule:
-    """The schedule of a seed.
-
-    Args:
-        seed: the same seed gives the same schedule.
-        kinds: kinds of faults to draw from; see `KINDS`.
-    """
+    """The schedule of a seed, with faults of these kinds."""
     chance = random.Random(f"chaos {seed}")
     sudden = [kind for kind in SUDDEN if kind in kinds]
     late = "late" in kinds and (not sudden or chance.random() < 0.3)
@@ -137,14 +120,7 @@ def _moments(chance: random.Random) -> list[float]:
 
 
 class SlowAer(AerBackend):
-    """A simulator whose rows take time, as larger circuits' do, without keeping a core busy.
-
-    Args:
-        row_seconds: seconds that each row takes on top.
-
-    Attributes:
-        rows: how many it has run.
-    """
+    """A simulator whose rows take time, without keeping a core busy, and are counted."""
 
     def __init__(self, row_seconds: float) -> None:
         super().__init__()
@@ -160,12 +136,7 @@ class SlowAer(AerBackend):
 
 
 class Cluster:
-    """A private Ray cluster on 127.0.0.1: a head without CPUs, and nodes that come and go.
-
-    Args:
-        cpus: CPUs of each node.
-        nodes: how many there are at first.
-    """
+    """A private Ray cluster on 127.0.0.1: a head without CPUs, and nodes that come and go."""
 
     def __init__(self, cpus: int, nodes: int) -> None:
         import ray
@@ -191,7 +162,7 @@ class Cluster:
                     raise
             else:
                 started = set(descendants()) - before
-                raylets = [process for process in started if "/raylet/raylet" in process.title]
+                raylets = [process for process in started if "/raylet/raylet" in title(process)]
                 self._nodes.append((node, raylets))
                 return
 
@@ -204,28 +175,16 @@ class Cluster:
         processes = [each for raylet in raylets for each in descendants(raylet.pid)]
         self._cluster.remove_node(node, allow_graceful=False)
         for process in processes:
-            process.send(signal.SIGKILL)
+            send(process, signal.SIGKILL)
 
 
 class Injector:
-    """Makes a schedule's faults happen while a pool works.
-
-    Args:
-        schedule: what is to happen.
-        pool: whom it happens to.
-        cluster: where.
-        rows: how many rows the training has.
-
-    Attributes:
-        happened: how many faults there were, by kind.
-        stopped: the processes that were stopped, and are for the pool to end.
-        seen: all processes that the pool was seen to use.
-    """
+    """Makes a schedule's faults happen while a pool works."""
 
     def __init__(self, schedule: Schedule, pool: LauncherPool, cluster: Cluster, rows: int) -> None:
         self.happened: Counter[str] = Counter()
-        self.stopped: list[Process] = []
-        self.seen: set[Process] = set()
+        self.stopped: list[Process] = []  # they are for the pool to end
+        self.seen: set[Process] = set()  # that the pool used
         self._todo = list(schedule.faults)
         self._pool = pool
         self._cluster = cluster
@@ -236,14 +195,11 @@ class Injector:
         """Make faults happen until the work is done.
 
         It runs in the main thread: to start a node, Ray sets signal handlers.
-
-        Args:
-            until: whether the work is done.
         """
         while not until():
             stats = self._pool.stats()
             pids = {actor["pid"] for actor in stats["actors"] if actor["pid"]}
-            if pids - {process.pid for process in self.seen if process.alive}:
+            if pids - {process.pid for process in self.seen if alive(process)}:
                 self.seen |= set(actors())
             while self._todo and self._is_due(self._todo[0], stats["rows"] / self._rows):
                 if not self._happens(self._todo[0], pids):
@@ -273,12 +229,12 @@ class Injector:
             return False
         victim = working[fault.victim % len(working)]
         if fault.kind == "all":
-            return sum([process.send(signal.SIGKILL) for process in self.seen]) > 0
+            return sum([send(process, signal.SIGKILL) for process in self.seen]) > 0
         if fault.kind == "raykill":
             return _ray_kill(fault.victim)
         if fault.kind == "sigkill":
-            return victim.send(signal.SIGKILL)
-        if victim.send(signal.SIGSTOP):
+            return send(victim, signal.SIGKILL)
+        if send(victim, signal.SIGSTOP):
             self.stopped.append(victim)
             return True
         return False
@@ -303,18 +259,11 @@ def _ray_kill(number: int) -> bool:
 
 
 def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
-    """Run a trial: see the module.
-
-    Args:
-        report: is filled in.
-        folder: not used.
-        options: ``actors``, ``steps``, ``kinds`` and ``chunk_timeout``.
-    """
+    """Run a trial; ``options`` are ``actors``, ``steps``, ``kinds`` and ``chunk_timeout``."""
     schedule = draw(report.seed, options["kinds"])
     faults = ", ".join(f"{kind} {count}" for kind, count in schedule.planned.items())
     report.what = f"{faults}; chunks {schedule.chunk_rows}, in flight {schedule.max_in_flight}"
-    errors = _Errors()
-    logging.getLogger("qailab").addHandler(errors)
+    errors = Logged(logging.ERROR)
     count = options["actors"]
     cluster = Cluster((count + 1) // 2, schedule.nodes)
     with LauncherPool(
@@ -331,8 +280,8 @@ def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
         pool.wait(schedule.nodes * count // 2, timeout=_RECOVERY_SECONDS)
         seen = _train_twice(report, schedule, pool, cluster, options)
     for process in wait_until_gone({*actors(), *seen}, _GONE_SECONDS):
-        report.problems.append(f"process {process.pid} is left: {process.title}")
-    report.problems += errors.texts
+        report.problems.append(f"process {process.pid} is left: {title(process)}")
+    report.problems += [f"an error was logged: {text}" for text in errors.texts]
 
 
 def _train_twice(
@@ -356,7 +305,7 @@ def _train_twice(
     report.problems += _end_stopped(pool, injector.stopped, seed, options["chunk_timeout"])
     try:
         pool.wait(timeout=_RECOVERY_SECONDS)
-    except PoolError as error:
+    except QailabError as error:
         report.problems.append(f"not all actors came back: {error}")
     before = pool.stats()["rows"]
     calm = train(pool, _SIZE, seed=seed, steps=steps)
@@ -385,21 +334,10 @@ def _end_stopped(
 ) -> list[str]:
     """Give the pool work until it has found that stopped processes hang, and ended them."""
     deadline = time.monotonic() + chunk_timeout + _HANG_SECONDS
-    left = [process for process in stopped if process.alive]
+    left = [process for process in stopped if alive(process)]
     while left and time.monotonic() < deadline:
         train(pool, _SIZE, seed=seed, steps=1)
         left = wait_until_gone(left, 0.5)
     for process in left:
-        process.send(signal.SIGKILL)
+        send(process, signal.SIGKILL)
     return [f"{process.pid} was stopped, and the pool did not end it" for process in left]
-
-
-class _Errors(logging.Handler):
-    """Keeps what is logged as an error."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(f"{record.name} logged: {record.getMessage()}")

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from chaos_runs.harness import Report
 from chaos_runs.training import SHOTS, Size
 from qailab.backends import IBMBackend, IBMLimits, IBMWaits
 from qailab.journal.report import read_report
@@ -50,26 +52,14 @@ _REQUESTS = (  # of which `FaultPlan.random` has none
 
 @dataclass(frozen=True)
 class Scenario:
-    """What a seed asks for.
-
-    Args:
-        seed: names it.
-        devices: names of the devices.
-        where: in this process, or in the actors of a pool.
-        mode: of the backends.
-        plan: of the account.
-        rows_per_job: most rows of a job; None for all.
-        journal: whether there is one.
-        queue_seconds: time in the queue.
-        faults: what goes wrong.
-    """
+    """What a seed asks for."""
 
     seed: int
     devices: tuple[str, ...]
     where: Where
     mode: Literal["session", "batch", "job"]
-    plan: str
-    rows_per_job: int | None
+    plan: str  # of the account
+    rows_per_job: int | None  # at most; None for all
     journal: bool
     queue_seconds: float
     faults: tuple[Fault, ...]
@@ -92,10 +82,9 @@ class Scenario:
 
     @contextmanager
     def server(self, *, calm: bool = False) -> Iterator[RehearsalServer]:
-        """Its server, to which the environment leads; shots are a function of a job's content.
+        """Its server, ``calm`` without faults and queue, to which the environment leads.
 
-        Args:
-            calm: without faults and queue.
+        Shots are a function of a job's content.
         """
         given: dict[str, Any] = {} if calm else {
             "faults": FaultPlan(self.faults, seed=self.seed),
@@ -120,12 +109,7 @@ class Scenario:
 
 
 def draw(seed: int, where: Where = "process") -> Scenario:
-    """The scenario of a seed; faults that a program should survive.
-
-    Args:
-        seed: the same seed gives the same scenario.
-        where: where it runs; a pool has two devices.
-    """
+    """The scenario of a seed, with faults that a program should survive."""
     chance = random.Random(f"hardware {seed}")
     second = chance.random() < 0.3  # drawn in any case: the rest is the same wherever it runs
     two = where != "process" or second
@@ -155,13 +139,6 @@ def _more(chance: random.Random) -> Iterator[Fault]:
         yield Fault(kind, chance.choice(_REQUESTS), after=after, times=times, **own)
 
 
-def let_settle(server: RehearsalServer) -> None:
-    """Wait a little for jobs that are on their way to an end."""
-    end = time.monotonic() + _SETTLED_SECONDS
-    while time.monotonic() < end and not all(job.is_final for job in server.jobs):
-        time.sleep(0.02)
-
-
 def completed(jobs: Iterable[JobRecord]) -> list[JobRecord]:
     """The jobs that somebody pays for."""
     return [job for job in jobs if job.state == _COMPLETED]
@@ -172,25 +149,37 @@ def contents(jobs: Iterable[JobRecord]) -> set[str]:
     return {job.content for job in completed(jobs)}
 
 
-def doubles(server: RehearsalServer) -> list[str]:
-    """Jobs with the same rows that are both paid for, in words."""
-    return [f"jobs {one.id}, {two.id} have the same rows" for one, two in server.duplicates()]
+def settle(server: RehearsalServer) -> None:
+    """Wait a little for jobs that are on their way to an end."""
+    end = time.monotonic() + _SETTLED_SECONDS
+    while time.monotonic() < end and not all(job.is_final for job in server.jobs):
+        time.sleep(0.02)
 
 
-def problems_at_server(
-    server: RehearsalServer, rows: int | None, *, closed: bool = True
-) -> list[str]:
-    """What must not be at a server after an evaluation, in words.
+def examine(
+    report: Report,
+    server: RehearsalServer,
+    *,
+    rows: int | None = None,
+    journal: Path | None = None,
+    settled: bool = True,
+    closed: bool = True,
+) -> None:
+    """Report what must not be at a server after an evaluation.
 
     Args:
+        report: gets problems and figures.
         server: the server.
-        rows: how many rows were asked for; None if not all were answered.
+        rows: how many rows were asked for, if all were answered.
+        journal: must agree with the server, if there is one.
+        settled: whether all jobs must have ended.
         closed: whether all sessions must be closed.
     """
-    let_settle(server)
-    jobs = server.jobs
-    found = doubles(server)
-    found += [f"job {job.id} was left {job.state.lower()}" for job in jobs if not job.is_final]
+    settle(server)
+    jobs, doubles = server.jobs, server.duplicates()
+    found = [f"jobs {one.id}, {two.id} have the same rows" for one, two in doubles]
+    if settled:
+        found += [f"job {job.id} was left {job.state.lower()}" for job in jobs if not job.is_final]
     used = {job.session for job in jobs}
     found += [
         f"{session.mode} {session.id} was left {session.state}"
@@ -200,23 +189,31 @@ def problems_at_server(
     answered = sum(job.rows for job in completed(jobs))
     if rows is not None and answered != rows:
         found.append(f"{answered} rows were answered, {rows} were asked for")
-    return found
+    if journal is not None and journal.exists():
+        found += _differences(journal, jobs)
+    report.problems += found
+    report.figures |= {
+        "jobs": len(jobs),
+        "completed": len(completed(jobs)),
+        "faults": len(server.faults_injected),
+        "requests": len(server.requests),
+        "duplicates": len(doubles),
+    }
 
 
-def problems_of_journal(path: Any, server: RehearsalServer) -> list[str]:
+def _differences(journal: Path, jobs: Iterable[JobRecord]) -> list[str]:
     """Where a journal and the server differ, in words."""
-    entries = read_report(path, price_per_second=0.0).jobs
+    entries = read_report(journal, price_per_second=0.0).jobs
     by_job = {entry["job_id"]: entry for entry in entries if entry["job_id"]}
     found = [
         f"entry {entry['id']} was left {entry['state']}"
         for entry in entries
         if entry["state"] not in {"done", *_WITHOUT_RESULT}
     ]
-    for job in server.jobs:
+    for job in jobs:
         paid, entry = job.state == _COMPLETED, by_job.pop(job.id, None)
         if entry is None:
-            if paid:
-                found.append(f"completed job {job.id} is not in the journal")
+            found += [f"completed job {job.id} is not in the journal"] * paid
             continue
         if entry["state"] not in ({"done"} if paid else _WITHOUT_RESULT):
             found.append(f"job {job.id} is {job.state}, {entry['state']} in the journal")

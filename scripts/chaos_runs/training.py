@@ -23,17 +23,11 @@ _FEATURES, _CLASSES = 6, 3
 
 @dataclass(frozen=True)
 class Size:
-    """How large a model is.
-
-    Args:
-        qubits: of its circuit.
-        samples: of a step.
-        reps: of the ansatz.
-    """
+    """How large a model is."""
 
     qubits: int
-    samples: int
-    reps: int
+    samples: int  # of a step
+    reps: int  # of the ansatz
 
     def layer(self, backend: RowEvaluator | None, seed: int) -> QLayer:
         """The model's quantum layer."""
@@ -47,13 +41,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Training:
-    """What a training gave.
-
-    Args:
-        weights: all parameters at its end.
-        gradients: a hash of all gradients of all steps.
-        seconds: how long it took.
-    """
+    """What a training gave: all parameters, a hash of all gradients, and its time."""
 
     weights: tuple[Tensor, ...]
     gradients: str
@@ -62,25 +50,17 @@ class Training:
     def problems(self, expected: Training) -> list[str]:
         """How it differs from the one it must equal, in words."""
         pairs = list(zip(self.weights, expected.weights, strict=True))
-        difference = max(float((mine - theirs).abs().max()) for mine, theirs in pairs)
-        found = [] if all(torch.equal(*pair) for pair in pairs) else [
-            f"weights differ by up to {difference:.2g}"
-        ]  # fmt: skip
-        return found + ["gradients differ"] * (self.gradients != expected.gradients)
+        found = ["gradients differ"] * (self.gradients != expected.gradients)
+        if not all(torch.equal(mine, theirs) for mine, theirs in pairs):
+            difference = max(float((mine - theirs).abs().max()) for mine, theirs in pairs)
+            found.append(f"weights differ by up to {difference:.2g}")
+        return found
 
 
 def train(
     backend: RowEvaluator, size: Size, *, seed: int, steps: int, checkpoint: Path | None = None
 ) -> Training:
-    """Train; go on from the checkpoint if there is one.
-
-    Args:
-        backend: where the circuits run.
-        size: of the model.
-        seed: of the data, the first weights and the shot noise.
-        steps: optimizer steps.
-        checkpoint: written after each step; None for none.
-    """
+    """Train; go on from the checkpoint if there is one, which is written after each step."""
     began = time.monotonic()
     torch.manual_seed(seed)
     features = torch.randn(steps, size.samples, _FEATURES)
@@ -113,44 +93,26 @@ def train(
 
 @dataclass(frozen=True)
 class Derivative:
-    """Outputs and gradients of a layer, with their standard errors.
-
-    Args:
-        values: outputs ``(samples, K)``, gradients of inputs and of weights.
-        errors: the standard error of each.
-    """
+    """Outputs of a layer and its gradients for inputs and weights, each with a standard error."""
 
     values: tuple[Tensor, ...]
     errors: tuple[Tensor, ...]
 
     def problems(self, expected: Derivative, *, bitwise: bool) -> list[str]:
-        """How it differs from the one it must equal, in words.
-
-        Args:
-            expected: the one without faults.
-            bitwise: the same jobs gave both; else each is a draw of its own.
-        """
+        """How it differs from the one it must equal: bit for bit, or within 6 standard errors."""
         if bitwise:
             same = all(map(torch.equal, self.values, expected.values))
             return [] if same else ["the same jobs gave other gradients"]
+        parts = zip(self.values, expected.values, self.errors, expected.errors, strict=True)
         furthest = max(
             float(((mine - theirs).abs() / torch.hypot(error, other)).max())
-            for mine, theirs, error, other in zip(
-                self.values, expected.values, self.errors, expected.errors, strict=True
-            )
-        )
-        # 6 standard errors: one of 10**8 by chance
+            for mine, theirs, error, other in parts
+        )  # beyond 6 by chance: one of 10**8
         return [] if furthest < 6.0 else [f"gradients differ by {furthest:.1f} standard errors"]
 
 
 def derive(backends: Sequence[RowEvaluator], size: Size, seed: int) -> list[Derivative]:
-    """Gradients of a layer on each backend, at the same time.
-
-    Args:
-        backends: where.
-        size: of the layer.
-        seed: of inputs and weights; each layer has its own.
-    """
+    """Gradients of a layer on each backend, at the same time; each layer has its own seed."""
     torch.manual_seed(seed)
     layers = [size.layer(each, 7 * seed + number) for number, each in enumerate(backends)]
     shape = (len(layers), size.samples)
@@ -170,6 +132,5 @@ def _derive(layer: QLayer, inputs: Tensor, cotangents: Tensor) -> Derivative:
     few = 1 / SHOTS  # what few shots say is certain may be off by what a few shots are
     p = outputs.detach().clamp(few, 1 - few)
     errors = (torch.sqrt(p * (1 - p) / SHOTS), layer.input_std_error, layer.weight_std_error)
-    return Derivative(
-        (outputs.detach(), *gradients), tuple(error.clamp(min=few) for error in errors)
-    )
+    clamped = tuple(error.clamp(min=few) for error in errors)
+    return Derivative((outputs.detach(), *gradients), clamped)
