@@ -2,7 +2,7 @@
 
 Actors take long to start (64 of them about a minute on 2 cores), so one pool serves all latencies:
 a `Device` looks up how long a chunk takes by its circuit. Everything else, the sleeping included,
-is `RehearsalBackend`'s.
+is `EmulatedBackend`'s.
 
 This module is imported in actors, and must not import torch.
 """
@@ -15,11 +15,15 @@ from functools import cache
 
 import numpy as np
 
-from qailab.backends import Backend, Outcomes, RehearsalBackend
-from qailab.backends.base import ActorResources
+from qailab.backends import (
+    ActorResources,
+    Backend,
+    BackendTraits,
+    EmulatedBackend,
+    Probabilities,
+)
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.gradients import CanonicalCircuit, NoiseStream, RowBatch, ShiftedRows, canonicalize
-from qailab.gradients.rows import FloatArray
 
 CHUNK_ROWS = 12
 """The backward rows of one sample: two shifts for each of the six angles of `circuit_for`."""
@@ -32,20 +36,21 @@ class ArithmeticBackend(Backend):
     bits depend neither on the machine nor on which rows it is answered with.
     """
 
-    supports_exact = True
-    repeatable = True
+    traits = BackendTraits(supports_exact=True, idempotent=True)
 
     def open(self) -> None:
         """Nothing is live."""
 
-    def outcomes(self, circuit: CanonicalCircuit, batch: RowBatch) -> Outcomes:
+    def probabilities(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Probabilities:
         angles = batch.rows.angles()
         total = (angles * np.arange(1.0, angles.shape[1] + 1.0)).sum(axis=1)
         tilt = np.linspace(-1.0, 1.0, circuit.num_outcomes)
         table = 1.0 + tilt / (1.0 + total * total)[:, None]
-        return Outcomes(table / circuit.num_outcomes)
+        return Probabilities(table / circuit.num_outcomes)
 
-    def rows_at_once(self, circuit: CanonicalCircuit) -> int:
+    def max_rows_per_call(self, circuit: CanonicalCircuit, shots: int | None) -> int:
         return 4096
 
     def __repr__(self) -> str:
@@ -59,48 +64,30 @@ class Device(Backend):
         seconds: the time of a chunk by the circuit's key.
     """
 
-    supports_exact = True
-    repeatable = True
+    traits = BackendTraits(
+        supports_exact=True, idempotent=True, resources=ActorResources(num_cpus=0)
+    )
 
     def __init__(self, seconds: Mapping[str, float]) -> None:
-        self._rehearsals = {
-            key: RehearsalBackend(ArithmeticBackend(), latency=latency)
-            for key, latency in seconds.items()
+        inner = ArithmeticBackend()
+        self._emulated = {
+            key: EmulatedBackend(inner, latency=latency) for key, latency in seconds.items()
         }
 
-    @property
-    def resources(self) -> ActorResources:
-        return ActorResources(num_cpus=0)
-
-    def announce(self, circuit: CanonicalCircuit, call_seconds: float | None = None) -> None:
-        """Say how long a call takes, as a backend that had only this circuit would.
-
-        A pool reads `call_seconds` in the driver, where this is called, between two runs.
-
-        Args:
-            circuit: the circuit of the next run.
-            call_seconds: what to announce; None for the truth.
-        """
-        truth = self._rehearsals[circuit.key].call_seconds
-        self.call_seconds = truth if call_seconds is None else call_seconds
-
     def open(self) -> None:
-        for rehearsal in self._rehearsals.values():
-            rehearsal.open()
+        for emulated in self._emulated.values():
+            emulated.open()
 
-    def outcomes(self, circuit: CanonicalCircuit, batch: RowBatch) -> Outcomes:
-        return self._rehearsals[circuit.key].outcomes(circuit, batch)
+    def probabilities(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Probabilities:
+        return self._emulated[circuit.key].probabilities(circuit, batch, stop)
 
-    def rows_at_once(self, circuit: CanonicalCircuit) -> int:
-        return self._rehearsals[circuit.key].rows_at_once(circuit)
-
-    def evaluate(
-        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event | None = None
-    ) -> FloatArray:
-        return self._rehearsals[circuit.key].evaluate(circuit, batch, stop)
+    def max_rows_per_call(self, circuit: CanonicalCircuit, shots: int | None) -> int:
+        return self._emulated[circuit.key].max_rows_per_call(circuit, shots)
 
     def __repr__(self) -> str:
-        return f"Device({len(self._rehearsals)} circuits)"
+        return f"Device({len(self._emulated)} circuits)"
 
 
 @cache
@@ -114,10 +101,17 @@ def circuit_for(number: int) -> CanonicalCircuit:
     return canonicalize(told_apart, list(circuit.parameters))[0]
 
 
+def circuit_of_angles(angles: int) -> CanonicalCircuit:
+    """A circuit of 2 qubits with so many angles, an even number."""
+    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=angles // 2 - 2)]
+    circuit = build_circuit(2, blocks)
+    return canonicalize(circuit, list(circuit.parameters))[0]
+
+
 def backward_rows(circuit: CanonicalCircuit, samples: int, seed: int) -> RowBatch:
     """The exact backward rows of some samples of random angles: two for each sample and angle."""
     rng = np.random.default_rng(seed)
     base = rng.uniform(0, 2 * np.pi, size=(samples, circuit.num_angles))
     rows = ShiftedRows(base=base, columns=np.arange(circuit.num_angles))
-    vectors = rng.normal(size=(samples, circuit.num_outcomes))
-    return RowBatch(rows, None, NoiseStream(seed), vectors)
+    cotangents = rng.normal(size=(samples, circuit.num_outcomes))
+    return RowBatch(rows, None, NoiseStream(seed), cotangents)
