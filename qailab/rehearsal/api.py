@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -232,15 +233,29 @@ class Api:
     # Jobs
 
     def submit(self, request: Request) -> Any:
+        device = self.find("backends", request.field("backend", str, ""))
         session_id, params = request.field("session_id", str), request.field("params", dict, {})
-        job = self._instance.submit(
-            self.find("backends", request.field("backend", str, "")),
-            read_submission(request.field("program_id", str, ""), params),
-            self.find("sessions", session_id) if session_id else None,
-            params,
-            tags=request.field("tags", list, []),
-            max_seconds=request.field("cost", int),
+        session = self.find("sessions", session_id) if session_id else None
+        submission = read_submission(request.field("program_id", str, ""), params)
+        most = self._instance.limits.job_seconds
+        job = Job(
+            id=secrets.token_hex(10),
+            backend=device.name,
+            program=submission.program,
+            mode="job" if session is None else session.mode,
+            session=session_id,
+            tags=tuple(map(str, request.field("tags", list, []))),
+            rows=submission.rows,
+            shots=submission.shots,
+            content=submission.content,
+            created=self._instance.now(),
+            device=device,
+            submission=submission,
+            owner=session,
+            params=params,
+            max_seconds=min(request.field("cost", int) or most, most),
         )
+        self._instance.accept(job)
         return {"id": job.id, "backend": job.backend, "session_id": job.session}
 
     def list_jobs(self, request: Request) -> Any:

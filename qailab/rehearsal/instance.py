@@ -10,7 +10,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -54,12 +54,16 @@ class Job(JobRecord):
     submission: Submission
     owner: Session | None
     params: Mapping[str, Any]  # as they came
-    ready: float  # when it may leave the queue
-    estimate: float  # QPU seconds it takes
     max_seconds: float  # QPU seconds it may take
+    ready: float = 0.0  # when it may leave the queue
     outcome: str = ""  # kind of the fault that decides how it ends
     reason_code: int | None = None  # IBM's code of why it failed
     result: bytes = b""  # JSON; empty until it has completed
+
+    @property
+    def estimate(self) -> float:
+        """QPU seconds it takes."""
+        return JOB_SECONDS + self.executions * EXECUTION_SECONDS
 
 
 class Instance:
@@ -194,68 +198,36 @@ class Instance:
 
     # Jobs
 
-    def submit(
-        self,
-        device: Device,
-        submission: Submission,
-        session: Session | None,
-        params: Mapping[str, Any],
-        *,
-        tags: Sequence[str],
-        max_seconds: float | None,
-    ) -> Job:
-        """Accept a job into the queue; `Job` says what the arguments are.
+    def accept(self, job: Job) -> None:
+        """Take a job into the queue.
 
         Raises:
             ApiError: if it breaks a rule of the session, the plan or the limits.
         """
-        self._check(device, submission, session)
-        now = self.now()
-        ready = now + self._queue_seconds
+        self._check(job, job.owner)
+        job.ready = job.created + self._queue_seconds
+        session = job.owner
         if session is not None:
             if session.pending == 0 and session.state != "active":
-                session.turn = ready
-            ready = session.turn
+                session.turn = job.ready
+            job.ready = session.turn
             session.pending += 1
-        most = self.limits.job_seconds
-        job = Job(
-            id=secrets.token_hex(10),
-            backend=device.name,
-            program=submission.program,
-            mode="job" if session is None else session.mode,
-            session=None if session is None else session.id,
-            tags=tuple(map(str, tags)),
-            rows=submission.rows,
-            shots=submission.shots,
-            content=submission.content,
-            created=now,
-            device=device,
-            submission=submission,
-            owner=session,
-            params=params,
-            ready=ready,
-            estimate=JOB_SECONDS + submission.rows * submission.shots * EXECUTION_SECONDS,
-            max_seconds=min(max_seconds or most, most),
-        )
         self.jobs[job.id] = self._pending[job.id] = job
         self.changed.notify_all()
-        return job
 
-    def _check(self, device: Device, submission: Submission, session: Session | None) -> None:
-        """Raise an ApiError if a job breaks a rule of its session, the limits or the plan."""
-        executions, most = submission.rows * submission.shots, self.limits.executions
-        if executions > most:
-            text = f"The number of executions {executions} is over the maximum of {most} of a job."
+    def _check(self, job: Job, session: Session | None) -> None:
+        most, pending = self.limits.executions, self.limits.pending_jobs_of(self.plan)
+        if job.executions > most:
+            text = f"The number of executions {job.executions} is over the maximum of {most}."
             raise ApiError(400, 8044, text, "Split the job.")
-        if session is not None and session.device is not device:
-            text = f"is for backend {session.device.name}, not {device.name}."
+        if session is not None and session.device is not job.device:
+            text = f"is for backend {session.backend}, not {job.backend}."
             raise ApiError(400, 1211, f"The session {session.id} {text}")
         if session is not None and not session.accepting:
             text = f"is closed ({session.reason}) and accepts no more jobs."
             raise ApiError(400, 1217, f"The session {session.id} {text}")
-        limit = self.limits.pending_jobs_of(self.plan)
-        if limit is not None and len(self._pending) >= limit:
-            raise too_many_pending(limit)
+        if pending is not None and len(self._pending) >= pending:
+            raise too_many_pending(pending)
         if self.plan == "open" and self.consumed() >= OPEN_PLAN_SECONDS:
             raise ApiError(403, 4317, "Job create exceeds open plan job usage limits.")
 
