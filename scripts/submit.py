@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import logging
+import operator
 import os
 import platform
 import re
@@ -179,8 +181,8 @@ def auth_headers(environment: Mapping[str, str]) -> dict[str, str]:
 
 def check_versions(address: str, headers: Mapping[str, str], any_version: bool) -> None:
     """Fail if there is no dashboard, or if Ray or Python's minor version are others there."""
-    ray_there = ask(f"{address}/api/version", headers)["ray_version"]
-    python = ask(f"{address}/api/v0/cluster_metadata", headers)["data"]["pythonVersion"]
+    ray_there = ask(f"{address}/api/version", headers, "ray_version")
+    python = ask(f"{address}/api/v0/cluster_metadata", headers, "data", "pythonVersion")
     say(f"the cluster has Ray {ray_there}, Python {python}")
     import ray  # here, so that what is wrong is told at once
 
@@ -190,19 +192,19 @@ def check_versions(address: str, headers: Mapping[str, str], any_version: bool) 
         fail(THERE, f"{said}: use scripts/constraints.txt on both, or give --any-version")
 
 
-def ask(url: str, headers: Mapping[str, str]) -> dict[str, Any]:
+def ask(url: str, headers: Mapping[str, str], *names: str) -> str:
     """Ask the dashboard; Ray's client has no deadline, and would wait for minutes."""
     try:
         request = urllib.request.Request(url, headers=dict(headers))
         with urllib.request.urlopen(request, timeout=10) as answer:
-            return dict(json.load(answer))
+            return str(functools.reduce(operator.getitem, names, json.load(answer)))
     except Exception as error:  # also of http.client, where something else listens
         if getattr(error, "code", 0) in (401, 403):
             wrong = "does not accept this token" if headers else "wants a token"
             to_do = "RAY_AUTH_TOKEN_PATH to a file with the head's (`ray get-auth-token` there)"
             fail(THERE, f"the cluster {wrong}: set RAY_AUTH_MODE=token, and {to_do}")
         to_do = "Is its head running, and can it be reached? ssh -L 8265:localhost:8265 HEAD"
-        fail(THERE, f"no Ray dashboard answers at {url}: {error}. {to_do}")
+        fail(THERE, f"no Ray dashboard answers at {url}: {error!r}. {to_do}")
 
 
 async def follow(client: Any, job: str) -> Any:

@@ -15,7 +15,7 @@ from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.distributed import LauncherPool
 from qailab.torch import QLayer
 
-STEPS = 100
+STEPS = 300
 
 
 def train(backend, folder):
@@ -33,6 +33,12 @@ def train(backend, folder):
         (folder / "step").write_text(str(step))
     torch.save(model.state_dict(), folder / "weights.pt")
     return model.state_dict()
+
+
+def steps_done(folder):
+    """How many steps the training has done."""
+    file = folder / "step"
+    return int(file.read_text() or 0) if file.exists() else 0
 
 
 if __name__ == "__main__":

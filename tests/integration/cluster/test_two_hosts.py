@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from qailab.backends import AerBackend
-from tests.support import cluster_training
 from tests.support.cluster_files import CLUSTER, ROOT, documents
+from tests.support.cluster_training import STEPS, steps_done, train
 from tests.support.hosts import ADDRESSES, two_hosts, unavailable
 
 SECONDS = 150.0
@@ -74,21 +74,21 @@ def test_a_job_over_tls_that_loses_a_host_ends_with_the_weights_of_one_process(t
             head.command(*submit, program, str(tmp_path)), env=environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        deadline, step = time.monotonic() + SECONDS, tmp_path / "step"
+        deadline = time.monotonic() + SECONDS
         try:
-            while not (step.exists() and actors_on(worker, environment)):
+            while not (actors_on(worker, environment) and steps_done(tmp_path) > 10):
                 late = time.monotonic() > deadline or job.poll() is not None
                 assert not late, job.communicate(timeout=1)
                 time.sleep(0.1)
             worker.kill_all()
-            assert int(step.read_text() or 0) < cluster_training.STEPS - 1  # else it came too late
+            assert steps_done(tmp_path) < STEPS - 1  # else it came too late
             output, _ = job.communicate(timeout=SECONDS)
         finally:
             job.kill()
             job.wait()
         assert job.returncode == 0, output
     (tmp_path / "alone").mkdir()
-    alone = cluster_training.train(AerBackend(), tmp_path / "alone")
+    alone = train(AerBackend(), tmp_path / "alone")
     found = torch.load(tmp_path / "weights.pt")
     assert all(torch.equal(found[name], alone[name]) for name in alone)
 
