@@ -92,14 +92,21 @@ class Throughput:
 
 
 @dataclass(eq=False)
+class Crashes:
+    """How many actors were lost in a row over rows that once were one chunk; all parts share it."""
+
+    count: int = 0
+
+
+@dataclass(eq=False)
 class Chunk:
     """Consecutive rows of one evaluation that travel together."""
 
     evaluation: int
     start: int
     stop: int
-    crashes: int = 0  # actors that were lost while they ran these rows
-    faults: int = 0  # how often it failed for transient reasons
+    crashes: Crashes = field(default_factory=Crashes)
+    faults: int = 0  # how often it failed for transient reasons, lost actors included
     sent: int = 0
     copies: int = 0  # how many actors have it now
     speculative: int = 0  # how often an idle actor was sent it although another one had it
@@ -111,10 +118,6 @@ class Chunk:
     @property
     def num_rows(self) -> int:
         return self.stop - self.start
-
-    def contains(self, other: Chunk) -> bool:
-        same = self.evaluation == other.evaluation
-        return same and self.start <= other.start and other.stop <= self.stop
 
     def halves(self, group: int) -> list[Chunk]:
         """Return two chunks with its rows, or itself if it has only ``group`` rows."""

@@ -222,6 +222,7 @@ class Evaluation:
         self._answers[first : first + len(answers)] = answers
         self.answered += len(answers)
         chunk.done = True
+        chunk.crashes.count = 0
 
     def finish(self, error: BaseException | None = None) -> None:
         """Deliver the answers, or an error."""

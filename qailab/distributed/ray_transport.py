@@ -168,7 +168,7 @@ class RayTransport:
         opening = list(self._opening.values())
         if opening and self.connected:
             with suppress(Exception):
-                ray.wait(opening, timeout=timeout)
+                ray.wait(opening, num_returns=len(opening), timeout=timeout)
         time.sleep(0.001 if opening else timeout)
 
     def _check_connected(self) -> None:

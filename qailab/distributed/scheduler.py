@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 from qailab.backends.base import MAX_TRANSIENT_FAULTS, RowFuture
 from qailab.distributed import transport as events
-from qailab.distributed.actors import Actor, Chunk, Sent
+from qailab.distributed.actors import Actor, Chunk, Crashes, Sent
 from qailab.distributed.evaluation import Evaluation
 from qailab.distributed.options import Settings
 from qailab.distributed.stragglers import HangDetector, speculative_copies
@@ -107,8 +107,8 @@ class Scheduler:
         self._evaluations: dict[int, Evaluation] = {}  # the one that waits longest first
         self._next_evaluation = self._next_ticket = 0
         self._next_copies = 0.0
-        self._last_loss: tuple[float, list[Chunk]] = (float("-inf"), [])  # when, and what ran
-        self._charged: list[Chunk] = []  # chunks that it counts as a crash of
+        # When an actor was lost, which, and what that was counted as a crash of.
+        self._last_loss: tuple[float, Actor | None, set[Crashes]] = (float("-inf"), None, set())
 
     def start(self, now: float) -> None:
         """Start all actors."""
@@ -282,38 +282,36 @@ class Scheduler:
         traits = actor.backend.traits
         chunks = [sent.chunk for sent in actor.in_flight.take_all()]
         ran = chunks[: traits.max_concurrency] if crashed else []  # the others only waited
-        charged = ran if crashed and self._is_their_own_crash(ran, now) else []
+        if crashed:
+            self._charge(actor, {chunk.crashes for chunk in ran}, now)
         for chunk in chunks:
             chunk.copies -= 1
-            chunk.crashes += chunk in charged
+            chunk.faults += chunk in ran
             evaluation = self._evaluations.get(chunk.evaluation)
             if evaluation is None or chunk.done or chunk.copies:
                 continue
             self._telemetry.retried(actor, "lost")
-            if chunk.crashes >= MAX_CRASHES:
+            if chunk.crashes.count >= MAX_CRASHES or chunk.faults >= MAX_TRANSIENT_FAULTS:
                 self._fail(evaluation, _deadly(actor, chunk))
                 continue
             halved = chunk in ran and traits.idempotent  # small chunks are hit less often
-            parts = chunk.halves(evaluation.batch.rows.group) if halved else [chunk]
-            for part in parts:
+            for part in chunk.halves(evaluation.batch.rows.group) if halved else [chunk]:
                 evaluation.give_back(part)
-            self._charged += parts if chunk in charged else []
 
-    def _is_their_own_crash(self, ran: list[Chunk], now: float) -> bool:
-        """Return whether an actor was lost over its rows, as far as one can tell by now.
+    def _charge(self, actor: Actor, ran: set[Crashes], now: float) -> None:
+        """Hold a loss against the rows that ran, as far as one can tell by now.
 
-        Several losses at once, over different rows, have a common cause; then the first of them is
-        not held against its rows any more.
+        Several actors that are lost at once, over different rows, have a common cause; then the
+        first loss is not held against its rows any more.
         """
-        (when, before), self._last_loss = self._last_loss, (now, ran)
-        same = any(chunk.contains(other) for chunk in before for other in ran)
-        if now - when > BURST_SECONDS or same:
-            self._charged = []
-            return True
-        for chunk in self._charged:
-            chunk.crashes -= 1
-        self._charged = []
-        return False
+        when, last, charged = self._last_loss
+        if now - when <= BURST_SECONDS and actor is not last and not ran & charged:
+            for crashes in charged:
+                crashes.count -= crashes.count > 0
+            ran = set()
+        for crashes in ran:
+            crashes.count += 1
+        self._last_loss = now, actor, ran
 
     # Handing out.
 
@@ -424,8 +422,9 @@ def _queues_in_turn(actors: list[Actor]) -> list[Actor]:
 
 
 def _deadly(actor: Actor, chunk: Chunk) -> EvaluationError:
+    times = chunk.crashes.count if chunk.crashes.count >= MAX_CRASHES else chunk.faults
     return EvaluationError(
-        f"{chunk} lost their actor {chunk.crashes} times, last on {actor.backend!r}: "
+        f"{chunk} lost their actor {times} times, last on {actor.backend!r}: "
         f"{actor.health.last_error}; if actors run out of memory, use a smaller circuit or "
         "chunk_rows; if they only need longer, a larger chunk_timeout"
     )

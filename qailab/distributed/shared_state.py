@@ -12,6 +12,7 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def _ask(method: str, *arguments: Any) -> Any:
 
 def _state_actor() -> Any:
     """Find the actor, or make it."""
+    with suppress(ValueError):  # Ray's word for "no such actor"
+        return ray.get_actor(STATE_NAME, NAMESPACE)
     head = next((n["NodeID"] for n in ray.nodes() if n["Alive"] and _HEAD in n["Resources"]), None)
     pinned = "DEFAULT" if head is None else NodeAffinitySchedulingStrategy(head, soft=False)
     options = {

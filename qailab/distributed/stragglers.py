@@ -8,26 +8,19 @@ from dataclasses import dataclass
 from qailab.distributed.actors import Actor, Sent, expected_seconds
 from qailab.distributed.options import Auto
 
-COPY_FACTOR = 2.0
-"""A speculative copy is worth it if the first would still take this many times as long, ..."""
-COPY_SECONDS = 0.05
-"""... and this much on top: a call takes milliseconds, and estimates are rough."""
-MAX_COPIES = 3
-"""Speculative copies of one chunk: where these fail as well, it is left to the first."""
-QUEUED_SECONDS = 0.5
-"""Where nobody knows how long rows take: when to copy those that only wait behind others, ..."""
-RUNNING_SECONDS = 5.0
-"""... and those that run."""
-HANG_FACTOR = 20.0
-"""A chunk that takes this many times as long as expected is taken to hang, ..."""
-HANG_SECONDS = 30.0
-"""... but never before this: machines stall, and a false alarm costs a process."""
-UNKNOWN_SECONDS = 900.0
-"""The same while nobody has answered such rows yet: large circuits take minutes to compile."""
-INQUIRY_SECONDS = 10.0
-"""A process that does not say what it is doing for this long hangs as a whole."""
+# A speculative copy is worth it if the first would still take this many times as long, and this
+# much on top: a call takes milliseconds, and estimates are rough.
+COPY_FACTOR, COPY_SECONDS = 2.0, 0.05
+MAX_COPIES = 3  # of one chunk: where these fail as well, it is left to the first
+# Where nobody knows how long rows take: when to copy those that only wait, and those that run.
+QUEUED_SECONDS, RUNNING_SECONDS = 0.5, 5.0
+# A chunk that takes this many times as long as expected is taken to hang, but never before so many
+# seconds: machines stall, and a false alarm costs a process.
+HANG_FACTOR, HANG_SECONDS = 20.0, 30.0
+UNKNOWN_SECONDS = 900.0  # while nobody has answered such rows yet: circuits may take minutes
+INQUIRY_SECONDS = 10.0  # a process that does not say what it is doing for so long hangs
 PULSE_SECONDS = 60.0
-"""How often a process is asked whose calls may last days; it hangs if it does not answer for
+"""How often a process is asked whose calls may last days; it hangs if it says nothing for
 `UNKNOWN_SECONDS`, as a simulator in IBM's local mode holds Python's lock while it runs."""
 
 

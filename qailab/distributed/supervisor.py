@@ -22,14 +22,12 @@ from qailab.errors import BackendBuildError, PoolError, PoolExhaustedError
 
 logger = logging.getLogger("qailab.distributed")
 
-MAX_LOSSES = 5
-"""Processes that may be lost in a row before the actor is quarantined."""
+MAX_LOSSES = 5  # processes lost in a row before the actor is quarantined
 MAX_LOST_STARTS = 8
 """The same before it is ready: until Ray notices that a node is gone, which takes up to 12 s, it
 starts processes there."""
 PAUSE_SECONDS = 0.5  # before the second replacement in a row; it doubles with each further one
-MAX_FAULTS = 8
-"""Transient faults in a row before the actor is quarantined."""
+MAX_FAULTS = 8  # transient faults in a row before the actor is quarantined
 MAX_FAULTS_OF_DEVICES = 2  # the same where the backend has already retried by itself
 COOLING_SECONDS = 0.1  # after a transient fault; it doubles with each further one, ...
 _LONGEST_COOLING = 5.0  # ... up to this
@@ -37,8 +35,7 @@ QUARANTINE_SECONDS = 30.0
 QUARANTINE_OF_BUILDS_SECONDS = 600.0  # only a change of the machine helps
 LOOK_AGAIN_SECONDS = 0.5  # how often a handle looks for a process that the pool's owner replaces
 MISSING_SECONDS = 15.0  # how long it does so while it finds none at all
-SLOW_START_SECONDS = 20.0
-"""After this time a log line says what actors wait for; imports take 2 to 10 s."""
+SLOW_START_SECONDS = 20.0  # after which a line is logged; imports take 2 to 10 s
 _LOG_CHARACTERS = 120
 
 

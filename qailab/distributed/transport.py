@@ -110,9 +110,7 @@ class Transport(Protocol):
     def send(self, actor: Actor, call: Call) -> None:
         """Have a chunk evaluated; `Replied` or `Lost` follows.
 
-        Raises:
-            TransientBackendError: if it cannot be sent now.
-            PoolError: if it can never be sent.
+        Raises a `TransientBackendError` if it cannot be sent now, a `PoolError` if never.
         """
 
     def cancel(self, actor: Actor, tickets: Sequence[int]) -> None:
@@ -124,10 +122,7 @@ class Transport(Protocol):
     def stop(self, actor: Actor, *, hangs: bool = False, gently: bool = False) -> None:
         """Let go of the actor's process; nothing more is heard of it.
 
-        Args:
-            actor: whose process.
-            hangs: it does not answer: end it, whoever started it.
-            gently: let it close its backend first, as far as it does so in time.
+        One that ``hangs`` is ended whoever started it; ``gently``: it may close its backend first.
         """
 
     def close(self, actors: Sequence[Actor]) -> None:

@@ -187,14 +187,14 @@ def test_a_handle_waits_for_the_owner_to_replace_a_process():
 # Rows that kill actors, and rows that do not.
 
 
-def kills_with(pool, row):
-    """Kill every process that runs a row; return how to stop that."""
+def kills_with(pool, *deadly):
+    """Kill every process that runs one of some rows; return how to stop that."""
     transport = pool.transport
     original = transport.ended
 
     def ended(process):
         rows = process.queue[0][1].rows
-        if process.alive and rows.start <= row < rows.stop:
+        if process.alive and any(rows.start <= row < rows.stop for row in deadly):
             transport.kill(process)
         else:
             original(process)
@@ -210,6 +210,21 @@ def test_rows_that_kill_actors_are_found_and_named():
         pool.submit(CANONICAL, batch_of(30)).result(0)
     first, last = map(int, re.findall(r"rows (\d+) to (\d+)", str(caught.value))[0])
     assert first <= 100 <= last < first + 16  # halved, to hit small chunks less often
+    stop()
+    evaluate(pool, batch_of(5))
+
+
+def test_an_evaluation_whose_rows_all_kill_ends_before_the_actor_is_given_up():
+    pool = pool_of([1e3], settings={"chunk_rows": 12})
+    stop = kills_with(pool, *range(24))
+    future = pool.begin(CANONICAL, batch_of(2))
+    innocent = pool.begin(
+        CANONICAL, dataclasses.replace(batch_of(2), rows=batch_of(4).rows.part(24, 48))
+    )
+    pool.run_until(lambda: future.done() and innocent.done())
+    with pytest.raises(EvaluationError, match=r"lost their actor 4 times"):
+        future.result(0)
+    assert innocent.result(0).shape == (24, 2)
     stop()
     evaluate(pool, batch_of(5))
 
