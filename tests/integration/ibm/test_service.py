@@ -3,7 +3,6 @@
 import multiprocessing
 import threading
 import time
-from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import numpy as np
