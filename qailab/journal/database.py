@@ -272,32 +272,20 @@ def _checked_path(path: str | os.PathLike[str], *, create: bool) -> str:
     if not isinstance(name, str) or "\0" in name:
         raise InputTypeError(f"a journal's path must be text or a path, got {path!r}")
     full = os.path.abspath(name)  # it must mean the same after a chdir
-    folder = os.path.dirname(full)
-
-    def refusal(why: str) -> JournalError:
-        return JournalError(f"expected a journal's file at {full}, but {why}")
-
-    if create and not os.path.isdir(folder):
-        raise refusal(f"there is no folder {folder}; make it, or give another path")
+    wrong = f"expected a journal's file at {full}, but "
     try:
         if create and not os.path.lexists(full):
-            _create(full, folder)
+            _create(full, os.path.dirname(full))
         found = os.stat(full)
     except OSError as error:
-        raise refusal(f"{error.strerror}; give a path that can be used") from error
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
-        raise refusal(f"that is {kind}; give the path of a file")
-    if not os.access(full, os.R_OK) or (create and not os.access(full, os.W_OK)):
-        raise refusal("it cannot be read and written; change its permissions (chmod u+rw)")
-    if create and not os.access(folder, os.W_OK):
-        raise refusal(
-            "its folder cannot be written, where SQLite keeps what it needs to undo a "
-            f"transaction; change its permissions (chmod u+w {folder})"
-        )
+        raise JournalError(
+            f"{wrong}{error.strerror}; give a path in a folder that is there and can be written"
+        ) from error
+    if stat.S_ISDIR(found.st_mode):
+        raise JournalError(f"{wrong}that is a folder; give the path of a file in it")
     if found.st_size == 0:  # a journal is never that: it appears with its tables in it
-        raise refusal(
-            "the file is empty: put a copy of the journal back, or remove it to begin anew"
+        raise JournalError(
+            f"{wrong}the file is empty: put a copy of it back, or remove it to begin anew"
         )
     return full
 

@@ -83,16 +83,10 @@ class Journal(Record):
             return self._execute(query, value, name, version).rowcount == 1
 
     def register(self, circuit: str, qubits: int, angles: int) -> None:
-        """Note a circuit, so that its jobs are accepted, and messages can say what it is."""
-        with self._transaction():
-            query = "INSERT OR REPLACE INTO circuits VALUES (?, ?, ?)"
-            self._execute(query, circuit, qubits, angles)
-
-    def check_model(self, circuit: str, qubits: int, angles: int) -> None:
-        """Raise if there are jobs, but none of this circuit, nor is it registered.
+        """Note a circuit, so that its jobs are accepted, and messages can say what it is.
 
         Raises:
-            JournalError: it says of which circuits the jobs are.
+            JournalError: if there are jobs, but of other circuits: it is another model's.
         """
         query = (
             "SELECT circuit, max(qubits), max(angles), sum(jobs) FROM ("
@@ -100,10 +94,12 @@ class Journal(Record):
             "SELECT circuit, NULL, NULL, count(*) FROM entries GROUP BY circuit) "
             "GROUP BY circuit ORDER BY sum(jobs) DESC, circuit"
         )
-        with self._transaction(write=False):
+        with self._transaction():
             known = self._execute(query).fetchall()
-        if not any(jobs for *_, jobs in known) or circuit in (name for name, *_ in known):
-            return
+            if not any(jobs for *_, jobs in known) or circuit in (name for name, *_ in known):
+                note = "INSERT OR REPLACE INTO circuits VALUES (?, ?, ?)"
+                self._execute(note, circuit, qubits, angles)
+                return
         listed = [f"{_shown(*facts)} with {jobs} jobs" for *facts, jobs in known[:8]]
         raise JournalError(
             f"{self._database} is of another model: it knows {len(known)} circuits "

@@ -287,7 +287,7 @@ def test_the_shared_value_stays_small():
 # The promise: never passed by more than one job's real usage
 
 
-@settings(max_examples=400)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_the_budget_is_never_passed_by_more_than_one_jobs_usage(data):
     """Guards in any order of steps, with estimates wrong by any factor.

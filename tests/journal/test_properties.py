@@ -117,7 +117,7 @@ class Model:
 
 
 @given(st.lists(st.one_of(RESERVE, OTHERS), max_size=40))
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_each_row_has_one_live_entry_at_most(actions):
     model = Model(None)
     for action in actions:
@@ -127,7 +127,7 @@ def test_each_row_has_one_live_entry_at_most(actions):
 
 
 @given(st.lists(st.one_of(RESERVE, OTHERS), max_size=25))
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_also_in_a_file_that_is_opened_again(tmp_path_factory, actions):
     model = Model(tmp_path_factory.mktemp("journal") / "jobs.db")
     for action in actions:

@@ -36,7 +36,7 @@ def test_its_jobs_and_results_are_there_and_its_tags_stay(path):
         assert journal.totals() == Totals(jobs=4, rows=16, executions=1600, qpu_seconds=2.5)
     with Journal(path) as journal:  # of this version by now
         assert journal.entry(unconfirmed.id).job_id == "d4"
-        journal.check_model("c1", 6, 50)
+        journal.register("c1", 6, 50)
 
 
 def test_its_sessions_are_known(path):

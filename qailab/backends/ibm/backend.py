@@ -177,10 +177,9 @@ class IBMBackend(Backend):
         if self.journal is not None and os.path.isdir(os.path.dirname(self.journal)):
             checked: set[str] = self.__dict__.setdefault("_live_checked", set())
             if circuit.key not in checked:  # every forward pass comes here
-                facts = (circuit.key, circuit.circuit.num_qubits, circuit.num_angles)
                 with Journal(self.journal) as journal:
-                    journal.check_model(*facts)
-                    journal.register(*facts)
+                    qubits = circuit.circuit.num_qubits
+                    journal.register(circuit.key, qubits, circuit.num_angles)
                 checked.add(circuit.key)
 
     def share(self, state: SharedState) -> None:

@@ -59,10 +59,9 @@ class Fault:
     """What went wrong with a request.
 
     Args:
-        kind: whether it may be repeated.
         text: what the client said, without tokens.
         status: the HTTP status; None if there was no answer.
-        code: IBM's error code; None if there is none.
+        code: IBM's error code.
         retry_after: seconds that the server asks to wait.
         names: names of the errors' classes, their bases included.
         cause: what the first of the errors said, without tokens.

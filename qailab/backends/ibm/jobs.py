@@ -84,11 +84,6 @@ class Jobs:
     """Runs the rows of tasks as jobs on a device, several at a time.
 
     Args:
-        device: where they run.
-        record: what is known of all jobs.
-        sessions: in which session they are sent; None where there are none.
-        meter: what they may cost, and did.
-        timeouts: how long to wait for what.
         poll_seconds: the longest pause between two looks at a job.
         timeout: seconds a job may take, its time in the queue included.
         pending_jobs: jobs that may be at the device at a time.
@@ -329,13 +324,8 @@ class Jobs:
     def _find(self, entry: Entry, stop: threading.Event, *, settle: bool) -> Found | None:
         """Look for an entry's job at the server by its tag.
 
-        Args:
-            entry: one that may have been sent.
-            stop: set to give up.
-            settle: whether a request may still be on its way, so that it is worth waiting for.
-
-        Returns:
-            The job, one that goes on or is done if there are several; None if there is none.
+        If a request may still be on its way, it is worth waiting for it to ``settle``. Of several
+        jobs one is returned that goes on or is done; None if there is none.
         """
         what = f"looking for a job tagged {entry.tag}"
         backoff = Backoff(self._timeouts.retry_seconds, stop, what)

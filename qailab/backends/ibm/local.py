@@ -17,12 +17,7 @@ from qailab.gradients.rows import FloatArray
 
 
 class LocalDevice:
-    """A `Device` in this process: nothing of it is lost, and nothing costs.
-
-    Args:
-        backend: a fake backend or an ``AerSimulator``.
-        options: the Sampler's.
-    """
+    """A `Device` in this process: a fake backend or an ``AerSimulator``, which costs nothing."""
 
     settle_seconds = 0.0
 

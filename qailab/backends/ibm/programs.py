@@ -38,11 +38,7 @@ class Program:
 
 
 def check_fits(circuit: CanonicalCircuit, shots: int, name: str, qubits: int, most: object) -> None:
-    """Raise if a device has too few qubits, or takes fewer shots.
-
-    Raises:
-        BackendError: with both numbers.
-    """
+    """Raise a `BackendError` if a device has too few qubits, or takes fewer shots."""
     needs = circuit.circuit.num_qubits
     if needs > qubits:
         raise BackendError(
@@ -59,14 +55,10 @@ def check_fits(circuit: CanonicalCircuit, shots: int, name: str, qubits: int, mo
 def compile_program(
     canonical: CanonicalCircuit, device: Any, *, optimization_level: int, seed: int
 ) -> Program:
-    """Lay a circuit out on a device and write it in its gates.
+    """Lay a circuit out on a device (a ``BackendV2``) and write it in its gates.
 
-    Args:
-        canonical: the circuit.
-        device: a Qiskit ``BackendV2``.
-        optimization_level: of Qiskit's transpiler; from level 2 on it may find that an angle does
-            not matter, and leave it out.
-        seed: of the transpiler, so that all processes lay it out alike.
+    From ``optimization_level`` 2 on, Qiskit may find that an angle does not matter, and leave it
+    out. With one ``seed`` all processes lay it out alike.
 
     Raises:
         BackendError: if the device cannot run it.

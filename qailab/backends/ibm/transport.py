@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from qailab.backends.ibm.faults import FaultKind, RequestError, classify
-from qailab.errors import BackendBuildError, QailabError
+from qailab.errors import QailabError
 
 Result = TypeVar("Result")
 
@@ -80,12 +80,7 @@ def call_within(seconds: float, what: str, call: Callable[[], Result]) -> Result
 
 
 def bind_requests(service: Any, seconds: float) -> None:
-    """Have every request of a service end in time, and be sent once. Safe to call twice.
-
-    Args:
-        service: a ``QiskitRuntimeService``.
-        seconds: how long a server may be silent.
-    """
+    """Have every request of a service end in time, and be sent once. Safe to call twice."""
     from requests.adapters import HTTPAdapter
 
     class BoundAdapter(HTTPAdapter):
@@ -101,12 +96,9 @@ def bind_requests(service: Any, seconds: float) -> None:
                 _CALL.failed_requests -= 1
             return response
 
-    # The client has no public way to its HTTP sessions, whose constructor it gives no timeout and
-    # no number of retries.
-    clients = [*service._api_clients.values(), service._active_api_client]
-    if not clients:
-        raise BackendBuildError("this version of qiskit-ibm-runtime is not known to qailab")
-    for session in {client._session for client in clients}:
+    # There is no public way to the client's HTTP sessions, which it makes without a timeout, and
+    # with five retries.
+    for session in {client._session for client in service._api_clients.values()}:
         if isinstance(session.auth, _TokenAuth):
             continue
         session.auth = _TokenAuth(session.auth, seconds)
@@ -119,10 +111,6 @@ class _TokenAuth:
     """The client's authentication; without a token a request fails, and the next tries again.
 
     A request that is answered with 401 or 403 is sent again with a new token, once.
-
-    Args:
-        auth: the client's own.
-        seconds: how long the server of tokens may be silent.
     """
 
     def __init__(self, auth: Any, seconds: float) -> None:

@@ -10,11 +10,9 @@ from qailab.journal import Entry, State
 
 
 class UsageMeter:
-    """Counts what this process's jobs use, and keeps them to a budget.
+    """Counts what this process's jobs use, and keeps them to a budget, if there is a guard of one.
 
-    Args:
-        guard: of the budget; None if there is none.
-        max_seconds: QPU seconds that the service allows a job, if the options say.
+    ``max_seconds`` are the QPU seconds that the service allows a job, if the options say.
     """
 
     def __init__(self, guard: BudgetGuard | None, max_seconds: float | None) -> None:
@@ -32,12 +30,7 @@ class UsageMeter:
         return used
 
     def reserve(self, entry: Entry, stop: threading.Event) -> None:
-        """Reserve what a job will cost, before it is sent.
-
-        Raises:
-            BudgetExceededError: if it would pass the budget.
-            CancelledError: if it was stopped while it waited for other jobs to be settled.
-        """
+        """Reserve what a job will cost, before it is sent; see `BudgetGuard.reserve`."""
         cost = self._expected(entry)
         if self._guard is not None:
             bound = self._max_seconds

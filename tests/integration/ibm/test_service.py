@@ -3,7 +3,6 @@
 import multiprocessing
 import threading
 import time
-from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import numpy as np
@@ -124,20 +123,6 @@ def test_the_open_plan_gets_batches(rehearse, caplog):
     backend.close()
 
 
-def test_stop_cancels_the_job(rehearse):
-    server = rehearse(faults=[on("job-stuck")])
-    canonical, rows = gradient_rows()
-    backend = device()
-    future = backend.submit(canonical, rows)
-    wait_until(lambda: server.jobs and server.jobs[0].state == "Running")
-    assert future.cancel()
-    with pytest.raises(CancelledError):
-        future.result(DEADLINE)
-    wait_until(lambda: server.jobs[0].state == "Cancelled")
-    assert len(answers(backend, canonical, rows)) == rows.num_rows
-    backend.close()
-
-
 def test_the_least_busy_device_that_is_large_enough(rehearse):
     server = rehearse("manila", "lagos")
     _, canonical, angle_map, values = model(qubits=6)
@@ -187,19 +172,6 @@ def test_who_starts_again_takes_up_jobs_that_run_and_results_that_are_there(rehe
     with Journal(path) as journal:
         totals = journal.totals()
     assert (totals.jobs, totals.rows) == (1, rows.num_rows)
-
-
-def test_other_weights_and_other_steps_are_other_rows(rehearse, tmp_path):
-    server = rehearse()
-    backend = device(journal=tmp_path / "journal.sqlite")
-    canonical, rows = gradient_rows()
-    _, other = gradient_rows(samples=2)
-    shifted = type(rows.rows)(**{**vars(rows.rows), "base": rows.rows.base + 1e-12})
-    step = type(rows.noise)(rows.noise.seed, rows.noise.step + 1, rows.noise.purpose)
-    for batch in (rows, replace(rows, rows=shifted), replace(rows, noise=step), other):
-        answers(backend, canonical, batch)
-    assert [job.rows for job in server.jobs] == [36, 36, 36]  # `other` is part of the first
-    backend.close()
 
 
 def test_a_journal_of_another_model_is_refused(rehearse, tmp_path):
