@@ -6,13 +6,13 @@
                                              Aer: times, bytes, memory; about 5 minutes
     scripts/benchmark gradients --peers      also PennyLane and qiskit-machine-learning
     scripts/benchmark gradients --only grid --qubits 6 10 12 --batch 16
-    scripts/benchmark scale                  pools of 1 to 64 actors; about 9 minutes
-    scripts/benchmark scale --only efficiency kills --actors 32 --latencies 50 200
+    scripts/benchmark scale                  pools of 8 and 32 actors; about 5 minutes
+    scripts/benchmark scale --only efficiency --actors 1 4 16 64 --latencies 1 10
     scripts/benchmark hardware               jobs and overhead of a step on a rehearsal server
 
 *gradients*: one backward pass, for inputs and weights, of an RY encoder followed by RealAmplitudes
 (reps=3). Its sections: ``small``, 20 rows of 4 qubits, where the pool's own time shows; ``memory``,
-25,600 rows; ``grid``, all sizes; ``peers``, with ``--peers``. The bound is raw Aer: the same rows
+25,600 rows; ``grid``, all sizes; and the peers with ``--peers``. The bound is raw Aer: the same rows
 with ``save_probabilities``, all bindings in one call, one thread, then numpy's multinomial; where
 it would take more than 5 s, a stretch of the rows is run and scaled. (qailab can be faster: of the
 two shifts of an angle it simulates one.) All gradients are compared: bit for bit, or with those of
@@ -41,9 +41,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _SECTIONS = {
-    "gradients": ["small", "memory", "grid", "peers"],
+    "gradients": ["small", "memory", "grid"],
     "scale": ["efficiency", "kills", "rows", "small"],
 }
+_ACTORS = {"gradients": [1, 2], "scale": [8, 32]}
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -51,47 +52,30 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--shots", type=_count, default=1024, help="shots for each row (1024)")
-    shared.add_argument("--seed", type=int, default=7, help="seed of values, noise and kills (7)")
-    shared.add_argument("--out", type=Path, help="folder (runs/<subcommand>-<date>-<time>)")
     commands = parser.add_subparsers(dest="command", metavar="gradients | scale | hardware")
-    gradients, scale, hardware = (
-        commands.add_parser(name, parents=[shared]) for name in ("gradients", "scale", "hardware")
-    )
+    gradients, scale, hardware = map(commands.add_parser, ("gradients", "scale", "hardware"))
+    for command in (gradients, scale, hardware):
+        command.add_argument("--shots", type=_count, default=1024, help="of each row (1024)")
+        command.add_argument("--seed", type=int, default=7, help="of values, noise and kills (7)")
+        command.add_argument("--out", type=Path, help="folder (runs/<subcommand>-<date>-<time>)")
     for name, command in (("gradients", gradients), ("scale", scale)):
-        sections = _SECTIONS[name]
+        only, actors = _SECTIONS[name], _ACTORS[name]
+        command.add_argument("--only", nargs="+", choices=only, default=only, help="sections")
+        command.add_argument("--repetitions", type=_count, default=200, help="of 20 rows (200)")
         command.add_argument(
-            "--only", nargs="+", choices=sections, default=sections, help="only these sections"
+            "--actors", type=_count, nargs="+", default=actors, metavar="A", help=f"pools {actors}"
         )
-        command.add_argument("--repetitions", type=_count, default=200, help="of the 20 rows (200)")
-    gradients.add_argument(
-        "--qubits", type=_count, nargs="+", metavar="N",
-        help="circuit sizes (4 6 8 10 12; of the peers 6 10)",
-    )  # fmt: skip
-    gradients.add_argument(
-        "--batch",
-        type=_count,
-        nargs="+",
-        metavar="B",
-        help="batch sizes (1 16 64; of the peers 16)",
-    )
-    gradients.add_argument(
-        "--actors", type=_count, nargs="+", default=[1, 2], metavar="A", help="pools (1 2)"
-    )
+    sizes = {"type": _count, "nargs": "+", "metavar": "N"}
+    gradients.add_argument("--qubits", **sizes, help="(4 6 8 10 12; of the peers 6 10)")
+    gradients.add_argument("--batch", **sizes, help="(1 16 64; of the peers 16)")
     gradients.add_argument("--rounds", type=_count, help="of each size (3 to 25, by its time)")
     gradients.add_argument("--peers", action="store_true", help="measure other libraries too")
     scale.add_argument(
-        "--actors", type=_count, nargs="+", metavar="A", default=[1, 2, 4, 8, 16, 32, 64],
-        help="pools (1 2 4 8 16 32 64)",
+        "--latencies", type=_positive, nargs="+", metavar="MS", default=[50.0, 200.0],
+        help="ms of a chunk (50 200); with kills of these two",
     )  # fmt: skip
-    scale.add_argument(
-        "--latencies", type=_time, nargs="+", metavar="MS", default=[0.0, 1.0, 10.0, 50.0, 200.0],
-        help="ms of a chunk (0 1 10 50 200); kills at those of 50 and 200",
-    )  # fmt: skip
-    scale.add_argument("--seconds", type=_time, help="of a run (3; with kills 12)")
-    scale.add_argument("--rounds", type=_count, default=1, help="runs, the median counts (1)")
-    scale.add_argument("--rows", type=_count, default=1_000_000, help="of ``rows`` (1000000)")
+    scale.add_argument("--seconds", type=_positive, help="of a run (3; with kills 12)")
+    scale.add_argument("--rows", type=_count, default=1_000_000, help="of 'rows' (1000000)")
     hardware.add_argument("--samples", type=_count, default=32, help="of a step (32)")
     hardware.add_argument("--steps", type=_count, default=6, help="that count (6)")
     return parser, parser.parse_args(arguments)
@@ -130,10 +114,10 @@ def _count(text: str) -> int:
     return value
 
 
-def _time(text: str) -> float:
+def _positive(text: str) -> float:
     value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be finite and not negative, got {text}")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive and finite, got {text}")
     return value
 
 

@@ -6,7 +6,6 @@
     scripts/chaos pool --seeds 50 --first 100 seeds 100 to 149
     scripts/chaos pool --faults node late     only nodes that go, come back, or come late
     scripts/chaos hardware                    all kinds; about 20 minutes
-    scripts/chaos hardware --kinds faults --seeds 100
     scripts/chaos hardware --kinds kills --seeds 1 --first 17     seed 17 again
 
 The seed decides what is asked for and what goes wrong, but not where each process and thread is at
@@ -49,9 +48,9 @@ In all of them: no two jobs at the server have the same rows, unless one of them
 cancelled; each row is answered once; no job is left running and no session open; the journal
 agrees with the server on jobs, states and QPU seconds; and nothing takes longer than its deadline.
 
-A line is printed for each run; the run folder has ``<kind>-<seed>.json``, and after a run that
-failed its log and Ray's. Exit status: 0 if all holds, 1 if not, 130 after Ctrl-C and 143 after
-SIGTERM; everything that was started is ended then.
+A line is printed for each run; the run folder has ``<kind>-<seed>.json``, and Ray's logs of a run
+that failed. Exit status: 0 if all holds, 1 if not, 130 after Ctrl-C and 143 after SIGTERM;
+everything that was started is ended then.
 """
 
 from __future__ import annotations
@@ -67,8 +66,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_HARDWARE = {"faults": 200, "hopeless": 14, "late": 10, "kills": 8, "budget": 20}
-_POOL_FAULTS = ("sigkill", "raykill", "hang", "all", "node", "transient", "late")
+_KINDS = {"faults": 200, "hopeless": 14, "late": 10, "kills": 8, "budget": 20}
+_FAULTS = ("sigkill", "raykill", "hang", "all", "node", "transient", "late")
 _ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: listen on 127.0.0.1 only
     "RAY_worker_niceness": "0",  # at nice 15, its default, a busy machine looks like a hang
@@ -91,34 +90,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--first", type=_number, default=0, help="the first seed (0)")
-    shared.add_argument("--steps", type=_number, help="of a training (pool 8, kills 10)")
-    shared.add_argument("--deadline", type=float, default=180.0, help="seconds for a run (180)")
-    shared.add_argument("--out", type=Path, help="folder (runs/chaos-<command>-<date>-<time>)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="pool | hardware")
-    pool = commands.add_parser("pool", parents=[shared], help="actors and nodes fail")
-    pool.add_argument("--seeds", type=_number, default=10, help="how many runs (10)")
-    pool.add_argument("--actors", type=_several, default=4, help="actors of the pool (4)")
-    pool.add_argument(
-        "--faults", choices=_POOL_FAULTS, nargs="+", default=_POOL_FAULTS, help="to draw from (all)"
-    )
+    pool, hardware = commands.add_parser("pool"), commands.add_parser("hardware")
+    defaults = ", ".join(f"{kind} {count}" for kind, count in _KINDS.items())
+    for command, seeds, steps in ((pool, "10", "8"), (hardware, defaults, "of kills 10")):
+        command.add_argument("--seeds", type=int, help=f"how many runs ({seeds})")
+        command.add_argument("--first", type=int, default=0, help="the first seed (0)")
+        command.add_argument("--steps", type=int, help=f"of a training ({steps})")
+        command.add_argument("--deadline", type=float, default=180, help="seconds a run (180)")
+        command.add_argument("--out", type=Path, help="folder (runs/chaos-<command>-<date>)")
+    pool.add_argument("--faults", choices=_FAULTS, nargs="+", default=_FAULTS, help="(all)")
+    pool.add_argument("--actors", type=int, default=4, help="at least 2 (4)")
     pool.add_argument(
         "--chunk-timeout", type=float, default=5.0,
         help="the pool's chunk_timeout (5 s); where machines are so busy that a new process takes "
         "longer to answer its first chunk, the pool rightly gives it up",
     )  # fmt: skip
-    hardware = commands.add_parser("hardware", parents=[shared], help="requests and jobs fail")
-    hardware.add_argument(
-        "--seeds", type=_number,
-        help="runs of each kind (" + ", ".join(f"{k} {n}" for k, n in _HARDWARE.items()) + ")",
-    )  # fmt: skip
-    hardware.add_argument(
-        "--kinds", choices=_HARDWARE, nargs="+", default=list(_HARDWARE), help="(all)"
-    )
-    hardware.add_argument(
-        "--pool-every", type=_number, default=10, help="how often there is a pool (10; 0: never)"
-    )
+    hardware.add_argument("--kinds", choices=_KINDS, nargs="+", default=list(_KINDS), help="(all)")
+    hardware.add_argument("--pool-every", type=int, default=10, help="(10; 0: never)")
     return parser.parse_args(arguments)
 
 
@@ -165,28 +154,11 @@ def _trials(options: argparse.Namespace) -> Iterator[Any]:
     from chaos_runs import hardware, kills, pool
     from chaos_runs.harness import Trial
 
-    if options.command == "pool":
-        given: dict[str, Any] = {
-            "actors": options.actors,
-            "steps": options.steps or 8,
-            "kinds": options.faults,
-            "chunk_timeout": options.chunk_timeout,
-        }
-        for seed in range(options.first, options.first + options.seeds):
-            yield Trial(pool.run, "pool", seed, options.deadline, given)
-        return
-    runs = {
-        "faults": hardware.run_faults,
-        "hopeless": hardware.run_hopeless,
-        "late": hardware.run_late,
-        "kills": kills.run,
-        "budget": hardware.run_budget,
-    }
-    given = {"pool_every": options.pool_every, "steps": options.steps or 10}
-    for kind in options.kinds:
-        count = _HARDWARE[kind] if options.seeds is None else options.seeds
+    runs = hardware.TRIALS | {"kills": kills.run, "pool": pool.run}
+    for kind in ["pool"] if options.command == "pool" else options.kinds:
+        count = _KINDS.get(kind, 10) if options.seeds is None else options.seeds
         for seed in range(options.first, options.first + count):
-            yield Trial(runs[kind], kind, seed, options.deadline, given)
+            yield Trial(runs[kind], kind, seed, options.deadline, vars(options))
 
 
 def _stop(number: int, _: FrameType | None) -> None:
@@ -194,20 +166,6 @@ def _stop(number: int, _: FrameType | None) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt(number)
-
-
-def _number(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
-    return value
-
-
-def _several(text: str) -> int:
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"two nodes need at least 2 actors, got {text}")
-    return value
 
 
 if __name__ == "__main__":

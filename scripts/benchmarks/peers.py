@@ -16,16 +16,17 @@ number of shots, so their difference has sqrt(2) times qailab's standard error.
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from tables import Column
 
+from benchmarks.gradients import Places
 from benchmarks.report import Report
 from benchmarks.timing import interleaved, medians
 from benchmarks.workload import Backward, Case, Workload, backward_of
-from qailab.launchers import RowEvaluator
 from qailab.torch import QLayer
 
 _MOST_STANDARD_ERRORS = 6.0
@@ -37,78 +38,47 @@ _COLUMNS = (
     Column("batch"),
     Column("where", width=26),
     Column("ms", ",.1f", 8),
-    Column("times longer", ",.1f"),
-    Column("differs by (standard errors)", ".1f"),
+    Column("/ last pool", ",.2f"),
+    Column("standard errors apart", ".1f"),
 )
 
 
-def check_installed() -> None:
-    """Raise if a peer is missing.
-
-    Raises:
-        SystemExit: the message says how to install it.
-    """
-    try:
-        import pennylane  # noqa: F401
-        import pennylane_lightning  # noqa: F401
-        import qiskit_machine_learning  # noqa: F401
-    except ImportError as error:
-        raise SystemExit(
-            f"--peers needs the extra 'bench' ({error}): pip install 'qailab[bench]'"
-        ) from error
-
-
-def measure_peers(
-    cases: Sequence[Case], places: Mapping[str, RowEvaluator], report: Report
-) -> None:
+def measure_peers(cases: Iterable[Case], places: Places, report: Report) -> None:
     """Time qailab and its peers side by side, and check that their gradients agree.
-
-    Args:
-        cases: the sizes.
-        places: qailab's backends by name; the first is this process, the last is what all others
-            are compared with.
-        report: where the table goes.
 
     Raises:
         SystemExit: if a peer's gradient differs: the comparison would say nothing.
     """
     table = report.table("peers", _COLUMNS, "Other libraries")
-    base = list(places)[-1]
     for case in cases:
         work = Workload(case)
-        layers = {name: work.layer(backend) for name, backend in places.items()}
-        ours = {name: work.backward(layer) for name, layer in layers.items()}
+        layers = {f"qailab, {name}": work.layer(backend) for name, backend in places.items()}
+        ours: dict[str, Backward] = {name: work.backward(each) for name, each in layers.items()}
         gradients = [run() for run in ours.values()]
-        seconds: dict[str, list[float]] = {}
-        differences: dict[str, float] = {}
+        seconds: dict[str, list[float]] = {name: [] for name in ours}
+        apart: dict[str, float] = {}
         for name, build in _PEERS.items():
             run = build(work)
             began = time.perf_counter()
             theirs = run()  # warms up as well
             rounds = 1 if time.perf_counter() - began > _SLOW_SECONDS else _ROUNDS
-            differences[name] = _difference(theirs, gradients[0], next(iter(layers.values())))
-            if differences[name] > _MOST_STANDARD_ERRORS:
+            apart[name] = _standard_errors_apart(theirs, gradients[0], next(iter(layers.values())))
+            if apart[name] > _MOST_STANDARD_ERRORS:
                 raise SystemExit(
-                    f"{case}: the gradient of {name} differs by {differences[name]:.1f} standard "
-                    f"errors (at most {_MOST_STANDARD_ERRORS:g})"
+                    f"{case}: the gradient of {name} is {apart[name]:.1f} standard errors from "
+                    f"qailab's (at most {_MOST_STANDARD_ERRORS:g})"
                 )
             for each, times in interleaved(ours | {name: run}, rounds).items():
                 seconds.setdefault(each, []).extend(times)
-        all_medians = medians(seconds)
-        for name, own in all_medians.items():
+        base = statistics.median(seconds[list(ours)[-1]])
+        for name, own in medians(seconds).items():
             table.add({
-                "n": case.qubits,
-                "batch": case.batch,
-                "where": f"qailab, {name}" if name in places else name,
-                "qailab": name in places,
-                "base": base,
-                "ms": 1e3 * own,
-                "times longer": own / all_medians[base],
-                "differs by (standard errors)": differences.get(name),
+                "n": case.qubits, "batch": case.batch, "where": name, "ms": 1e3 * own,
+                "/ last pool": own / base, "standard errors apart": apart.get(name),
             })  # fmt: skip
 
 
-def _difference(
+def _standard_errors_apart(
     theirs: Sequence[torch.Tensor], ours: Sequence[torch.Tensor], layer: QLayer
 ) -> float:
     """The largest difference of two gradients, in standard errors of the difference."""
@@ -145,7 +115,7 @@ def _pennylane(work: Workload, device: str) -> Backward:
     inputs = work.inputs.clone().requires_grad_()
     weights = work.weights.clone().requires_grad_()
     outputs = torch.stack([circuit(features, weights) for features in inputs])
-    return backward_of(outputs, inputs, weights, work.grad_output)
+    return backward_of(outputs, [inputs, weights], work.grad_output)
 
 
 def _gates(work: Workload) -> list[tuple[list[int], tuple[int, int] | None]]:
@@ -188,7 +158,7 @@ def _torch_connector(work: Workload) -> Backward:
     )
     layer = TorchConnector(network, initial_weights=work.weights.numpy())
     inputs = work.inputs.float().requires_grad_()  # its weights are float32
-    return backward_of(layer(inputs), inputs, layer.weight, work.grad_output)
+    return backward_of(layer(inputs), [inputs, layer.weight], work.grad_output)
 
 
 _PEERS: dict[str, Callable[[Workload], Backward]] = {

@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-_FEWEST, _MOST = 3, 25  # rounds
-_USUAL_ROUNDS, _USUAL_SECONDS = 5, 1.5  # enough, where a round is short
-_LONG_SECONDS = 12.0  # of all rounds: the fewest will do
+_ENOUGH = ((25, 0.0), (5, 1.5), (3, 12.0))  # rounds, if they took at least so many seconds
 
 
 def interleaved(
@@ -31,9 +29,9 @@ def interleaved(
         The seconds of each round, by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    began = time.perf_counter()
-    done = 0
-    while not (done >= rounds if rounds else _enough(done, time.perf_counter() - began)):
+    enough = _ENOUGH if rounds is None else ((rounds, 0.0),)
+    began, done = time.perf_counter(), 0
+    while not any(done >= n and time.perf_counter() - began >= least for n, least in enough):
         for name, run in runs.items():
             before = time.perf_counter()
             run()
@@ -43,16 +41,8 @@ def interleaved(
 
 
 def medians(seconds: Mapping[str, Iterable[float]]) -> dict[str, float]:
-    """The median time of each, in seconds."""
+    """The median of each, in seconds."""
     return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def _enough(rounds: int, seconds: float) -> bool:
-    return (
-        rounds >= _MOST
-        or (rounds >= _USUAL_ROUNDS and seconds >= _USUAL_SECONDS)
-        or (rounds >= _FEWEST and seconds >= _LONG_SECONDS)
-    )
 
 
 def machine() -> str:
@@ -68,12 +58,7 @@ def reset_peaks(pids: Iterable[int]) -> None:
 
 
 def memory_mib(pids: Iterable[int], field: str = "VmHWM") -> float | None:
-    """The largest resident memory of some processes in MiB; None without ``/proc``.
-
-    Args:
-        pids: the processes.
-        field: of ``/proc/PID/status``: ``VmHWM``, the peak, or ``VmRSS``, now.
-    """
+    """The largest of some processes: resident memory's peak, or ``VmRSS`` for now; None if unknown."""
     sizes = []
     for pid in pids:
         with suppress(OSError):

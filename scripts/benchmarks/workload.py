@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from qiskit.circuit import ParameterVector, QuantumCircuit
 from qiskit_aer import AerSimulator
 from torch import Tensor
@@ -18,21 +19,13 @@ from qailab.torch import QLayer
 
 _MOST_BOUND_SECONDS = 5.0  # of one run of the bound; a stretch of more rows is run, and scaled
 
-Backward = Callable[[], tuple[Tensor, Tensor]]
+Backward = Callable[[], tuple[Tensor, ...]]
 """Runs a backward pass; gradients of inputs ``(B, I)`` and weights ``(W,)``."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One size of work.
-
-    Args:
-        qubits: qubits of the circuit, n.
-        batch: samples, B.
-        shots: shots for each row.
-        seed: seed of the values and of the shot noise.
-        reps: repetitions of the ansatz.
-    """
+    """One size of work; ``reps`` are of the ansatz."""
 
     qubits: int
     batch: int
@@ -42,13 +35,9 @@ class Case:
 
 
 class Workload:
-    """The circuit of a case with values for its inputs, its weights and ``grad_output``.
-
-    Args:
-        case: the size.
+    """The circuit of a case (RY encoder, then RealAmplitudes) with values.
 
     Attributes:
-        circuit: RY encoder, then RealAmplitudes; all qubits measured.
         inputs: radians, shape ``(B, I)``, float64.
         weights: radians, shape ``(W,)``, float64.
         grad_output: shape ``(B, K)``, float64.
@@ -78,9 +67,9 @@ class Workload:
     def backward(self, layer: QLayer) -> Backward:
         """Run the forward pass now; the function that is returned runs the backward pass."""
         inputs = self.inputs.clone().requires_grad_()
-        return backward_of(layer(inputs), inputs, layer.weight, self.grad_output)
+        return backward_of(layer(inputs), [inputs, layer.weight], self.grad_output)
 
-    def shifted_angles(self) -> np.ndarray:
+    def shifted_angles(self) -> NDArray[np.float64]:
         """The angles of all rows of the backward pass, shape ``(rows, A)``."""
         shared = self.weights.numpy()[None, :].repeat(self.case.batch, axis=0)
         base = self.problem.angle_map.values(np.concatenate([self.inputs.numpy(), shared], axis=1))
@@ -89,14 +78,14 @@ class Workload:
         return (base[:, None, None, :] + shifts).reshape(-1, count)
 
 
-def backward_of(outputs: Tensor, inputs: Tensor, weights: Tensor, grad_output: Tensor) -> Backward:
+def backward_of(outputs: Tensor, wanted: list[Tensor], grad_output: Tensor) -> Backward:
     """A function that runs the backward pass of a forward pass, as often as it is called."""
     cotangents = grad_output.to(outputs.dtype)
-    return lambda: torch.autograd.grad(outputs, [inputs, weights], cotangents, retain_graph=True)
+    return lambda: torch.autograd.grad(outputs, wanted, cotangents, retain_graph=True)
 
 
-def small_backward(backend: RowEvaluator, seed: int) -> Callable[[], Tensor]:
-    """The backward pass of 20 rows: 10 weights of one sample, on 4 qubits; their gradient."""
+def small_backward(backend: RowEvaluator, seed: int) -> Backward:
+    """The backward pass of 20 rows: 10 weights of one sample, on 4 qubits."""
     features, weights = ParameterVector("x", 4), ParameterVector("w", 10)
     circuit = QuantumCircuit(4)
     for qubit in range(4):
@@ -113,21 +102,16 @@ def small_backward(backend: RowEvaluator, seed: int) -> Callable[[], Tensor]:
     with torch.no_grad():
         layer.weight.copy_(torch.rand(10, generator=generator, dtype=torch.float64))
     outputs = layer(inputs)
-    cotangents = torch.rand(outputs.shape, generator=generator, dtype=torch.float64)
-    return lambda: torch.autograd.grad(outputs, layer.weight, cotangents, retain_graph=True)[0]
+    grad_output = torch.rand(outputs.shape, generator=generator, dtype=torch.float64)
+    return backward_of(outputs, [layer.weight], grad_output)
 
 
 class RawAer:
     """The bound: the same rows on Aer and nothing around it.
 
     One circuit with ``save_probabilities`` and all bindings at once, ``shots=1``, one thread; the
-    probabilities put into one array; all shots drawn by one call of numpy's multinomial.
-
-    Args:
-        work: whose rows to run.
-
-    Attributes:
-        scale: how many times longer all rows take than those that `run` runs.
+    probabilities put into one array; all shots drawn by one call of numpy's multinomial. ``scale``
+    is how many times longer all rows take than those that `run` runs.
     """
 
     def __init__(self, work: Workload) -> None:
@@ -149,7 +133,7 @@ class RawAer:
         self._angles = all_angles[: max(32, int(_MOST_BOUND_SECONDS / per_row))]
         self.scale = len(all_angles) / len(self._angles)
 
-    def run(self) -> np.ndarray:
+    def run(self) -> NDArray[np.int64]:
         """Counts of the outcomes, shape ``(rows, K)``."""
         columns = np.ascontiguousarray(self._angles.T)
         binds = [dict(zip(self._parameters, columns, strict=True))]

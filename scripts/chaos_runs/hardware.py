@@ -270,6 +270,13 @@ def run_budget(report: Report, folder: Path, options: dict[str, Any]) -> None:
                 report.problems.append(f"{sum(spent):g} {name} were spent of {limit:g}")
 
 
+TRIALS: dict[str, Callable[[Report, Path, dict[str, Any]], None]] = {
+    "faults": run_faults,
+    "hopeless": run_hopeless,
+    "late": run_late,
+    "budget": run_budget,
+}
+
 _SPENT: dict[str, Callable[[JobRecord], float]] = {
     "jobs": lambda job: 1,
     "rows": lambda job: job.rows,

@@ -34,6 +34,7 @@ from chaos_runs.training import train
 from qailab.backends import Budget
 from qailab.rehearsal import JobRecord, RehearsalServer
 
+_STEPS = 10
 _MOST_KILLS, _MOST_KILLS_OF_POOL = 4, 2
 _LONGEST = 60.0  # seconds of a driver
 _GONE_SECONDS = 15.0
@@ -110,7 +111,7 @@ def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
     drawn = draw(report.seed, "pool" if in_pool else "process")
     devices = drawn.devices if in_pool else drawn.devices[:1]
     scenario = replace(drawn, devices=devices, journal=True, queue_seconds=0.05, faults=())
-    calm = Driver(scenario, options["steps"], folder / "calm", chance.random() < 0.5)
+    calm = Driver(scenario, options["steps"] or _STEPS, folder / "calm", chance.random() < 0.5)
     report.what = f"{scenario}, {'' if calm.checkpoints else 'no '}checkpoints"
     calm.folder.mkdir()
     with scenario.server() as server:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import signal
 import threading
 import time
@@ -34,11 +35,6 @@ from qailab.distributed import LauncherPool
 from qailab.errors import QailabError
 from qailab.gradients import CanonicalCircuit, RowBatch
 
-SUDDEN = ("sigkill", "raykill", "hang", "all", "node")
-"""Faults that happen at a moment of the run."""
-STANDING = ("transient", "late")
-"""Faults that a run has from its beginning."""
-KINDS = (*SUDDEN, *STANDING)
 FIGURES = ("faults", "rows", "again", "raced", "replaced", "lost s")
 
 _FEWEST, _MOST = 2, 5  # sudden faults of a run
@@ -48,7 +44,8 @@ _GAP = 0.03  # less would hit the same rows again and again, which a pool takes 
 _ABSENCE = (0.1, 0.3)  # share of the rows that are answered until a node is there again
 _LONGEST_ABSENCE_SECONDS = 15.0  # where the work stands still meanwhile
 
-_SIZE = Size(qubits=4, samples=20, reps=2)
+_SUDDEN = ("sigkill", "raykill", "hang", "all", "node")  # at a moment of the run
+_SIZE, _STEPS = Size(qubits=4, samples=20, reps=2), 8
 _ROW_SECONDS = 0.004
 _HANG_SECONDS = 30.0  # beyond chunk_timeout: 10 s to answer a question, and a busy machine's share
 _RECOVERY_SECONDS = 60.0
@@ -63,7 +60,7 @@ class Fault:
     """Something that happens to a run."""
 
     at: float  # share of the run's rows that are answered when it happens
-    kind: str  # one of `SUDDEN`, or "join": a node joins
+    kind: str  # a sudden one, or "join": a node joins
     victim: int = 0  # which actor or node: this number modulo how many there are
 
 
@@ -84,10 +81,10 @@ class Schedule:
         return counts + Counter(late=int(self.nodes < 2), transient=int(self.failure_rate > 0))
 
 
-def draw(seed: int, kinds: Sequence[str] = KINDS) -> Schedule:
+def draw(seed: int, kinds: Sequence[str]) -> Schedule:
     """The schedule of a seed, with faults of these kinds."""
     chance = random.Random(f"chaos {seed}")
-    sudden = [kind for kind in SUDDEN if kind in kinds]
+    sudden = [kind for kind in _SUDDEN if kind in kinds]
     late = "late" in kinds and (not sudden or chance.random() < 0.3)
     transient = "transient" in kinds and (not sudden or chance.random() < 0.5)
     rate = chance.choice((0.02, 0.05, 0.1))
@@ -248,19 +245,18 @@ def _ray_kill(number: int) -> bool:
     import ray
 
     everybody = ray.util.list_named_actors(all_namespaces=True)
-    named = [each for each in everybody if each["name"].replace("-", "")[-2:].isdigit()]
+    named = [each for each in everybody if re.fullmatch(r".+-\d+-\d+", each["name"])]
     named.sort(key=lambda actor: actor["name"])
-    if named:
+    with suppress(ValueError, ZeroDivisionError):  # Ray's word for "no such actor"; nobody
         victim = named[number % len(named)]
-        with suppress(ValueError):  # Ray's word for "no such actor"
-            ray.kill(ray.get_actor(victim["name"], namespace=victim["namespace"]))
-            return True
+        ray.kill(ray.get_actor(victim["name"], namespace=victim["namespace"]))
+        return True
     return False
 
 
 def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
-    """Run a trial; ``options`` are ``actors``, ``steps``, ``kinds`` and ``chunk_timeout``."""
-    schedule = draw(report.seed, options["kinds"])
+    """Run a trial; ``options`` are ``actors``, ``steps``, ``faults`` and ``chunk_timeout``."""
+    schedule = draw(report.seed, options["faults"])
     faults = ", ".join(f"{kind} {count}" for kind, count in schedule.planned.items())
     report.what = f"{faults}; chunks {schedule.chunk_rows}, in flight {schedule.max_in_flight}"
     errors = Logged(logging.ERROR)
@@ -292,7 +288,7 @@ def _train_twice(
     options: dict[str, Any],
 ) -> set[Process]:
     """Train while faults hit, then undisturbed, and compare; the processes that were seen."""
-    seed, steps = report.seed, options["steps"]
+    seed, steps = report.seed, options["steps"] or _STEPS
     here = SlowAer(0.0)
     expected = train(here, _SIZE, seed=seed, steps=steps)
     injector = Injector(schedule, pool, cluster, here.rows)
