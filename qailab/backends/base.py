@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -312,7 +312,7 @@ def evaluate(
     except _NOT_ABOUT_ROWS:
         raise
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        failing, cause = batch, error
+        failing, cause = batch, cast(BaseException, error)
         if backend.traits.idempotent:
             failing, cause = _locate_failing_row(backend, circuit, batch, stop, error)
         raise _described(cause, failing) from error
