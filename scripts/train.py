@@ -1,119 +1,201 @@
 r"""Train a hybrid classifier on handwritten digits; every gradient is evaluated by Ray actors.
 
-::
+64 pixels -> linear -> 6 angles -> circuit of 6 qubits -> 64 probabilities -> linear -> 10 digits
 
-    64 pixels -> linear -> 6 angles -> circuit of 6 qubits -> 64 probabilities -> linear -> 10
-
-The data ships inside scikit-learn. The circuit and its gradients run on a local Ray with one Aer
-simulator for each core, on the cluster at --address, or with --backend ibm on devices of IBM
-Quantum. A run leaves its settings, metrics.jsonl (a line for each epoch), checkpoint.pt, curves.png
-and confusion.png in runs/<name>/.
-
-A checkpoint is saved at the start, after each epoch (on hardware after each step), and on Ctrl-C,
-SIGTERM and errors. --resume goes on from it and ends with the same weights, bit for bit, as if
-nothing had happened. The weights depend on the seed, not on the number of actors.
-
-    scripts/train                                    about 95 % in a minute on 2 cores
-    scripts/train --epochs 20 --name long            longer, in runs/long
-    scripts/train --resume long                      goes on with it after Ctrl-C
-    scripts/train --resume long --epochs 30          ten epochs more
-    scripts/train --backend aer-noisy --samples 400  on noisy simulators, some 30 times slower
-    scripts/train --address 10.0.0.5:6379 --actors 64
-    scripts/train --shots exact --dtype float64      no shot noise, and rounding of 1e-16
-
---workers N trains in N processes with Ray Train (gloo, or nccl on GPUs). Each takes its part of
-every batch, and all make the same step with the sum of their gradients; shot noise goes by a
-sample's place in the batch. So the weights are those of one worker but for the rounding of that
-sum, and a run may go on with another N. The workers share one pool of actors, or with --pool
-per-worker each has its part of them. When a worker dies, all go on from the last epoch. Circuits
-run on all actors with one worker, too: more workers are for what a process does besides, its own
-layers and handing out rows.
-
---placement says in one place where actors are and what each takes of its node. --storage keeps the
-run in a directory that all nodes share, or at a URI: a job that was killed is submitted again as
-it was, and goes on by itself. A second program at the same run waits 30 s for the first, and then
-ends (by a lock in the run's folder; at a URI, by the name of the run within one Ray cluster).
-
-    scripts/train --workers 2 --actors 4                       data-parallel on this machine
-    scripts/train --address auto --workers 4 --actors 64 --storage s3://bucket/runs --name big
-    scripts/train --address auto --placement actors-per-node=8,cpus=0.5 --storage /storage/runs \
-        --name spread
-    scripts/train --workers 2 --placement worker-gpus=1,gpus=0.25 --actors 8
-
-On hardware a step is one job forward and one backward for each device, and no seed decides what
-its shots give. What was paid for is in the journal: a run that is resumed, after kill -9 too, takes
-up jobs that run and results that are there, and sends no row twice. Give --resume the same
---devices again, and the budget: without one, nothing limits what is spent.
-
-    scripts/train --backend ibm --samples 100 --epochs 1 --estimate        what it would cost
-    scripts/train --backend ibm --devices ibm_fez,ibm_torino --samples 100 --epochs 1 \
-        --budget-seconds 600 --name paid                                   two devices, one gradient
-    scripts/train --resume paid --devices ibm_fez,ibm_torino --budget-seconds 900
-    python -m qailab.journal runs/paid/journal.sqlite                      its jobs and their cost
-
-The same on this machine, against a server that speaks IBM's REST API and asks no money:
-
-    python -m qailab.rehearsal --backends lagos,nairobi --queue-seconds 2 -- \
-        scripts/train --backend ibm --devices ibm_lagos,ibm_nairobi --samples 100 --epochs 1
-
-Exit status: 0 when done, 1 after an error, 2 for a wrong option or run, 130 after Ctrl-C, 143
-after SIGTERM.
+  scripts/train                                     about 95 % in a minute on 2 cores
+  scripts/train --resume NAME                       go on after Ctrl-C or a crash: the same weights
+  scripts/train --workers 2 --actors 4 --name team  data-parallel, with Ray Train
+  scripts/train --address auto --actors 64 --storage s3://bucket/runs --name big
+  scripts/train --backend ibm --estimate            hours and dollars; nothing is sent
 """
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
 
-from training.interrupts import Interrupts
-from training.options import parse
+from training.options import Settings, check_backend, cores, parse
+from training.stopping import StopSignals
+from training.storage import RunFolder
 
-from qailab.errors import (
-    BackendBuildError,
-    BudgetExceededError,
-    CheckpointError,
-    InputError,
-    JournalError,
-    QailabError,
-)
+from qailab.errors import CheckpointError, InputError, JournalError, QailabError
 
-_SAYING_ALL = (BackendBuildError, BudgetExceededError, JournalError)
-"""Errors that say what to do: where in an actor they came up is of no use to anybody."""
+if TYPE_CHECKING:  # what is slow to import comes when something is seen already
+    from training.checkpoint import Checkpoint
+
+    from qailab.distributed import LauncherPool
+
+_DEVICES_SECONDS = 120.0  # for all devices to be connected to
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; its exit status."""
-    with Interrupts() as interrupts:
+    with StopSignals() as signals:
         try:
-            options = parse(arguments, __doc__ or "")
-            # Here, because torch takes seconds to import: wrong options are reported at once.
-            from training.session import Session
-
-            session = Session.prepare(options)
-            if options.estimate:
-                session.estimate()
-            else:
-                session.run(interrupts)
-        except (InputError, CheckpointError) as error:
-            print(f"train: error: {error}", file=sys.stderr)
-            return 2
+            run(parse(arguments, __doc__ or ""), signals)
         except (QailabError, OSError) as error:
-            print(f"train: error: {_without_traceback(error)}", file=sys.stderr)
-            return 1
+            print(f"train: error: {error}", file=sys.stderr)
+            return 2 if isinstance(error, InputError | CheckpointError) else 1
         except KeyboardInterrupt:
-            print(f"train: ended by {interrupts.received.name}", file=sys.stderr)
-            return 128 + interrupts.received  # as shells have it
+            print(f"train: ended by signal {signals.received}", file=sys.stderr)
+            return 128 + (signals.received or 0)  # as shells have it
     return 0
 
 
-def _without_traceback(error: Exception) -> str:
-    text = str(error)
-    if not isinstance(error, _SAYING_ALL):
-        return text
-    before, found, traceback = text.partition("RayTaskError(")  # what Ray makes of an error
-    if found:
-        return before + traceback.splitlines()[-1].partition(": ")[2]
-    return text.partition("\nTraceback (most recent call last):")[0]
+def run(options: Namespace, signals: StopSignals) -> None:
+    """Train a new run, or what is left of one that is there."""
+    folder, start = RunFolder(options.storage, options.name), None
+    if options.resume or folder.read("checkpoint.pt") is not None:
+        from training.checkpoint import find_checkpoint
+
+        start = find_checkpoint(folder, options)
+    settings = options.settings if start is None else start.settings
+    check_backend(options, settings)
+    if options.estimate or (settings.backend == "ibm" and options.budget_seconds is None):
+        from training.cost import cost_in_words, no_budget
+
+        devices = len(options.devices or [None])
+        if not options.estimate:
+            raise no_budget(cost_in_words(settings, start, settings.gradient, devices))
+        for gradient in ("param_shift", "spsa"):
+            print(f"--gradient {gradient}:", cost_in_words(settings, start, gradient, devices))
+        return
+    if start is not None and start.progress.epoch == settings.epochs:
+        print(f"The run {folder} has had all its epochs; to train it further, give more --epochs.")
+        report(folder, start)
+        return
+    print(introduction(options, settings, folder, start), flush=True)
+    with starting_pool(options, settings, folder) as starting:
+        report(folder, train(options, settings, folder, start, starting, signals))
+
+
+def train(
+    options: Namespace,
+    settings: Settings,
+    folder: RunFolder,
+    start: Checkpoint | None,
+    starting: Future[LauncherPool],
+    signals: StopSignals,
+) -> Checkpoint:
+    """Train, saving after each epoch and when something stops it; the last checkpoint."""
+    from training.loop import Training
+    from training.report import make_bar, show
+
+    from qailab.backends import AerBackend
+
+    training = Training(settings, AerBackend(), start)
+    pool = starting.result()
+    if settings.backend == "ibm":  # which device gets which rows must not depend on the faster
+        pool.wait(timeout=_DEVICES_SECONDS)
+    training.model.circuit.backend = pool
+    steps, per_epoch, checkpoint = training.steps(), training.steps_per_epoch, training.checkpoint
+    checkpoint.save(folder)
+    if (options.workers or 1) > 1:
+        from training.workers import steps_of_workers
+
+        steps = steps_of_workers(checkpoint, pool, folder, options.workers)
+    try:
+        with make_bar(checkpoint, per_epoch) as bar:
+            for checkpoint in steps:
+                show(checkpoint, per_epoch, bar)
+                # A step on a device takes up to hours, a checkpoint milliseconds.
+                if checkpoint.progress.batch == 0 or settings.backend == "ibm":
+                    checkpoint.save(folder)
+                signals.check()
+    except BaseException:
+        how = save_stopped(checkpoint, folder)
+        print(f"\n{how} To go on:\n  {options.again}", file=sys.stderr, flush=True)
+        raise
+    return checkpoint
+
+
+@contextlib.contextmanager
+def starting_pool(
+    options: Namespace, settings: Settings, folder: RunFolder
+) -> Iterator[Future[LauncherPool]]:
+    """Start the actors in a thread, while torch is imported; close them in the end."""
+    from training.backends import make_backends
+
+    from qailab.distributed import LauncherPool
+    from qailab.distributed.connection import connect, disconnect
+
+    backends, workers = make_backends(options, settings, folder), options.workers or 1
+
+    def start() -> LauncherPool:
+        if workers > 1:  # a local Ray needs a CPU for each of them, too
+            session = connect(options.address, len(backends) + workers)
+            closing.callback(disconnect, session)
+        pool = LauncherPool(
+            backends,
+            address=options.address,
+            actor_options=options.actor_options,
+            progress=workers == 1,  # each would show it
+        )
+        return closing.enter_context(pool)
+
+    # Ray takes 15 s to end when the thread that began it has ended before.
+    with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as closing:
+        starting = thread.submit(start)
+        try:
+            yield starting
+        finally:
+            wait([starting])
+
+
+def introduction(
+    options: Namespace, settings: Settings, folder: RunFolder, start: Checkpoint | None
+) -> str:
+    """One line: what is about to be trained, on what."""
+    where = f"{options.actors or cores()} x {settings.backend}"
+    if settings.backend == "ibm":
+        where = " and ".join(options.devices or ["the least busy device"])
+    if (options.workers or 1) > 1:
+        where = f"{options.workers} workers and {where}"
+    epoch = 1 if start is None else start.progress.epoch + 1
+    return (
+        f"Run {folder}: epochs {epoch} to {settings.epochs}, {settings.qubits} qubits, "
+        f"{settings.shots} shots, on {where}; starting ..."
+    )
+
+
+def report(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    """Draw and print what a finished run has come to."""
+    from training.report import write_report
+
+    print(write_report(folder, checkpoint) + paid(folder, checkpoint), flush=True)
+
+
+def save_stopped(checkpoint: Checkpoint, folder: RunFolder) -> str:
+    """Save a run that something stops, and say how far it is."""
+    done, kept = checkpoint.progress, f"saved in {folder}"
+    try:
+        checkpoint.save(folder)
+    except OSError as error:
+        kept = f"{folder} keeps its last checkpoint, for this one cannot be saved ({error})"
+    return (
+        f"Stopped after {done.epoch} of {checkpoint.settings.epochs} epochs and {done.batch} "
+        f"steps; {kept}.{paid(folder, checkpoint)}"
+    )
+
+
+def paid(folder: RunFolder, checkpoint: Checkpoint) -> str:
+    """A line that says what the jobs of a run on hardware have come to."""
+    if checkpoint.settings.backend != "ibm":
+        return ""
+    from qailab.journal import Journal
+
+    how = shlex.join(["python", "-m", "qailab.journal", str(folder.journal)])
+    try:
+        with Journal(folder.journal) as journal:
+            totals = journal.totals()
+        return f"\n{totals.jobs:,} jobs, {totals.qpu_seconds:,.1f} QPU seconds so far: {how}"
+    except JournalError:  # perhaps what the run has just stopped for
+        return f"\nIts jobs: {how}"
 
 
 if __name__ == "__main__":

@@ -1,69 +1,46 @@
-"""The state of a run between two steps, and what it is made of."""
+"""The state of a run between two steps, and its file."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import io
-import os
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import tempfile
+import zipfile
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qailab.errors import CheckpointError, QailabError
-from training.settings import Config
+from qailab.errors import CheckpointError, InputError
+from training.options import Settings
+from training.storage import RunFolder
 
-NEW = ".new"
-"""How names end that files have while they are written."""
-
-
-class SaveError(QailabError, OSError):
-    """A file of a run could not be written."""
+FILE = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One line of ``metrics.jsonl``.
+    """One line of ``metrics.jsonl``. Losses are mean cross-entropies."""
 
-    Args:
-        epoch: which epoch, from 1.
-        loss: mean cross-entropy of the training samples, each when its batch was trained.
-        train_accuracy: the same for the accuracy.
-        test_loss: mean cross-entropy of the test samples after the epoch.
-        test_accuracy: accuracy of the test samples after the epoch.
-        rows: circuits that ran in the epoch, for training and testing.
-        rows_per_second: ``rows / seconds``.
-        seconds: how long it took.
-    """
-
-    epoch: int
-    loss: float
+    epoch: int  # from 1
+    loss: float  # of training samples, each when its batch was trained; so train_accuracy
     train_accuracy: float
     test_loss: float
     test_accuracy: float
-    rows: int
+    rows: int  # for training and testing
     rows_per_second: float
     seconds: float
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: after ``batch`` batches of the epoch after ``epoch`` finished ones.
-
-    Args:
-        epoch: finished epochs.
-        batch: finished batches of the next one.
-        loss_sum: cross-entropy of its samples so far, summed.
-        correct: how many of its samples were classified correctly.
-        seen: how many samples that is.
-        rows: circuits that ran in it.
-        seconds: how long that took.
-    """
+    """How far a run is: finished epochs, and sums over the finished batches of the next one."""
 
     epoch: int = 0
     batch: int = 0
@@ -84,116 +61,111 @@ class Checkpoint:
     """The state of a run between two steps.
 
     Args:
-        config: its settings.
+        settings: its settings.
         progress: how far it is.
         history: the metrics of the finished epochs.
-        model: the classifier's ``state_dict``; shot noise continues from the step in it.
+        model: the classifier's ``state_dict``; shot noise goes on from the step in it.
         optimizer: the optimizer's ``state_dict``.
         confusion: counts of (digit, answer) after the last finished epoch, shape ``(10, 10)``.
     """
 
-    config: Config
+    settings: Settings
     progress: Progress
     history: tuple[EpochMetrics, ...]
     model: dict[str, Any]
     optimizer: dict[str, Any]
     confusion: Tensor
 
-    def save(self, path: Path) -> None:
-        """Write it, all or nothing.
-
-        Raises:
-            SaveError: if it cannot be written.
-        """
-        replace(path, lambda new: new.write_bytes(self.to_bytes()))
-
     def to_bytes(self) -> bytes:
-        """What is in its file."""
-        plain = {
-            "config": dataclasses.asdict(self.config),
-            "progress": dataclasses.asdict(self.progress),
-            "history": [dataclasses.asdict(metrics) for metrics in self.history],
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "confusion": self.confusion,
-        }
+        """The content of its file, which ``torch.load`` reads."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        parts["config"] = asdict(parts.pop("settings"))
+        parts["progress"] = asdict(self.progress)
+        parts["history"] = [asdict(metrics) for metrics in self.history]
         buffer = io.BytesIO()
-        torch.save(plain, buffer)
+        torch.save(parts, buffer)
         return buffer.getvalue()
 
     @classmethod
-    def load(cls, path: Path) -> Checkpoint:
-        """Read it. Only tensors and plain values are accepted, never code.
+    def from_bytes(cls, content: bytes, where: object) -> Checkpoint:
+        """Read what `to_bytes` made: tensors and plain values, never code.
 
         Raises:
-            CheckpointError: if there is none, or it is damaged.
-        """
-        if not path.is_file():
-            raise no_checkpoint(path.parent)
-        return cls.from_bytes(path.read_bytes(), str(path))
-
-    @classmethod
-    def from_bytes(cls, content: bytes, where: str) -> Checkpoint:
-        """What `to_bytes` made.
-
-        Args:
-            content: the bytes.
-            where: where they are from, for messages.
-
-        Raises:
-            CheckpointError: if they are damaged.
+            CheckpointError: if it is damaged, or another program's.
         """
         try:
-            plain = torch.load(io.BytesIO(content), weights_only=True)
-            return cls(
-                config=Config.from_dict(plain["config"], where),
-                progress=Progress(**plain["progress"]),
-                history=tuple(EpochMetrics(**metrics) for metrics in plain["history"]),
-                model=plain["model"],
-                optimizer=plain["optimizer"],
-                confusion=plain["confusion"],
-            )
-        except CheckpointError:
-            raise
+            damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()  # torch checks no checksum
+            if damaged is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+            parts = torch.load(io.BytesIO(content), weights_only=True)
+            settings = Settings(**parts.pop("config"))
+            progress = Progress(**parts.pop("progress"))
+            history = tuple(EpochMetrics(**metrics) for metrics in parts.pop("history"))
+            return cls(settings, progress, history, **parts)
         except Exception as error:  # torch promises no type; a damaged file can raise any
             first_line = (str(error).splitlines() or [""])[0]
             raise CheckpointError(
-                f"{where} cannot be read ({type(error).__name__}: {first_line}); it is damaged, or "
+                f"{where} cannot be read ({type(error).__name__}: {first_line}): it is damaged, or "
                 "of another program. Take it from a backup, or start a new run"
             ) from error
 
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a file."""
+        return cls.from_bytes(path.read_bytes(), path)
 
-def no_checkpoint(where: object) -> CheckpointError:
-    """The error for a place without one."""
-    return CheckpointError(
-        f"there is no checkpoint in {where} (expected checkpoint.pt): it is not the folder of a "
-        "run, or the run ended before training began; start a new run"
-    )
+    @contextlib.contextmanager
+    def for_ray(self) -> Iterator[Any]:
+        """A checkpoint of Ray Train and Tune."""
+        from ray.train import Checkpoint as Directory
+
+        with tempfile.TemporaryDirectory() as path:
+            Path(path, FILE).write_bytes(self.to_bytes())
+            yield Directory(path)
+
+    @classmethod
+    def from_ray(cls, kept: Any) -> Checkpoint | None:
+        """Read one; None if there is none."""
+        if kept is None:
+            return None
+        with kept.as_directory() as path:
+            return cls.load(Path(path, FILE))
+
+    def save(self, folder: RunFolder) -> None:
+        """Write the checkpoint, and what people read of it."""
+        folder.write(FILE, self.to_bytes())
+        folder.write("config.json", json.dumps(asdict(self.settings), indent=2).encode() + b"\n")
+        lines = [json.dumps(asdict(metrics)) + "\n" for metrics in self.history]
+        folder.write("metrics.jsonl", "".join(lines).encode())
 
 
-def beside(path: Path) -> Path:
-    """A name in the same folder that nobody else has, for what is to take the path's place."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{NEW}")
-
-
-def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside ``path``, and put it there in one step.
+def find_checkpoint(folder: RunFolder, options: Namespace) -> Checkpoint | None:
+    """The checkpoint to go on from; None for a new run.
 
     Raises:
-        SaveError: if it cannot be written; what was there is as it was.
+        CheckpointError: if it is damaged, or not there though it is to be resumed.
+        InputError: if it is of other settings than those of the command line.
     """
-    new = beside(path)
-    try:
-        write(new)
-        with new.open("rb") as file:
-            os.fsync(file.fileno())  # a power cut must not leave the new name with old blocks
-        os.replace(new, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            new.unlink()
-        if not isinstance(error, OSError):
-            raise
-        raise SaveError(
-            f"{path} cannot be written ({type(error).__name__}: {error.strerror or error}); make "
-            "room there, or correct its rights"
-        ) from error
+    content = folder.read(FILE)
+    if content is None:
+        if options.resume:
+            raise CheckpointError(f"there is no run {folder}: it has no {FILE}")
+        return None
+    found = Checkpoint.from_bytes(content, f"{folder}/{FILE}")
+    # A name that is given again stands for all settings: it must not go on with another's run.
+    asked, own = options.given if options.resume else asdict(options.settings), found.settings
+    differing = [
+        f"{name} is {getattr(own, name)}, not {value}"
+        for name, value in asked.items()
+        if name != "epochs" and value != getattr(own, name)
+    ]
+    if differing:
+        raise InputError(
+            f"the run {folder} has other settings ({'; '.join(differing)}): leave those out with "
+            f"--resume {options.name}, or give a new --name"
+        )
+    epochs = asked.get("epochs", own.epochs)
+    begun = found.progress.epoch + (found.progress.batch > 0)
+    if epochs < begun:
+        raise InputError(f"the run {folder} has begun epoch {begun}; --epochs {epochs} is too few")
+    return dataclasses.replace(found, settings=dataclasses.replace(own, epochs=epochs))

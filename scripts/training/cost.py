@@ -2,117 +2,60 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from qailab.backends.cost import Cost, UsageEstimate
-from qailab.backends.limits import IBMLimits
+from qailab.backends import AerBackend, IBMLimits
+from qailab.backends.cost import UsageEstimate
 from qailab.errors import InputError
-from qailab.torch import estimate
-from training.checkpoint import Progress
-from training.data import Digits
-from training.model import HybridClassifier
-from training.settings import Config
+from training.checkpoint import Checkpoint
+from training.loop import Training
+from training.options import ON_HARDWARE, Settings, option
 
-_PAIR = 2  # rows of a backward pass come in pairs, which stay together
-_HEADER = ("gradient", "rows", "jobs", "executions", "QPU seconds", "of these for tests")
+DOLLARS_PER_SECOND = 1.6  # 96 dollars a minute, IBM's pay-as-you-go plan
+OPEN_PLAN_SECONDS = 600.0  # of a month, for nothing
 
 
-@dataclass(frozen=True)
-class RunCost:
-    """What all steps and tests of a run cost, with one gradient method.
+def cost_in_words(settings: Settings, start: Checkpoint | None, gradient: str, devices: int) -> str:
+    """What all steps and tests that are left cost.
 
     Args:
-        method: the gradient method.
-        steps: the cost of all training steps.
-        tests: the cost of the test samples, after each epoch.
+        settings: the settings.
+        start: the state to go on from; None for the beginning.
+        gradient: the gradient method.
+        devices: how many devices share each pass, with a job each.
+
+    Raises:
+        InputError: if hardware cannot run it.
     """
-
-    method: str
-    steps: Cost
-    tests: Cost
-
-    @property
-    def total(self) -> Cost:
-        """All of it."""
-        return self.steps + self.tests
-
-    def __str__(self) -> str:
-        cost = self.total
-        return (
-            f"{cost.rows:,} rows in {cost.jobs:,} jobs, {cost.shots:,} executions, about "
-            f"{cost.qpu_seconds:,.0f} QPU seconds"
-        )
-
-
-def run_costs(
-    model: HybridClassifier, digits: Digits, config: Config, done: Progress, devices: int
-) -> tuple[RunCost, ...]:
-    """The cost of what is left of a run, for every gradient method; that of the model is first.
-
-    Args:
-        model: the classifier.
-        digits: the data.
-        config: the settings.
-        done: how far the run is.
-        devices: how many devices share each pass.
-    """
-    sizes: Counter[int] = Counter()
-    for epoch in range(done.epoch, config.epochs):
-        batches = digits.batches(config.seed, epoch, config.batch_size)
-        sizes.update(map(len, batches[done.batch if epoch == done.epoch else 0 :]))
-    passes = _Passes(model, _shots(config), devices)
-    tests = passes.cost(len(digits.test_labels), 1) * (config.epochs - done.epoch)
-    methods = estimate(model, 1, show=False).methods
-    costs = {each.method: RunCost(each.name, Cost(), tests) for each in methods}
-    for size, steps in sizes.items():
-        for each in estimate(model, size, show=False).methods:
-            step = passes.cost(each.forward_rows, 1) + passes.cost(each.backward_rows, _PAIR)
-            cost = costs[each.method]
-            costs[each.method] = dataclasses.replace(cost, steps=cost.steps + step * steps)
-    return tuple(costs.values())
-
-
-def cost_table(costs: tuple[RunCost, ...]) -> str:
-    """The costs, a line for each gradient method."""
-    lines: list[tuple[str, ...]] = [_HEADER]
-    for each in costs:
-        total = each.total
-        numbers = (total.rows, total.jobs, total.shots, total.qpu_seconds, each.tests.qpu_seconds)
-        lines.append((each.method, *(f"{number:,.0f}" for number in numbers)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
+    training, shots = Training(settings, AerBackend(), start), settings.num_shots
+    if shots is None:
+        raise InputError("hardware has no exact probabilities: give a number of --shots")
+    angles = training.model.circuit.problem.canonical.num_angles
+    most = IBMLimits().rows_per_job(shots, angles, group=2)
+    passes = list(_passes(training, backward=2 if gradient == "spsa" else 2 * angles))
+    jobs, rows = sum(max(min(devices, n), -(-n // most)) for n in passes), sum(passes)
+    seconds = UsageEstimate().seconds(rows * shots, jobs)
+    return (
+        f"{rows:,} rows in {jobs:,} jobs, about {seconds:,.0f} QPU seconds "
+        f"({seconds / 3600:,.2f} hours, {seconds * DOLLARS_PER_SECOND:,.0f} dollars, "
+        f"{seconds / OPEN_PLAN_SECONDS:,.0%} of the open plan's {OPEN_PLAN_SECONDS:.0f} s a month)"
     )
 
 
-def _shots(config: Config) -> int:
-    if config.num_shots is None:
-        raise InputError("--estimate needs a number of --shots: hardware has no exact ones")
-    return config.num_shots
+def no_budget(cost: str) -> InputError:
+    """The error for a run on hardware that nothing limits."""
+    small = " ".join(f"{option(name)} {value}" for name, value in ON_HARDWARE.items())
+    return InputError(
+        f"--backend ibm needs --budget-seconds S: this run takes {cost}. A run that fits the open "
+        f"plan: --backend ibm {small} --budget-seconds 300"
+    )
 
 
-class _Passes:
-    """The cost of passes of rows, in equal shares on some devices."""
-
-    def __init__(self, model: HybridClassifier, shots: int, devices: int) -> None:
-        self._angles = model.circuit.problem.canonical.num_angles
-        self._shots = shots
-        self._devices = devices
-        self._limits = IBMLimits()
-        self._usage = UsageEstimate()
-
-    def cost(self, rows: int, group: int) -> Cost:
-        most = self._limits.rows_per_job(self._shots, self._angles, group)
-        jobs, left = 0, rows
-        for devices in range(self._devices, 0, -1):
-            share = min(left, -(-left // (devices * group)) * group)
-            jobs += -(-share // most)
-            left -= share
-        executions = rows * self._shots
-        return Cost(jobs, rows, executions, self._usage.seconds(executions, jobs))
+def _passes(training: Training, backward: int) -> Iterator[int]:
+    """The rows of each pass that is left, forward and backward, and of each test."""
+    done = training.checkpoint.progress
+    for epoch in range(done.epoch, training.settings.epochs):
+        batches = training.digits.batches(training.settings, epoch)
+        for batch in batches[done.batch if epoch == done.epoch else 0 :]:
+            yield from (len(batch), len(batch) * backward)
+        yield len(training.digits.test_labels)

@@ -1,92 +1,115 @@
-"""The classifier, and the simulators its circuit runs on."""
+"""The data, the classifier, and the backends that its circuit runs on."""
 
 from __future__ import annotations
 
-import os
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from qailab.backends import AerBackend, Backend
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.launchers import RowEvaluator
 from qailab.torch import QLayer
-from training.data import CLASSES, PIXELS
-from training.settings import BackendKind, Config
+from training.options import Settings
 
-# Roughly today's superconducting devices.
-_ONE_QUBIT_ERROR = 0.0005
-_TWO_QUBIT_ERROR = 0.005
-_READOUT_ERROR = 0.01
+PIXELS = 64
+CLASSES = 10
+
+_MAX_INK = 16.0  # a pixel counts the dark dots of a 4 x 4 block
+_TEST_PART = 0.2
+_SPLIT_SEED = 0  # the same test samples for every run, so that accuracies can be compared
 
 
-def make_deterministic() -> None:
-    """Make torch compute the same bits in this process as in any other, on any machine load."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is asked for it by torch
-    torch.set_num_threads(1)  # sums in the same order
-    torch.use_deterministic_algorithms(True)
+@dataclass(frozen=True, eq=False)
+class Digits:
+    """The handwritten digits that ship inside scikit-learn: 1797 images of 8 x 8 pixels.
+
+    Args:
+        train_images: shape ``(N, 64)``, in [0, 1].
+        train_labels: shape ``(N,)``, integers from 0 to 9.
+        test_images: shape ``(M, 64)``, in [0, 1].
+        test_labels: shape ``(M,)``.
+    """
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+    @classmethod
+    def load(cls, settings: Settings) -> Digits:
+        """Read the data and split it, each digit in the same proportion."""
+        images, labels = load_digits(return_X_y=True)
+        labels = labels[: settings.samples]
+        train_images, test_images, train_labels, test_labels = train_test_split(
+            images[: settings.samples] / _MAX_INK,
+            labels,
+            test_size=_TEST_PART,
+            stratify=labels,
+            random_state=_SPLIT_SEED,
+        )
+        dtype = getattr(torch, settings.dtype)
+        return cls(
+            torch.tensor(train_images, dtype=dtype),
+            torch.tensor(train_labels),
+            torch.tensor(test_images, dtype=dtype),
+            torch.tensor(test_labels),
+        )
+
+    def batches(self, settings: Settings, epoch: int) -> tuple[Tensor, ...]:
+        """The sample numbers of each batch of an epoch.
+
+        A function of (seed, epoch) alone: a resumed run finds its place in the middle of an epoch
+        without any state of a generator.
+        """
+        # One number of two: epochs of neighbouring seeds must not share their order.
+        mixed = (settings.seed * 1_000_003 + epoch) % 2**63
+        order = torch.randperm(
+            len(self.train_labels), generator=torch.Generator().manual_seed(mixed)
+        )
+        return order.split(settings.batch_size)
 
 
 class HybridClassifier(nn.Module):
     """64 pixels -> linear -> n angles -> circuit -> 2**n probabilities -> linear -> 10 digits.
 
     Args:
-        config: sizes, shots and seed.
-        backend: where the circuit runs; `circuit.backend` may be replaced by a pool.
-
-    Raises:
-        CircuitError, BackendError: if the circuit does not fit the backend.
+        settings: sizes, shots and seed.
+        backend: where the circuit runs.
 
     Shape:
         - Input: ``(B, 64)``
         - Output: ``(B, 10)``, the logits of the digits
+
+    Attributes:
+        rows_per_sample: rows of a training step: one forward, and two of each angle backward, or
+            two of SPSA's direction.
     """
 
-    def __init__(self, config: Config, backend: Backend) -> None:
+    def __init__(self, settings: Settings, backend: RowEvaluator) -> None:
         super().__init__()
-        torch.manual_seed(config.seed)
+        torch.manual_seed(settings.seed)
         blocks = [
             RotationalEncoder("y", "input"),
-            RealAmplitudesBlock("weight", reps=config.reps),
+            RealAmplitudesBlock("weight", reps=settings.reps),
         ]
-        self.encoder = nn.Linear(PIXELS, config.qubits)
+        self.encoder = nn.Linear(PIXELS, settings.qubits)
         self.circuit = QLayer(
-            build_circuit(config.qubits, blocks),
+            build_circuit(settings.qubits, blocks),
             backend=backend,
-            shots=config.num_shots,
-            seed=config.seed,
+            shots=settings.num_shots,
+            gradient=settings.gradient,  # type: ignore[arg-type]
+            seed=settings.seed,
         )
+        angles = self.circuit.problem.canonical.num_angles
+        self.rows_per_sample = 1 + 2 * (1 if settings.gradient == "spsa" else angles)
         self.readout = nn.Linear(self.circuit.out_features, CLASSES)
-        self.to(getattr(torch, config.dtype))
+        self.to(getattr(torch, settings.dtype))
 
     def forward(self, images: Tensor) -> Tensor:
         probabilities: Tensor = self.circuit(self.encoder(images))
         # They average 1 / K: times K, the readout sees numbers of order one, as it expects.
         logits: Tensor = self.readout(probabilities * self.circuit.out_features)
         return logits
-
-    @property
-    def num_weights(self) -> int:
-        """How many numbers are trained."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    def rows_per_step(self, samples: int) -> int:
-        """Rows that a step of so many samples runs: forward, and two shifts of each angle."""
-        return samples * (1 + 2 * self.circuit.problem.canonical.num_angles)
-
-
-def make_backend(kind: BackendKind, device: Literal["CPU", "GPU"] = "CPU") -> AerBackend:
-    """The recipe of the simulators.
-
-    With noise: depolarizing errors after each gate, and misread bits.
-    """
-    if kind == "aer":
-        return AerBackend(device=device)
-    from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
-
-    noise = NoiseModel()
-    noise.add_all_qubit_quantum_error(depolarizing_error(_ONE_QUBIT_ERROR, 1), ["ry"])
-    noise.add_all_qubit_quantum_error(depolarizing_error(_TWO_QUBIT_ERROR, 2), ["cx"])
-    right, wrong = 1.0 - _READOUT_ERROR, _READOUT_ERROR
-    noise.add_all_qubit_readout_error(ReadoutError([[right, wrong], [wrong, right]]))
-    return AerBackend(device=device, noise_model=noise)

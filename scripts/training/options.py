@@ -1,168 +1,185 @@
-"""What a run is: its settings, and the command line they come from.
-
-Imports nothing heavy, so that ``--help`` and a wrong option answer at once.
-"""
+"""The command line, and the settings that a run's weights depend on. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import datetime
+import json
+import math
 import os
+import shlex
+import sys
+from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, NoReturn
 
 from qailab.errors import InputError
-from training.hardware import Hardware, add_options
-from training.placement import Placement
-from training.settings import EXACT, BackendKind, Config, Precision, check_at_least_one
-from training.storage import check_storage, shown
 
-PoolKind = Literal["shared", "per-worker"]
+EXACT = "exact"
+"""Instead of a number of shots: exact probabilities."""
+ON_HARDWARE: dict[str, Any] = {"epochs": 1, "batch_size": 20, "shots": 128, "samples": 50}
+"""Other defaults with ``--backend ibm``: about 100 QPU seconds, a sixth of a month's open plan."""
+
+_RANGES = {
+    "epochs": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "lr": (1e-9, 10.0),
+    "qubits": (1, 16),  # the layer behind the circuit has 2**qubits inputs: 2.6 MB at 16
+    "reps": (1, math.inf),
+    "shots": (1, math.inf),
+    "seed": (0, 2**63 - 1),
+    "samples": (50, 1797),  # a fifth is for testing, and all ten digits must be in both parts
+}
+_CHOICES = {
+    "gradient": ("param_shift", "spsa"),
+    "backend": ("aer", "aer-noisy", "ibm"),
+    "dtype": ("float32", "float64"),
+}
 
 
 @dataclass(frozen=True)
-class Options:
-    """The command line.
-
-    Args:
-        given: the settings of `Config` that were given explicitly, by name.
-        name: name of the new run, or None for one made of date and time.
-        resume: the run to go on with, or None for a new one.
-        actors: number of Ray actors with simulators, or None for one for each core.
-        address: address of a Ray cluster, or None for a local one.
-        workers: number of processes that train together.
-        pool: whether they share the actors, or each has its own; None if it was not given.
-        placement: where actors are, and what they take.
-        storage: where the run is kept so that it outlives this machine: a directory or a URI.
-        hardware: the options of ``--backend ibm``.
-        runs_dir: the folder of all runs.
-        estimate: whether only to tell what the run costs on hardware.
-    """
-
-    given: dict[str, Any]
-    name: str | None
-    resume: str | None
-    actors: int | None
-    address: str | None
-    workers: int
-    pool: PoolKind | None
-    placement: Placement
-    storage: str | None
-    hardware: Hardware
-    runs_dir: Path
-    estimate: bool
-
-    @property
-    def place(self) -> tuple[str, ...]:
-        """The options given about where to run, to be given again when resuming."""
-        given = {
-            "--actors": self.actors,
-            "--address": self.address,
-            "--workers": self.workers if self.workers > 1 else None,
-            "--pool": self.pool,
-            "--placement": str(self.placement) or None,
-            "--storage": None if self.storage is None else shown(self.storage),
-            **self.hardware.arguments,
-        }
-        return tuple(
-            text
-            for name, value in given.items()
-            if value is not None
-            for text in (name, str(value))
-        )
-
-    def check_backend(self, kind: BackendKind) -> None:
-        """Check that the options are of this kind of backend.
-
-        Raises:
-            InputError: if some are of another kind.
-        """
-        if kind == "ibm" and self.actors is not None:
-            raise InputError(
-                "--actors is for simulators; with --backend ibm there is one actor for each of "
-                "--devices NAME,NAME"
-            )
-        if kind == "ibm" and self.workers > 1:
-            raise InputError(
-                "--workers is for simulators; with --backend ibm one process sends all rows of a "
-                "step to all devices, a job for each, which more processes would only cut up"
-            )
-        self.placement.check_backend(kind)
-        if kind != "ibm" and self.hardware.arguments:
-            raise InputError(
-                f"{', '.join(self.hardware.arguments)}: only for --backend ibm, and the backend is "
-                f"{kind}"
-            )
-
-
-def parse(arguments: Sequence[str] | None, manual: str) -> Options:
-    """Read the command line.
-
-    Args:
-        arguments: the arguments, by default those of the process.
-        manual: the text above the options in ``--help``.
+class Settings:
+    """What a run's weights depend on; ``--help`` says what each setting is.
 
     Raises:
         InputError: if a value is out of its range.
     """
-    known = _parser(manual).parse_args(arguments)
-    settings = {field.name for field in dataclasses.fields(Config)}
-    given = {k: v for k, v in vars(known).items() if k in settings and v is not None}
-    Config(**given)  # a value that can never be right is reported before anything is looked up
-    if known.actors is not None:
-        check_at_least_one("actors", known.actors)
-    _check_workers(known)
-    placement = Placement.parse(known.placement or "")
-    if placement.actors_per_node is not None and known.actors is not None:
-        raise InputError("give either --actors or --placement actors-per-node=N, not both")
-    if known.name is not None:
-        if known.resume is not None:
-            raise InputError("give either --name (a new run) or --resume (an old one), not both")
-        if Path(known.name).name != known.name or known.name in ("", ".", ".."):
-            raise InputError(
-                f"--name must be a plain folder name, got {known.name!r}; use --runs-dir to put "
-                "runs elsewhere"
-            )
-    if known.storage is not None:
-        _check_storage(known)
-    options = Options(
-        given=given,
-        name=known.name,
-        resume=known.resume,
-        actors=known.actors,
-        address=known.address,
-        workers=known.workers,
-        pool=known.pool,
-        placement=placement,
-        storage=known.storage,
-        hardware=Hardware.of(known),
-        runs_dir=Path(known.runs_dir),
-        estimate=known.estimate,
-    )
-    if known.resume is None or "backend" in given:  # else the run to go on with knows it
-        options.check_backend(given.get("backend", Config.backend))
+
+    epochs: int = 10
+    batch_size: int = 32
+    lr: float = 0.01
+    qubits: int = 6
+    reps: int = 2
+    shots: int | str = 1024
+    gradient: str = "param_shift"
+    backend: str = "aer"
+    seed: int = 7
+    samples: int | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value not in (None, EXACT) and not least <= value <= most:
+                limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+                raise InputError(f"{option(name)} must be {limits}, got {value}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                known = ", ".join(choices)
+                raise InputError(
+                    f"{option(name)} must be one of {known}, got {getattr(self, name)}"
+                )
+
+    @property
+    def num_shots(self) -> int | None:
+        """Shots of each row; None for exact probabilities."""
+        return None if self.shots == EXACT else int(self.shots)
+
+
+def parse(arguments: Sequence[str] | None, manual: str) -> Namespace:
+    """Read the command line; ends the process with one line if it cannot be understood.
+
+    Args:
+        arguments: the arguments; by default the process's own.
+        manual: the text above the options in ``--help``.
+
+    Returns:
+        The options by name; and ``given``, the settings that were given, ``settings``, those of a
+        new run, and ``again``, the command that goes on with the run.
+
+    Raises:
+        InputError: if a value is out of its range, or options do not fit each other.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = Parser("train", manual)
+    parser.add_settings()
+    parser.add("where to run", "actors", "address", "actor_options", "workers", "backend_options",
+               "devices", "budget_seconds")  # fmt: skip
+    run = parser.add("the run", "name", "resume", "storage")
+    run.add_argument("--estimate", action="store_true", help="only tell its cost on hardware")
+    options = parser.parse_args(arguments)
+    found, storage = options.resume, options.storage or "runs"
+    options.name, options.storage = name_and_storage(options.name, options.resume, storage)
+    again = ["--resume", found or options.name, *_nameless(arguments)]
+    options.again = shlex.join(["scripts/train", *again])
+    options.given = given_settings(options)
+    on_hardware = options.given.get("backend") == "ibm"
+    options.settings = Settings(**((ON_HARDWARE if on_hardware else {}) | options.given))
+    if not options.resume or "backend" in options.given:  # else the run knows it
+        check_backend(options, options.settings)
     return options
 
 
-def _check_workers(known: argparse.Namespace) -> None:
-    check_at_least_one("workers", known.workers)
-    if known.pool is not None and known.workers == 1:
-        raise InputError(f"--pool {known.pool} is for --workers of at least 2")
-    if known.pool == "per-worker" and known.actors is not None and known.actors < known.workers:
-        raise InputError(
-            f"--pool per-worker needs an actor for each of {known.workers} workers, and --actors "
-            f"is {known.actors}"
+def check_backend(options: Namespace, settings: Settings) -> None:
+    """Raise an `InputError` if an option is not for this kind of backend."""
+    others = ("actors", "workers") if settings.backend == "ibm" else ("devices", "budget_seconds")
+    for name in others:
+        if getattr(options, name) is not None:
+            raise InputError(f"{option(name)} is not for --backend {settings.backend}")
+
+
+def given_settings(options: Namespace) -> dict[str, Any]:
+    """The settings that were given, by name."""
+    known = vars(options)
+    return {f.name: known[f.name] for f in fields(Settings) if known[f.name] is not None}
+
+
+def name_and_storage(name: str | None, resume: str | None, storage: str) -> tuple[str, str]:
+    """The run's name, which is a new one if none is given, and where it is.
+
+    Raises:
+        InputError: if two names are given, or it is not the name of a folder.
+    """
+    if name and resume:
+        raise InputError("give --name (a new one) or --resume, not both")
+    if resume and "/" in resume:  # a folder
+        storage, _, resume = resume.rstrip("/").rpartition("/")
+    name = name or resume or f"digits-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    if Path(name).name != name or name == "..":
+        raise InputError(f"--name must be a plain folder name, got {name!r}; see --storage")
+    return name, storage
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows its options on one screen, and errors in one line. What is not given is None."""
+
+    def __init__(self, program: str, manual: str) -> None:
+        super().__init__(
+            prog=program,
+            usage=f"scripts/{program} [OPTION ...]",
+            description=manual,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+                prog, max_help_position=32, width=100
+            ),
         )
 
+    def add(self, title: str, *names: str) -> Any:
+        """Add a group of options; the group."""
+        group = self.add_argument_group(title)
+        for name in names:
+            kind, metavar, text = _PLACES[name]
+            group.add_argument(option(name), type=kind, metavar=metavar, help=text)
+        return group
 
-def _check_storage(known: argparse.Namespace) -> None:
-    if known.name is None and known.resume is None:
-        raise InputError("--storage needs --name NAME: who submits it again goes on with that run")
-    if known.resume is not None and Path(known.resume).name != known.resume:
-        raise InputError(f"--resume must be the run's name with --storage, got {known.resume!r}")
-    check_storage(known.storage)
+    def add_settings(self, compared: Sequence[str] = ()) -> None:
+        """Add the options of the settings; those that are compared take several values."""
+        group = self.add_argument_group("what to train (with defaults; smaller on hardware)")
+        for name, (kind, metavar, text) in _SETTINGS.items():
+            text = f"{text} ({getattr(Settings, name) or 'all'})"
+            if name in compared:
+                kind, metavar, text = _several(kind), "A,B", f"several {name} to compare"
+            group.add_argument(option(name), type=kind, metavar=metavar, help=text)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see scripts/{self.prog} --help\n")
+
+
+def option(name: str) -> str:
+    """How a name is written on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def cores() -> int:
@@ -172,99 +189,62 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _parser(manual: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="train",
-        description=manual,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-    def setting(option: str, kind: Any, text: str, **more: Any) -> None:
-        # No defaults here: a resumed run must know which options were given.
-        default = getattr(Config, option[2:].replace("-", "_"))
-        shown = "all" if default is None else default
-        group.add_argument(option, type=kind, help=f"{text} (default: {shown})", **more)
-
-    group = parser.add_argument_group("what to train")
-    setting("--epochs", int, "how often every training sample is used", metavar="N")
-    setting("--batch-size", int, "samples for each step", metavar="N")
-    setting("--lr", float, "learning rate of Adam in the first epoch", metavar="RATE")
-    setting("--qubits", int, "qubits of the circuit", metavar="N")
-    setting("--reps", int, "repetitions of rotations and entanglement", metavar="N")
-    setting("--shots", _shots, "shots for each row, or 'exact' for none of their noise")
-    setting(
-        "--backend",
-        str,
-        "what each actor has: aer, a simulator without noise; aer-noisy, one with noisy gates and "
-        "readout; ibm, a device of IBM Quantum",
-        choices=get_args(BackendKind),
-    )
-    setting("--seed", int, "seed of weights, sample order and shot noise", metavar="N")
-    setting("--samples", int, "use only the first N samples, for a quick look", metavar="N")
-    setting("--dtype", str, "precision of weights and gradients", choices=get_args(Precision))
-
-    group = parser.add_argument_group("where to run (the weights do not depend on it)")
-    group.add_argument(
-        "--actors",
-        type=int,
-        metavar="N",
-        help=f"Ray actors, each with a simulator of one core (default: one per core, {cores()}); "
-        "not with --backend ibm, see --devices",
-    )
-    group.add_argument(
-        "--address", help="address of a Ray cluster (default: RAY_ADDRESS, else a local Ray)"
-    )
-    group.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes that train together with Ray Train, each on its part of every batch; the "
-        "weights differ by no more than rounding (default: 1, without Ray Train)",
-    )
-    group.add_argument(
-        "--pool",
-        choices=get_args(PoolKind),
-        help="whether the workers share all actors, or each has its part of them (default: shared)",
-    )
-    group.add_argument("--placement", metavar="KEY=VALUE[,...]", help=Placement.help())
-
-    add_options(
-        parser.add_argument_group(
-            "only for --backend ibm (all may differ when a run is resumed)",
-            "The account is the IBM client's own, of the machine that runs the actors:\n"
-            "QISKIT_IBM_TOKEN and QISKIT_IBM_INSTANCE, or a saved account.",
-        )
-    )
-
-    group = parser.add_argument_group("the run")
-    group.add_argument("--name", help="name of the new run (default: digits-<date>-<time>)")
-    group.add_argument(
-        "--resume",
-        metavar="RUN",
-        help="go on with a run: its name or its folder; its settings are kept, --epochs may grow",
-    )
-    group.add_argument(
-        "--storage",
-        metavar="PATH|URI",
-        help="keep the run, NAME, in a directory that all nodes share or at a URI of pyarrow or "
-        "fsspec (s3://bucket/runs); given again with the same --name and settings, it goes on "
-        "with it. One program at a time trains a run: others wait 30 s for it, then end. That "
-        "holds for all who reach its folder, if the file system has locks; at a URI, only for "
-        "programs of one Ray cluster and those with one --runs-dir",
-    )
-    group.add_argument(
-        "--runs-dir", default="runs", metavar="DIR", help="folder of all runs (default: runs)"
-    )
-    group.add_argument(
-        "--estimate",
-        action="store_true",
-        help="only tell the rows, jobs, executions and QPU seconds that the run, or the rest of "
-        "it, takes on hardware; nothing is sent",
-    )
-    return parser
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
 
 
-def _shots(text: str) -> int | str:
-    return EXACT if text == EXACT else int(text)
+def number_or_exact(text: str) -> int | str:
+    """Read a number of shots; its name, and the next one's, are in argparse's errors."""
+    return text if text == EXACT else int(text)
+
+
+def JSON(text: str) -> Any:
+    """Read JSON."""
+    return json.loads(text)
+
+
+def _several(kind: Any) -> Any:
+    return lambda text: [kind(value) for value in text.split(",")]
+
+
+_SETTINGS: dict[str, tuple[Any, str, str]] = {
+    "epochs": (int, "N", "how often each sample is used"),
+    "batch_size": (int, "N", "samples of each step"),
+    "lr": (float, "RATE", "learning rate of Adam in the first epoch"),
+    "qubits": (int, "N", "qubits of the circuit"),
+    "reps": (int, "N", "repetitions of its rotations and entanglement"),
+    "shots": (number_or_exact, "N", "shots of each row, or 'exact'"),
+    "gradient": (str, "METHOD", "param_shift, or spsa: cheap and noisy"),
+    "backend": (str, "KIND", "aer, aer-noisy or ibm"),
+    "seed": (int, "N", "seed of weights, order of samples and shot noise"),
+    "samples": (int, "N", "use the first N samples only"),
+    "dtype": (str, "TYPE", "float32 or float64"),
+}
+_PLACES: dict[str, tuple[Any, str, str]] = {
+    "actors": (_positive, "N", f"actors with a simulator each (one per core: {cores()})"),
+    "address": (str, "HOST:PORT", "a Ray cluster (RAY_ADDRESS, else a local Ray)"),
+    "actor_options": (JSON, "JSON", "Ray's options of actors: '{\"num_cpus\": 0.5}'"),
+    "workers": (_positive, "N", "processes that train together, with Ray Train"),
+    "backend_options": (JSON, "JSON", "keywords of AerBackend or IBMBackend"),
+    "devices": (
+        _several(str),
+        "NAME,NAME",
+        "IBM's devices, an actor for each (the least busy one)",
+    ),
+    "budget_seconds": (float, "S", "QPU seconds to spend at most; --backend ibm needs it"),
+    "at_once": (_positive, "N", "trials at a time (4)"),
+    "name": (str, "NAME", "the same name, settings and storage again go on with it"),
+    "resume": (str, "NAME", "go on with what stopped"),
+    "storage": (str, "DIR|URI", "where all are kept (runs, sweeps)"),
+}
+
+
+def _nameless(arguments: Sequence[str]) -> list[str]:
+    """The arguments without the run's name."""
+    kept, names = [], ("--name", "--resume")
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if before not in names and word.partition("=")[0] not in names:
+            kept.append(word)
+    return kept

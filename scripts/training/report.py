@@ -1,37 +1,72 @@
-"""What a finished run leaves behind: two pictures, and a few lines on the screen."""
+"""What is seen of a run: a bar, a line for each epoch, and two pictures at its end."""
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from training.checkpoint import Checkpoint, EpochMetrics
-from training.runs import RunFolder
+from training.storage import RunFolder
 
-_DPI = 150
-_TRAIN, _TEST = "#7a8ca3", "#c8102e"
-_INK, _FAINT = "#22303f", "#d9dfe6"
+_TRAIN, _TEST, _INK, _FAINT = "#7a8ca3", "#c8102e", "#22303f", "#d9dfe6"
+
+
+def make_bar(start: Checkpoint, steps: int) -> Any:
+    """A progress bar of all steps, where there is a terminal."""
+    return tqdm(
+        total=start.settings.epochs * steps,
+        initial=start.progress.epoch * steps + start.progress.batch,
+        desc=f"epoch {start.progress.epoch + 1}/{start.settings.epochs}",
+        bar_format="{desc} {bar} {percentage:3.0f}%{postfix}, {remaining} left",
+        disable=None,
+        dynamic_ncols=True,
+        smoothing=0.05,  # steps take turns with tests: a slow average is steadier
+        leave=False,
+    )
+
+
+def show(checkpoint: Checkpoint, steps: int, bar: Any) -> None:
+    """Move the bar to where the run is; after an epoch, print its line above."""
+    done, epochs = checkpoint.progress, checkpoint.settings.epochs
+    if done.batch == 0:
+        tqdm.write(_line(checkpoint.history[-1], epochs), file=sys.stderr)
+        sys.stderr.flush()
+        return
+    bar.set_description_str(f"epoch {done.epoch + 1}/{epochs}", refresh=False)
+    bar.set_postfix_str(
+        f"loss {done.loss_sum / done.seen:.3f}, accuracy {done.correct / done.seen:.3f}, "
+        f"{done.rows / done.seconds:,.0f} rows/s",
+        refresh=False,
+    )
+    bar.update(done.epoch * steps + done.batch - bar.n)
 
 
 def write_report(folder: RunFolder, checkpoint: Checkpoint) -> str:
     """Draw the pictures; the text to print."""
     confusion = checkpoint.confusion.numpy()
-    folder.save_pictures(draw_curves(checkpoint.history), draw_confusion(confusion), _DPI)
+    for name, figure in (
+        ("curves.png", draw_curves(checkpoint.history)),
+        ("confusion.png", draw_confusion(confusion)),
+    ):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=150)
+        folder.write(name, buffer.getvalue())
     last = checkpoint.history[-1]
     seconds = sum(metrics.seconds for metrics in checkpoint.history)
     rows = sum(metrics.rows for metrics in checkpoint.history)
     return (
         f"Test accuracy {last.test_accuracy:.4f}: {np.trace(confusion)} of {confusion.sum()} "
-        f"digits, after {last.epoch} epoch{'' if last.epoch == 1 else 's'}.\n"
-        f"Training took {seconds:.1f} s for {rows:,} rows, {rows / seconds:,.0f} rows/s.\n"
-        f"{_worst(confusion)}\n"
-        f"{folder.path}/: config.json, metrics.jsonl, checkpoint.pt, "
-        f"{folder.curves.name}, {folder.confusion.name}"
+        f"digits, after {last.epoch} epoch{'' if last.epoch == 1 else 's'}, {seconds:.1f} s and "
+        f"{rows:,} rows.\n"
+        f"{folder}/: metrics.jsonl, curves.png, confusion.png, checkpoint.pt, config.json"
     )
 
 
@@ -42,34 +77,23 @@ def draw_curves(history: Sequence[EpochMetrics]) -> Figure:
     epochs = [metrics.epoch for metrics in history]
     for axes, train, test in (
         (loss, [m.loss for m in history], [m.test_loss for m in history]),
-        (
-            accuracy,
-            [m.train_accuracy for m in history],
-            [m.test_accuracy for m in history],
-        ),
+        (accuracy, [m.train_accuracy for m in history], [m.test_accuracy for m in history]),
     ):
         axes.plot(epochs, train, "o-", color=_TRAIN, markersize=4, label="training samples")
         axes.plot(epochs, test, "o-", color=_TEST, markersize=4, label="test samples")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color=_FAINT, linewidth=0.7)
-        _clean(axes)
-    loss.set_title("Loss", loc="left", fontweight="bold", color=_INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    loss.set_title("Loss", loc="left", color=_INK)
     loss.set_ylabel("cross-entropy (nats per sample)")
     loss.set_ylim(bottom=0.0)
-    loss.margins(y=0.08)
-    loss.legend(frameon=False)
-    accuracy.set_title(
-        f"Accuracy, {history[-1].test_accuracy:.1%} of test samples at the end",
-        loc="left",
-        fontweight="bold",
-        color=_INK,
-    )
+    title = f"Accuracy, {history[-1].test_accuracy:.1%} of test samples at the end"
+    accuracy.set_title(title, loc="left", color=_INK)
     accuracy.set_ylabel("samples classified correctly")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    lowest = min(accuracy.dataLim.y0, 0.9)
-    accuracy.set_ylim(lowest - 0.05, 1.02)
-    accuracy.legend(frameon=False, loc="lower right")
+    accuracy.set_ylim(min(accuracy.dataLim.y0, 0.9) - 0.05, 1.02)
     return figure
 
 
@@ -81,62 +105,30 @@ def draw_confusion(confusion: NDArray[np.int64]) -> Figure:
     """
     figure = Figure(figsize=(6.6, 6.4), layout="constrained")
     axes = figure.subplots()
-    total = confusion.sum(axis=1, keepdims=True)
-    share = confusion / np.maximum(total, 1)
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     # The root of the share, so that a single mistake is a visible tint.
     axes.imshow(np.sqrt(share), cmap="Blues", vmin=0.0, vmax=1.1)
-    for digit, answer in np.ndindex(*confusion.shape):
-        count = confusion[digit, answer]
-        if not count:
-            continue
-        wrong = digit != answer
-        axes.text(
-            answer,
-            digit,
-            str(count),
-            ha="center",
-            va="center",
-            fontweight="bold",
-            color="white" if share[digit, answer] > 0.25 else _TEST if wrong else _INK,
-        )
-    axes.set_title(
-        f"Which digit is taken for which: {np.trace(confusion)} of {confusion.sum()} "
-        f"test samples correct",
-        loc="left",
-        fontweight="bold",
-        color=_INK,
-        fontsize=11,
-    )
+    for digit, answer in np.argwhere(confusion):
+        dark = share[digit, answer] > 0.25
+        colour = "white" if dark else _INK if digit == answer else _TEST
+        count = str(confusion[digit, answer])
+        axes.text(answer, digit, count, ha="center", va="center", color=colour)
+    title = f"{np.trace(confusion)} of {confusion.sum()} test samples are classified correctly"
+    axes.set_title(title, loc="left", color=_INK)
     axes.set_xlabel("answer of the classifier (digit)")
     axes.set_ylabel("digit in the image; cells count test samples")
-    axes.set_xticks(range(confusion.shape[1]))
-    axes.set_yticks(range(confusion.shape[0]))
-    edges = np.arange(len(confusion) + 1) - 0.5
-    axes.set_xticks(edges, minor=True)
-    axes.set_yticks(edges, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="both", length=0)
-    _clean(axes)
+    axes.set_xticks(range(len(confusion)))
+    axes.set_yticks(range(len(confusion)))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     return figure
 
 
-def _clean(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_FAINT)
-    axes.tick_params(colors=_INK)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
-
-
-def _worst(confusion: NDArray[np.int64]) -> str:
-    """The most frequent mistake, in words."""
-    mistakes = confusion - np.diag(np.diag(confusion))
-    if not mistakes.any():
-        return "There was no mistake."
-    digit, answer = np.unravel_index(mistakes.argmax(), mistakes.shape)
+def _line(metrics: EpochMetrics, epochs: int) -> str:
+    left = tqdm.format_interval(metrics.seconds * (epochs - metrics.epoch))
     return (
-        f"Most frequent mistake: {digit} taken for {answer}, "
-        f"{mistakes[digit, answer]} of {confusion[digit].sum()} times."
+        f"epoch {metrics.epoch:{len(str(epochs))}}/{epochs}"
+        f"  loss {metrics.loss:.3f} (test {metrics.test_loss:.3f})"
+        f"  accuracy {metrics.train_accuracy:.3f} (test {metrics.test_accuracy:.3f})"
+        f"  {metrics.rows_per_second:,.0f} rows/s  {metrics.seconds:.1f} s, {left} left"
     )

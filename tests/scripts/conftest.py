@@ -1,32 +1,20 @@
-"""Fixtures for the tests of ``scripts/train.py``."""
-
-from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
+"""Fixtures for the tests of the trainer."""
 
 import pytest
 import torch
 
-# First: it puts scripts/ on the path, as Python does for a script.
-from tests.scripts.training_runs import Checkpoint, InProcessPool, make_trainer
+from tests.support.training import TINY, trained
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def whole():
     """The run that nothing happened to."""
-    trainer = make_trainer(tmp_path_factory.mktemp("whole"))
-    trainer.run()
-    return trainer.checkpoint
+    return trained(TINY)
 
 
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Runs without Ray in an empty folder; what the program sets for its process is undone."""
-    monkeypatch.setattr("training.session.LauncherPool", InProcessPool)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+@pytest.fixture(autouse=True)
+def own_threads():
+    """What the trainer sets for its process is undone."""
+    threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)

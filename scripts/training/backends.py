@@ -1,0 +1,47 @@
+"""What the actors hold: simulators, or devices of IBM Quantum. Imports no torch."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from qailab.backends import AerBackend, Backend, Budget, IBMBackend
+from qailab.errors import InputError
+from training.options import Settings, cores
+from training.storage import RunFolder
+
+# Roughly today's superconducting devices.
+_ONE_QUBIT_ERROR = 0.0005
+_TWO_QUBIT_ERROR = 0.005
+_READOUT_ERROR = 0.01
+
+
+def make_backends(options: Namespace, settings: Settings, folder: RunFolder) -> list[Backend]:
+    """The backend of each actor.
+
+    Raises:
+        InputError: if an option is not valid.
+    """
+    more = options.backend_options or {}
+    try:
+        if settings.backend != "ibm":
+            return [make_simulator(settings, **more)] * (options.actors or cores())
+        # Devices share the budget, and the journal: what was paid for is never sent again.
+        shared = {"budget": Budget(qpu_seconds=options.budget_seconds), "journal": folder.journal}
+        return [IBMBackend(name, **shared, **more) for name in options.devices or [None]]
+    except TypeError as error:  # a keyword that there is not
+        raise InputError(f"--backend-options: {error}") from error
+
+
+def make_simulator(settings: Settings, **given: Any) -> AerBackend:
+    """A simulator, with ``aer-noisy`` of depolarizing gates and misread bits."""
+    if settings.backend == "aer":
+        return AerBackend(**given)
+    from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
+
+    noise = NoiseModel()
+    noise.add_all_qubit_quantum_error(depolarizing_error(_ONE_QUBIT_ERROR, 1), ["ry"])
+    noise.add_all_qubit_quantum_error(depolarizing_error(_TWO_QUBIT_ERROR, 2), ["cx"])
+    right, wrong = 1.0 - _READOUT_ERROR, _READOUT_ERROR
+    noise.add_all_qubit_readout_error(ReadoutError([[right, wrong], [wrong, right]]))
+    return AerBackend(noise_model=noise, **given)

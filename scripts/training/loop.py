@@ -1,0 +1,181 @@
+"""The training loop: steps, tests, and a checkpoint to go back to at any moment.
+
+The loop is the same for one process and for workers. Each worker takes its part of every batch,
+and all make the same step with the sum of their gradients. Shot noise goes by a sample's place in
+the whole batch, so the weights do not depend on the workers but for the rounding of that sum.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from qailab.errors import CheckpointError
+from qailab.launchers import RowEvaluator
+from training.checkpoint import Checkpoint, EpochMetrics, Progress
+from training.model import CLASSES, Digits, HybridClassifier
+from training.options import Settings
+
+LR_DECAY = 0.85
+"""The learning rate's factor from epoch to epoch. Shot noise keeps a constant rate from settling;
+and it must not depend on the number of epochs, which a resumed run may raise."""
+
+
+class Training:
+    """A model that is trained; its weights are a function of the settings alone.
+
+    Args:
+        settings: the settings.
+        backend: where the circuit runs.
+        start: the state to go on from; by default the beginning.
+        rank: which worker this is, from 0.
+        workers: how many there are, in torch's process group if there are several.
+
+    Attributes:
+        checkpoint: the state after the last complete step. Whatever interrupts a step, a training
+            that starts from it repeats the lost one exactly.
+
+    Raises:
+        CheckpointError: if the state to go on from does not fit the model.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        backend: RowEvaluator,
+        start: Checkpoint | None = None,
+        *,
+        rank: int = 0,
+        workers: int = 1,
+    ) -> None:
+        torch.set_num_threads(1)  # sums in the same order, on any machine
+        self.settings = settings
+        self.digits = Digits.load(settings)
+        self.model = HybridClassifier(settings, backend)
+        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
+        self._rank, self._workers = rank, workers
+        if start is None:
+            start = self._snapshot(Progress(), (), torch.zeros(CLASSES, CLASSES, dtype=torch.long))
+        else:
+            try:
+                self.model.load_state_dict(start.model)
+                # A copy: the optimizer would go on to change the checkpoint's own tensors.
+                self._optimizer.load_state_dict(copy.deepcopy(start.optimizer))
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
+        self.checkpoint = start
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return math.ceil(len(self.digits.train_labels) / self.settings.batch_size)
+
+    def steps(self) -> Iterator[Checkpoint]:
+        """Train until the last epoch is done, with a checkpoint after each step.
+
+        The last one of an epoch comes after its test, and has ``progress.batch == 0``.
+        """
+        while (done := self.checkpoint.progress).epoch < self.settings.epochs:
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.settings.lr * LR_DECAY**done.epoch
+            batches = self.digits.batches(self.settings, done.epoch)
+            for number in range(done.batch, len(batches)):
+                self._step(batches[number])
+                yield self.checkpoint
+            self._test()
+            yield self.checkpoint
+
+    def _step(self, batch: Tensor) -> None:
+        """Train one batch; ``batch`` has the sample numbers of all workers, shape ``(B,)``."""
+        began = time.perf_counter()
+        mine = batch[self._take_part(len(batch))]
+        labels = self.digits.train_labels[mine]
+        self._optimizer.zero_grad()
+        # An empty part is a step like any other: the layer counts its forward passes.
+        logits = self.model(self.digits.train_images[mine])
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        (loss / len(batch)).backward()
+        correct = (logits.argmax(dim=1) == labels).sum()
+        loss_sum, all_correct = self._sum_of_workers(loss.detach(), correct)
+        self._optimizer.step()
+        last = self.checkpoint
+        done = last.progress
+        done = Progress(
+            epoch=done.epoch,
+            batch=done.batch + 1,
+            loss_sum=done.loss_sum + loss_sum.item(),
+            correct=done.correct + int(all_correct),
+            seen=done.seen + len(batch),
+            rows=done.rows + len(batch) * self.model.rows_per_sample,
+            seconds=done.seconds + time.perf_counter() - began,
+        )
+        self.checkpoint = self._snapshot(done, last.history, last.confusion)
+
+    def _test(self) -> None:
+        """Classify the test samples and close the epoch.
+
+        Its forward pass is a step of the layer as well: always at this point, always one.
+        """
+        began = time.perf_counter()
+        done, tested = self.checkpoint.progress, len(self.digits.test_labels)
+        part = self._take_part(tested)
+        labels = self.digits.test_labels[part]
+        self._optimizer.zero_grad()
+        with torch.no_grad():
+            logits = self.model(self.digits.test_images[part])
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        counts = torch.bincount(labels * CLASSES + logits.argmax(dim=1), minlength=CLASSES**2)
+        loss, counts = self._sum_of_workers(loss, counts)
+        confusion = counts.long().reshape(CLASSES, CLASSES)
+        rows, seconds = done.rows + tested, done.seconds + time.perf_counter() - began
+        metrics = EpochMetrics(
+            epoch=done.epoch + 1,
+            loss=done.loss_sum / done.seen,
+            train_accuracy=done.correct / done.seen,
+            test_loss=loss.item() / tested,
+            test_accuracy=int(confusion.trace()) / tested,
+            rows=rows,
+            rows_per_second=rows / seconds,
+            seconds=seconds,
+        )
+        history = (*self.checkpoint.history, metrics)
+        self.checkpoint = self._snapshot(Progress(epoch=done.epoch + 1), history, confusion)
+
+    def _take_part(self, count: int) -> slice:
+        """This worker's part of so many samples; parts differ by one sample at most."""
+        first = count * self._rank // self._workers
+        self.model.circuit.first_sample = first
+        return slice(first, count * (self._rank + 1) // self._workers)
+
+    def _sum_of_workers(self, *numbers: Tensor) -> list[Tensor]:
+        """Add up the gradients and these numbers of all workers; the numbers are returned."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        parts = [*gradients, *numbers]
+        total = torch.cat([part.flatten().double() for part in parts])
+        if self._workers > 1:
+            torch.distributed.all_reduce(total)
+        sums = [
+            each.view(part.shape)
+            for each, part in zip(total.split([p.numel() for p in parts]), parts, strict=True)
+        ]
+        for gradient, value in zip(gradients, sums, strict=False):
+            gradient.copy_(value)
+        return sums[len(gradients) :]
+
+    def _snapshot(
+        self, progress: Progress, history: tuple[EpochMetrics, ...], confusion: Tensor
+    ) -> Checkpoint:
+        # Copies: the originals change in place, and may be half changed when a step is interrupted.
+        return Checkpoint(
+            self.settings,
+            progress,
+            history,
+            copy.deepcopy(self.model.state_dict()),
+            copy.deepcopy(self._optimizer.state_dict()),
+            confusion,
+        )

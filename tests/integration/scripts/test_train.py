@@ -1,0 +1,133 @@
+"""``scripts/train.py`` as a user starts it: stopped, killed, submitted again, and on hardware."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from qailab.journal import Journal
+from qailab.rehearsal import RehearsalServer
+from tests.support.training import (
+    DEADLINE,
+    SCRIPTS,
+    Settings,
+    arguments_of,
+    assert_same,
+    checkpoint_of,
+    epochs_in,
+    finish,
+    start,
+    trained,
+    wait_for,
+)
+
+# Learns enough to be far above chance, and takes long enough to be stopped.
+SMALL = Settings(qubits=3, reps=1, shots=64, samples=300, lr=0.05, seed=3, batch_size=8, epochs=6)
+ARGUMENTS = arguments_of(SMALL)
+TOKEN = "a-token-that-must-be-seen-nowhere"
+DEVICES = ("ibm_lagos", "ibm_nairobi")
+PASSES = 2 * (2 + 2 + 1)  # epochs: two steps of a forward and a backward pass each, and one test
+ON_DEVICES = [
+    "--backend=ibm", f"--devices={','.join(DEVICES)}", "--qubits=2", "--reps=1", "--shots=32",
+    "--epochs=2", "--seed=3", "--backend-options={\"poll_interval\": 0.1}",
+]  # fmt: skip
+
+pytestmark = pytest.mark.timeout(4 * DEADLINE)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The run that nothing happened to, in process: actors give the same bits."""
+    return trained(SMALL)
+
+
+def test_after_ctrl_c_a_run_goes_on_elsewhere_to_the_same_weights(whole, tmp_path):
+    folder = tmp_path / "runs" / "mine"
+    program = start(tmp_path, "train.py", *ARGUMENTS, "--name=mine", "--actors=1")
+    wait_for(lambda: epochs_in(folder) >= 2, program)
+    os.killpg(program.pid, signal.SIGINT)  # a terminal sends it to Ray's processes as well
+    code, output, errors = finish(program)
+    assert code == 128 + signal.SIGINT, errors
+    assert output.startswith("Run runs/mine: epochs 1 to 6, 3 qubits, 64 shots, on 1 x aer")
+    assert 2 <= checkpoint_of(tmp_path / "runs", "mine").progress.epoch < SMALL.epochs
+
+    code, output, errors = finish(start(tmp_path, "train.py", "--resume=mine", "--actors=2"))
+    assert code == 0, errors
+    assert_same(checkpoint_of(tmp_path / "runs", "mine"), whole)
+    accuracy = whole.history[-1].test_accuracy
+    assert accuracy > 0.4  # chance is 0.1, and its standard error on 60 samples 0.04
+    assert f"Test accuracy {accuracy:.4f}" in output
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint.pt", "config.json", "confusion.png", "curves.png", "metrics.jsonl",
+    ]  # fmt: skip
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [
+        dataclasses.asdict(m) for m in checkpoint_of(tmp_path / "runs", "mine").history
+    ]
+
+
+def test_after_kill_9_the_same_command_goes_on_to_the_same_weights(whole, tmp_path):
+    command = ["train.py", *ARGUMENTS, "--name=mine", "--storage=shared", "--actors=1"]
+    program = start(tmp_path, *command)
+    wait_for(lambda: epochs_in(tmp_path / "shared" / "mine") >= 2, program)
+    program.kill()
+    assert finish(program)[0] == -signal.SIGKILL
+    with contextlib.suppress(ProcessLookupError):  # agents of Ray may outlive its raylet
+        os.killpg(program.pid, signal.SIGKILL)
+    code, output, errors = finish(start(tmp_path, *command))
+    assert code == 0, errors
+    assert "Run shared/mine: epochs 1 to 6" not in output
+    assert_same(checkpoint_of(tmp_path / "shared", "mine"), whole)
+
+
+def test_nothing_slow_is_imported_before_the_first_line_nor_what_nobody_needs(tmp_path):
+    program = (
+        "import sys, train, training.options; early = set(sys.modules)\n"
+        "import training.loop, training.report\n"
+        "print([n for n in ('torch', 'ray', 'qiskit', 'sklearn', 'numpy') if n in early],"
+        " [n for n in ('ray', 'torch._inductor') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=SCRIPTS,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert done.stdout.strip() == "[] []", done.stderr
+
+
+def test_on_hardware_a_killed_run_pays_no_row_twice_and_a_spent_budget_can_grow(tmp_path):
+    with RehearsalServer(("lagos", "nairobi"), seed=5, token=TOKEN) as server:
+        environment = server.environment
+        program = start(
+            tmp_path, "train.py", *ON_DEVICES, "--name=mine", "--budget-seconds=12", **environment
+        )
+        wait_for(lambda: len(server.jobs) >= 6, program)  # in the second step
+        os.killpg(program.pid, signal.SIGKILL)
+        finish(program)
+        assert checkpoint_of(tmp_path / "runs", "mine").progress.place < (1, 0)
+
+        resume = ["train.py", "--resume=mine", *ON_DEVICES[1:2], *ON_DEVICES[-1:]]
+        code, _, errors = finish(start(tmp_path, *resume, "--budget-seconds=20", **environment))
+        assert code == 1, errors
+        assert "QPU seconds so far: python -m qailab.journal" in errors
+        assert "train: error: " in errors
+        code, output, errors = finish(
+            start(tmp_path, *resume, "--budget-seconds=900", **environment)
+        )
+        assert code == 0, errors
+        assert len(server.jobs) == len(DEVICES) * PASSES
+        assert not server.duplicates()
+        # Those of the program that was killed end by their own time.
+        assert all(session.state == "closed" for session in server.sessions[-2:])
+    with Journal(tmp_path / "runs" / "mine" / "journal.sqlite") as journal:
+        assert journal.totals().jobs == len(server.jobs)
+    assert TOKEN not in output + errors
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
