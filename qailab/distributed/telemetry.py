@@ -87,9 +87,8 @@ class Telemetry:
         self._began = self._reported = self._flushed = began
         self._metrics = metrics
         self._progress = progress
-        self._totals: defaultdict[str, Any] = defaultdict(
-            int
-        )  # of the pool, by the names of `PoolStats`
+        self._totals: defaultdict[str, Any]  # of the pool, by the names of `PoolStats`
+        self._totals = defaultdict(int)
         self._of: list[defaultdict[str, Any]]  # each actor's, by the names of `ActorStats`
         self._of = [defaultdict(int) for _ in actors]
         self._ready_since: dict[int, float] = {}
