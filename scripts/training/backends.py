@@ -16,13 +16,13 @@ _TWO_QUBIT_ERROR = 0.005
 _READOUT_ERROR = 0.01
 
 
-def make_backends(options: Namespace, settings: Settings, folder: RunFolder) -> list[Backend]:
+def make_backends(options: Namespace, folder: RunFolder) -> list[Backend]:
     """The backend of each actor.
 
     Raises:
         InputError: if an option is not valid.
     """
-    more = options.backend_options or {}
+    settings, more = options.settings, options.backend_options or {}
     try:
         if settings.backend != "ibm":
             return [make_simulator(settings, **more)] * (options.actors or cores())

@@ -32,11 +32,7 @@ def steps_of_workers(
 ) -> Iterator[Checkpoint]:
     """Train with workers until the last epoch is done, with a checkpoint after each step.
 
-    Args:
-        start: the state to go on from.
-        pool: the actors, which all workers share.
-        folder: the run's folder, which all nodes must reach.
-        workers: how many.
+    All share the pool, and must reach the folder.
 
     Raises:
         QailabError: if a worker met one, or too many died.

@@ -53,7 +53,7 @@ def test_after_ctrl_c_a_run_goes_on_elsewhere_to_the_same_weights(whole, tmp_pat
     os.killpg(program.pid, signal.SIGINT)  # a terminal sends it to Ray's processes as well
     code, output, errors = finish(program)
     assert code == 128 + signal.SIGINT, errors
-    assert output.startswith("Run runs/mine: epochs 1 to 6, 3 qubits, 64 shots, on 1 x aer")
+    assert output.startswith("Run runs/mine: epochs 1 to 6 on 1 x aer; starting")
     assert 2 <= checkpoint_of(tmp_path / "runs", "mine").progress.epoch < SMALL.epochs
 
     code, output, errors = finish(start(tmp_path, "train.py", "--resume=mine", "--actors=2"))
