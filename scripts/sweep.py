@@ -90,23 +90,17 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 def run(options: Namespace, stop: Any) -> tuple[Any, int, int]:
     """Run the trials that are not done; a table of all, how many there are, and how many failed."""
-    from qailab.backends import AerBackend
-    from qailab.distributed import LauncherPool
-    from qailab.distributed.connection import connect, disconnect
+    from training.backends import open_pool
 
-    actors, folder = options.actors or cores(), Path(options.storage, options.name)
+    from qailab.backends import AerBackend
+
+    backends, folder = (
+        [AerBackend()] * (options.actors or cores()),
+        Path(options.storage, options.name),
+    )
     print(f"Sweep {folder}: starting ...", flush=True)
     with contextlib.ExitStack() as closing:
-        # A local Ray needs a CPU for each trial, too.
-        session = connect(options.address, actors + options.at_once)
-        closing.callback(disconnect, session)
-        pool = LauncherPool(
-            [AerBackend()] * actors,
-            address=options.address,
-            actor_options=options.actor_options,
-            progress=False,
-        )
-        tuner = make_tuner(options, closing.enter_context(pool))
+        tuner = make_tuner(options, open_pool(closing, options, backends, options.at_once))
         signal.signal(signal.SIGTERM, stop)  # Ray has taken it for itself
         results = tuner.fit()
     table = results.get_dataframe().rename(columns=lambda name: name.removeprefix("config/"))
@@ -180,7 +174,7 @@ def draw(table: Any) -> Figure:
     title = f"{len(done)} of {len(table)} trials are done"
     if len(done):
         axes.legend(frameon=False)
-        _, best = next(done.iterrows())
+        best = done.to_dict("records")[0]
         title = (f"Best: {best['test_accuracy']:.1%} with learning rate {best['lr']:g}, reps "
                  f"{best['reps']}, shots {best['shots']}")  # fmt: skip
     axes.set_title(title, loc="left")

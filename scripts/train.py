@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from training.options import check_places, cores, parse
 from training.storage import RunFolder
 
-from qailab.errors import CheckpointError, InputError, JournalError, QailabError
+from qailab.errors import CheckpointError, InputError, QailabError
 
 if TYPE_CHECKING:  # what is slow to import comes when something is seen already
     from training.checkpoint import Checkpoint
@@ -124,28 +124,13 @@ def train(
 @contextlib.contextmanager
 def starting_pool(options: Namespace, folder: RunFolder) -> Iterator[Future[LauncherPool]]:
     """Start the actors in a thread, while torch is imported; close them in the end."""
-    from training.backends import make_backends
-
-    from qailab.distributed import LauncherPool
-    from qailab.distributed.connection import connect, disconnect
+    from training.backends import make_backends, open_pool
 
     backends, workers = make_backends(options, folder), options.workers or 1
-
-    def start() -> LauncherPool:
-        if workers > 1:  # a local Ray needs a CPU for each of them, too
-            session = connect(options.address, len(backends) + workers)
-            closing.callback(disconnect, session)
-        pool = LauncherPool(
-            backends,
-            address=options.address,
-            actor_options=options.actor_options,
-            progress=workers == 1,  # each would show it
-        )
-        return closing.enter_context(pool)
-
     # Ray takes 15 s to end when the thread that began it has ended before.
     with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as closing:
-        starting = thread.submit(start)
+        processes = workers if workers > 1 else 0
+        starting = thread.submit(open_pool, closing, options, backends, processes)
         try:
             yield starting
         finally:
@@ -173,18 +158,10 @@ def save_stopped(checkpoint: Checkpoint, folder: RunFolder) -> str:
 
 
 def paid(folder: RunFolder, checkpoint: Checkpoint) -> str:
-    """A line that says what the jobs of a run on hardware have come to."""
+    """A line that says where the jobs of a run on hardware are told, with what they came to."""
     if checkpoint.settings.backend != "ibm":
         return ""
-    from qailab.journal import Journal
-
-    how = shlex.join(["python", "-m", "qailab.journal", str(folder.journal)])
-    try:
-        with Journal(folder.journal) as journal:
-            totals = journal.totals()
-        return f"\n{totals.jobs:,} jobs, {totals.qpu_seconds:,.1f} QPU seconds so far: {how}"
-    except JournalError:  # perhaps what the run has just stopped for
-        return f"\nIts jobs: {how}"
+    return "\n" + shlex.join(["python", "-m", "qailab.journal", str(folder.journal)])
 
 
 class StopSignals:

@@ -55,6 +55,8 @@ def steps_of_workers(
             free = ray.available_resources().get("CPU", 0)
             print(f"{workers} workers take 1 CPU each, {free:g} CPU are free", flush=True)
             continue
+        except ray.exceptions.RayError as error:
+            raise PoolError(f"the queue of checkpoints is lost: {error}") from error
         if isinstance(item, Exception):
             raise item
         if item is None:

@@ -116,7 +116,7 @@ def test_on_hardware_a_killed_run_pays_no_row_twice_and_a_spent_budget_can_grow(
         resume = ["train.py", "--resume=mine", *ON_DEVICES[1:2], *ON_DEVICES[-1:]]
         code, _, errors = finish(start(tmp_path, *resume, "--budget-seconds=20", **environment))
         assert code == 1, errors
-        assert "QPU seconds so far: python -m qailab.journal" in errors
+        assert "\npython -m qailab.journal" in errors
         assert "train: error: " in errors
         code, output, errors = finish(
             start(tmp_path, *resume, "--budget-seconds=900", **environment)
