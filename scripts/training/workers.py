@@ -32,11 +32,7 @@ def steps_of_workers(
 ) -> Iterator[Checkpoint]:
     """Train with workers until the last epoch is done, with a checkpoint after each step.
 
-    Args:
-        start: the state to go on from.
-        pool: the actors, which all workers share.
-        folder: the run's folder, which all nodes must reach.
-        workers: how many.
+    All share the pool, and must reach the folder.
 
     Raises:
         QailabError: if a worker met one, or too many died.
@@ -59,6 +55,8 @@ def steps_of_workers(
             free = ray.available_resources().get("CPU", 0)
             print(f"{workers} workers take 1 CPU each, {free:g} CPU are free", flush=True)
             continue
+        except ray.exceptions.RayError as error:
+            raise PoolError(f"the queue of checkpoints is lost: {error}") from error
         if isinstance(item, Exception):
             raise item
         if item is None:

@@ -199,4 +199,5 @@ def test_the_report_shows_history_and_confusion(whole, tmp_path):
     losses = draw_curves(whole.history).axes[0].lines[1].get_ydata()
     assert list(losses) == [metrics.test_loss for metrics in whole.history]
     confusion = np.diag(np.arange(10))
-    assert {t.get_text() for t in draw_confusion(confusion).axes[0].texts} == set("123456789")
+    shown = [text.get_text() for text in draw_confusion(confusion).axes[0].texts]
+    assert sorted(shown) == sorted(["0"] * 91 + list("123456789"))
