@@ -14,7 +14,7 @@ from tables import Column
 
 from benchmarks.report import Report
 from benchmarks.timing import interleaved, medians, memory_mib, reset_peaks
-from benchmarks.workload import Case, RawAer, Workload, small_backward
+from benchmarks.workload import Case, Workload, raw_aer, small_backward
 from qailab.backends import AerBackend
 from qailab.distributed import LauncherPool
 from qailab.launchers import RowEvaluator
@@ -124,13 +124,13 @@ def measure(
         gradients.append(runs[name]())
         peaks[name] = (memory_mib(driver), memory_mib(actors))
     _check_equal(gradients)
-    raw = RawAer(work) if bound else None
-    if raw is not None:
-        runs[_BOUND] = raw.run
+    if bound:
+        runs[_BOUND] = raw_aer(work)
+        runs[_BOUND]()  # what Aer does once
     sent = {name: _wire_bytes(backend) for name, backend in places.items()}
     seconds = interleaved(runs, rounds)
     times = medians(seconds)
-    limit = None if raw is None else times[_BOUND] * raw.scale
+    limit = times.get(_BOUND)
     for name, backend in places.items():
         measured = len(seconds[name])
         yield {

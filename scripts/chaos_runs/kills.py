@@ -68,15 +68,14 @@ class Driver:
         checkpoint = self.folder / "checkpoint.pt" if self.checkpoints else None
         options = {"seed": self.scenario.seed, "steps": self.steps, "checkpoint": checkpoint}
         budget = None if self.jobs is None else Budget(jobs=self.jobs)
-        backends = self.scenario.backends(self.journal, timeout=60.0, budget=budget)
-        if self.scenario.where == "process":
-            training = train(backends[0], SIZE, **options)
-            backends[0].close()
-        else:
-            from qailab.distributed import LauncherPool
+        with self.scenario.backends(self.journal, timeout=60.0, budget=budget) as backends:
+            if self.scenario.where == "process":
+                training = train(backends[0], SIZE, **options)
+            else:
+                from qailab.distributed import LauncherPool
 
-            with LauncherPool(backends, progress=False) as pool:
-                training = train(pool, SIZE, **options)
+                with LauncherPool(backends, progress=False) as pool:
+                    training = train(pool, SIZE, **options)
         torch.save(training.weights, f"{self.weights}.new")
         os.replace(f"{self.weights}.new", self.weights)
 

@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,17 +37,10 @@ _SETTLED_SECONDS = 3.0
 _COMPLETED = "Completed"
 _WITHOUT_RESULT = {"failed", "cancelled", "withdrawn"}
 _REQUESTS = (  # of which `FaultPlan.random` has none
-    "POST /identity/token",
-    "GET /instances/usage",
-    "GET /backends",
-    "GET /backends/ID/configuration",
-    "GET /backends/ID/properties",
-    "GET /backends/ID/status",
-    "GET /sessions/ID",
-    "PATCH /sessions/ID",
-    "GET /jobs/ID/metrics",
-    "POST /jobs/ID/cancel",
-)
+    "POST /identity/token", "GET /instances/usage", "GET /backends",
+    "GET /backends/ID/configuration", "GET /backends/ID/properties", "GET /backends/ID/status",
+    "GET /sessions/ID", "PATCH /sessions/ID", "GET /jobs/ID/metrics", "POST /jobs/ID/cancel",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,8 +57,9 @@ class Scenario:
     queue_seconds: float
     faults: tuple[Fault, ...]
 
-    def backends(self, journal: Any, **options: Any) -> list[IBMBackend]:
-        """A backend for each device, with a journal if the scenario has one."""
+    @contextmanager
+    def backends(self, journal: Path, **options: Any) -> Iterator[list[IBMBackend]]:
+        """A backend for each device, with a journal if the scenario has one; closed at the end."""
         limits: dict[str, Any] = {"pending_jobs": 3}
         if self.rows_per_job is not None:
             limits["executions_per_job"] = self.rows_per_job * SHOTS
@@ -78,7 +72,11 @@ class Scenario:
             "timeout": JOB_SECONDS,
             "journal": str(journal) if self.journal else None,
         }
-        return [IBMBackend(device, **given | options) for device in self.devices]
+        with ExitStack() as stack:
+            backends = [IBMBackend(device, **given | options) for device in self.devices]
+            for backend in backends:
+                stack.callback(backend.close)
+            yield backends
 
     @contextmanager
     def server(self, *, calm: bool = False) -> Iterator[RehearsalServer]:
