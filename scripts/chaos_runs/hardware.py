@@ -23,7 +23,7 @@ from chaos_runs.processes import actors, send
 from chaos_runs.scenario import (
     JOB_SECONDS,
     SIZE,
-    WAITS,
+    TIMEOUTS,
     Scenario,
     Where,
     contents,
@@ -132,11 +132,11 @@ def run_hopeless(report: Report, folder: Path, options: dict[str, Any]) -> None:
     report.what = f"{name} ({scenario.mode})"
     patience, failures = 2.0, 3
     # The last request begins before patience ends; each job that is too long is cut in halves.
-    deadline = patience + failures * (JOB_SECONDS + 4 * WAITS.request_seconds) + 5.0
-    waits = replace(WAITS, patience_seconds=patience, job_failures=failures)
+    deadline = patience + failures * (JOB_SECONDS + 4 * TIMEOUTS.request_seconds) + 5.0
+    timeouts = replace(TIMEOUTS, retry_seconds=patience, job_failures=failures)
     with scenario.server() as server:
         began = time.monotonic()
-        with scenario.backends(folder / "jobs.db", waits=waits) as backends:
+        with scenario.backends(folder / "jobs.db", timeouts=timeouts) as backends:
             try:
                 derive(backends, SIZE, report.seed)
                 report.problems.append("no error")
@@ -158,7 +158,7 @@ def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
     reported.
     """
     chance = random.Random(f"late {report.seed}")
-    patient, too_late = WAITS.request_seconds + WAITS.settle_seconds, bool(report.seed % 2)
+    patient, too_late = TIMEOUTS.request_seconds + TIMEOUTS.settle_seconds, bool(report.seed % 2)
     late = patient + chance.uniform(0.7, 1.2) if too_late else chance.uniform(0.4, 0.85) * patient
     drawn = draw(report.seed)
     scenario = replace(

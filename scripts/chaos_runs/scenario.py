@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from chaos_runs.harness import Report
 from chaos_runs.training import SHOTS, Size
-from qailab.backends import IBMBackend, IBMLimits, IBMWaits
+from qailab.backends import IBMBackend, IBMLimits, IBMTimeouts
 from qailab.journal.report import read_report
 from qailab.rehearsal import Fault, FaultPlan, JobRecord, RehearsalServer
 
@@ -21,10 +21,10 @@ FIGURES = ("jobs", "faults", "kills")
 SIZE = Size(qubits=3, samples=4, reps=1)
 JOB_SECONDS = 2.5
 """A job's time-out: beyond it one is stuck. An ordinary one takes a tenth of a second."""
-WAITS = IBMWaits(
+TIMEOUTS = IBMTimeouts(
     request_seconds=0.8,  # some of the hangs are longer
     settle_seconds=1.0,
-    patience_seconds=12.0,
+    retry_seconds=12.0,
     first_poll_seconds=0.01,
     job_failures=8,  # a schedule may end as many jobs as it has faults
 )
@@ -67,7 +67,7 @@ class Scenario:
             "mode": self.mode,
             "max_time": "5m",
             "limits": IBMLimits(**limits),
-            "waits": WAITS,
+            "timeouts": TIMEOUTS,
             "poll_interval": 0.1,
             "timeout": JOB_SECONDS,
             "journal": str(journal) if self.journal else None,
