@@ -74,11 +74,11 @@ class Schedule:
     chunk_rows: Any
     max_in_flight: Any
 
-    @property
-    def planned(self) -> Counter[str]:
-        """How many faults of each kind; a node that joins is part of what it repairs."""
+    def __str__(self) -> str:
         counts = Counter(fault.kind for fault in self.faults if fault.kind != "join")
-        return counts + Counter(late=int(self.nodes < 2), transient=int(self.failure_rate > 0))
+        counts += Counter(late=int(self.nodes < 2), transient=int(self.failure_rate > 0))
+        faults = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+        return f"{faults}; chunks {self.chunk_rows}, in flight {self.max_in_flight}"
 
 
 def draw(seed: int, kinds: Sequence[str]) -> Schedule:
@@ -90,8 +90,10 @@ def draw(seed: int, kinds: Sequence[str]) -> Schedule:
     rate = chance.choice((0.02, 0.05, 0.1))
     whole_from = chance.uniform(*_ABSENCE) if late else 0.0  # when both nodes are there
     faults = [Fault(whole_from, "join")] if late else []
-    for at in _moments(chance) if sudden else ():
-        kind = chance.choice(sudden)
+    moments = [chance.uniform(_FIRST, _LAST) for _ in range(chance.randint(_FEWEST, _MOST))]
+    at = 0.0
+    for moment in sorted(moments) if sudden else ():
+        at, kind = max(moment, at + _GAP), chance.choice(sudden)
         hangs = sum(fault.kind == "hang" for fault in faults)
         if (kind == "node" and at < whole_from) or (kind == "hang" and hangs >= _MOST_HANGS):
             continue
@@ -106,14 +108,6 @@ def draw(seed: int, kinds: Sequence[str]) -> Schedule:
         chunk_rows=chance.choice(("auto", "auto", 6, 30, 90)),
         max_in_flight=chance.choice(("auto", "auto", 1, 3)),
     )
-
-
-def _moments(chance: random.Random) -> list[float]:
-    """Shares of the rows, in order, not too close to each other."""
-    moments: list[float] = []
-    for at in sorted(chance.uniform(_FIRST, _LAST) for _ in range(chance.randint(_FEWEST, _MOST))):
-        moments.append(max(at, moments[-1] + _GAP) if moments else at)
-    return moments
 
 
 class SlowAer(AerBackend):
@@ -254,8 +248,7 @@ def _ray_kill(number: int) -> bool:
 def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
     """Run a trial; ``options`` are ``actors``, ``steps``, ``faults`` and ``chunk_timeout``."""
     schedule = draw(report.seed, options["faults"])
-    faults = ", ".join(f"{kind} {count}" for kind, count in schedule.planned.items())
-    report.what = f"{faults}; chunks {schedule.chunk_rows}, in flight {schedule.max_in_flight}"
+    report.what = str(schedule)
     errors = Logged(logging.ERROR)
     count = options["actors"]
     cluster = Cluster((count + 1) // 2, schedule.nodes)
@@ -285,33 +278,30 @@ def _train_twice(
     options: dict[str, Any],
 ) -> set[Process]:
     """Train while faults hit, then undisturbed, and compare; the processes that were seen."""
-    seed, steps = report.seed, options["steps"] or _STEPS
+    given = {"seed": report.seed, "steps": options["steps"] or _STEPS}
     here = SlowAer(0.0)
-    expected = train(here, _SIZE, seed=seed, steps=steps)
+    expected = train(here, _SIZE, **given)
     with ThreadPoolExecutor(1, "training") as executor:
-        future = executor.submit(train, pool, _SIZE, seed=seed, steps=steps)
+        future = executor.submit(train, pool, _SIZE, **given)
         hit = inject(schedule, pool, cluster, here.rows, future.done)
         trained = future.result()
     stats = pool.stats()
     report.problems += trained.problems(expected) + _rows(stats["rows"], here.rows)
-    report.problems += _end_stopped(pool, hit.stopped, seed, options["chunk_timeout"])
+    report.problems += _end_stopped(pool, hit.stopped, report.seed, options["chunk_timeout"])
     try:
         pool.wait(timeout=_RECOVERY_SECONDS)
     except QailabError as error:
         report.problems.append(f"not all actors came back: {error}")
     before = pool.stats()["rows"]
-    calm = train(pool, _SIZE, seed=seed, steps=steps)
+    calm = train(pool, _SIZE, **given)
     wrong = calm.problems(expected) + _rows(pool.stats()["rows"] - before, here.rows)
     report.problems += [f"afterwards: {problem}" for problem in wrong]
     report.figures = {
-        "faults": hit.kinds.total() - hit.kinds["join"],
-        "rows": stats["rows"],
-        "again": stats["rows_again"],
-        "retries": stats["retries"],
-        "raced": stats["races"],
+        "faults": hit.kinds.total() - hit.kinds["join"], "rows": stats["rows"],
+        "again": stats["rows_again"], "retries": stats["retries"], "raced": stats["races"],
         "replaced": sum(actor["replaced"] for actor in pool.stats()["actors"]),
-        "lost s": round(trained.seconds - calm.seconds, 1),
-    } | dict(hit.kinds)
+        "lost s": round(trained.seconds - calm.seconds, 1), **hit.kinds,
+    }  # fmt: skip
     return hit.seen | set(actors())
 
 

@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,19 +64,13 @@ class Scenario:
         if self.rows_per_job is not None:
             limits["executions_per_job"] = self.rows_per_job * SHOTS
         given = {
-            "mode": self.mode,
-            "max_time": "5m",
-            "limits": IBMLimits(**limits),
-            "timeouts": TIMEOUTS,
-            "poll_interval": 0.1,
-            "timeout": JOB_SECONDS,
+            "mode": self.mode, "max_time": "5m", "limits": IBMLimits(**limits),
+            "timeouts": TIMEOUTS, "poll_interval": 0.1, "timeout": JOB_SECONDS,
             "journal": str(journal) if self.journal else None,
-        }
+        }  # fmt: skip
         with ExitStack() as stack:
             backends = [IBMBackend(device, **given | options) for device in self.devices]
-            for backend in backends:
-                stack.callback(backend.close)
-            yield backends
+            yield [stack.enter_context(closing(backend)) for backend in backends]
 
     @contextmanager
     def server(self, *, calm: bool = False) -> Iterator[RehearsalServer]:
@@ -191,12 +185,9 @@ def examine(
         found += _differences(journal, jobs)
     report.problems += found
     report.figures |= {
-        "jobs": len(jobs),
-        "completed": len(completed(jobs)),
-        "faults": len(server.faults_injected),
-        "requests": len(server.requests),
-        "duplicates": len(doubles),
-    }
+        "jobs": len(jobs), "completed": len(completed(jobs)), "duplicates": len(doubles),
+        "faults": len(server.faults_injected), "requests": len(server.requests),
+    }  # fmt: skip
 
 
 def _differences(journal: Path, jobs: Iterable[JobRecord]) -> list[str]:
