@@ -58,16 +58,18 @@ def run_faults(report: Report, folder: Path, options: dict[str, Any]) -> None:
     scenario = draw(report.seed, _where(report.seed, options["pool_every"]))
     report.what = str(scenario)
     with scenario.server(calm=True) as calm:
-        expected = _derive(scenario, folder / "calm.db", calm=True)
+        expected = _derive(scenario, folder, calm=True)
         calm_contents = contents(calm.jobs)
+    faults = folder / "faults"
+    faults.mkdir()
     with scenario.server() as server:
         # Nobody is left to close the session of an actor that was killed just before the end.
         closed = scenario.where != "killed actor"
         if not closed:
             threading.Thread(target=_kill_actor, args=(server, report), daemon=True).start()
-        found = _derive(scenario, folder / "faults.db")
-        examine(report, server, rows=SIZE.rows() * len(found), journal=folder / "faults.db",
-                closed=closed)  # fmt: skip
+        found = _derive(scenario, faults)
+        rows, journal = SIZE.rows() * len(found), scenario.journal_in(faults)
+        examine(report, server, rows=rows, journal=journal, closed=closed)
         same_jobs = contents(server.jobs) == calm_contents
     for mine, theirs in zip(found, expected, strict=True):
         report.problems += mine.problems(theirs, bitwise=same_jobs)
@@ -80,8 +82,8 @@ def _where(seed: int, pool_every: int) -> Where:
     return "killed actor" if seed // pool_every % 3 == 2 else "pool"
 
 
-def _derive(scenario: Scenario, journal: Path, *, calm: bool = False) -> list[Derivative]:
-    with scenario.backends(journal) as backends:
+def _derive(scenario: Scenario, folder: Path, *, calm: bool = False) -> list[Derivative]:
+    with scenario.backends(folder) as backends:
         if scenario.where == "process":
             return derive(backends, SIZE, scenario.seed)
         if calm:  # without faults nobody needs a pool
@@ -136,7 +138,7 @@ def run_hopeless(report: Report, folder: Path, options: dict[str, Any]) -> None:
     timeouts = replace(TIMEOUTS, retry_seconds=patience, job_failures=failures)
     with scenario.server() as server:
         began = time.monotonic()
-        with scenario.backends(folder / "jobs.db", timeouts=timeouts) as backends:
+        with scenario.backends(folder, timeouts=timeouts) as backends:
             try:
                 derive(backends, SIZE, report.seed)
                 report.problems.append("no error")
@@ -146,7 +148,7 @@ def run_hopeless(report: Report, folder: Path, options: dict[str, Any]) -> None:
             report.problems.append(f"took {took:.1f} s, more than {deadline:.1f}")
         # Which dropped jobs are at the server, nobody could know.
         settled = name != "dropped connections"
-        journal = folder / "jobs.db" if fault.kind.startswith("job-") else None
+        journal = scenario.journal_in(folder) if fault.kind.startswith("job-") else None
         examine(report, server, journal=journal, settled=settled, closed=False)
 
 
@@ -170,7 +172,7 @@ def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
     with scenario.server() as server, LateProxy(server.url, chance.randrange(2), late) as proxy:
         for name, value in server.environment.items():
             os.environ[name] = value.replace(server.url, proxy.url)
-        with scenario.backends(folder / "jobs.db", timeout=20.0) as backends:
+        with scenario.backends(folder, timeout=20.0) as backends:
             derive(backends, SIZE, report.seed)
         settle(server)
         twice = {job.id for pair in server.duplicates() for job in pair}
@@ -178,7 +180,7 @@ def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
         if too_late and said:
             report.note = said[0]
         else:
-            examine(report, server, rows=SIZE.rows(), journal=folder / "jobs.db")
+            examine(report, server, rows=SIZE.rows(), journal=scenario.journal_in(folder))
 
 
 class LateProxy(socketserver.ThreadingTCPServer):
@@ -244,12 +246,12 @@ def run_budget(report: Report, folder: Path, options: dict[str, Any]) -> None:
     given = ", ".join(f"{limit:.6g} {name}" for name, limit in limits.items())
     report.what = f"{given}; {scenario}"
     with scenario.server() as server:
-        with scenario.backends(folder / "jobs.db", budget=Budget(**limits)) as (backend,):
+        with scenario.backends(folder, budget=Budget(**limits)) as (backend,):
             try:
                 train(backend, SIZE, seed=report.seed, steps=_BUDGET_STEPS)
             except BudgetExceededError as error:
                 report.note = str(error).splitlines()[0]
-        examine(report, server, journal=folder / "jobs.db")
+        examine(report, server, journal=scenario.journal_in(folder))
         for name, limit in limits.items():
             spent = [_SPENT[name](job) for job in server.jobs]
             if sum(spent) > limit + max(spent, default=0) + 1e-6:

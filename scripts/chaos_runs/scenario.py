@@ -57,16 +57,20 @@ class Scenario:
     queue_seconds: float
     faults: tuple[Fault, ...]
 
+    def journal_in(self, folder: Path) -> Path | None:
+        """The journal's file, if there is a journal."""
+        return folder / "jobs.db" if self.journal else None
+
     @contextmanager
-    def backends(self, journal: Path, **options: Any) -> Iterator[list[IBMBackend]]:
-        """A backend for each device, with a journal if the scenario has one; closed at the end."""
+    def backends(self, folder: Path, **options: Any) -> Iterator[list[IBMBackend]]:
+        """A backend for each device, with the journal in a folder; closed at the end."""
         limits: dict[str, Any] = {"pending_jobs": 3}
         if self.rows_per_job is not None:
             limits["executions_per_job"] = self.rows_per_job * SHOTS
         given = {
             "mode": self.mode, "max_time": "5m", "limits": IBMLimits(**limits),
             "timeouts": TIMEOUTS, "poll_interval": 0.1, "timeout": JOB_SECONDS,
-            "journal": str(journal) if self.journal else None,
+            "journal": self.journal_in(folder),
         }  # fmt: skip
         with ExitStack() as stack:
             backends = [IBMBackend(device, **given | options) for device in self.devices]
@@ -181,7 +185,7 @@ def examine(
     answered = sum(job.rows for job in completed(jobs))
     if rows is not None and answered != rows:
         found.append(f"{answered} rows were answered, {rows} were asked for")
-    if journal is not None and journal.exists():
+    if journal is not None:
         found += _differences(journal, jobs)
     report.problems += found
     report.figures |= {
