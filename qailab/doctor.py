@@ -1,45 +1,77 @@
 """``python -m qailab.doctor [--address A] [--ibm]``: what of qailab works on this machine.
 
-It looks at the versions, Aer, Ray, and one gradient through a Ray actor, and with ``--ibm`` at the
-IBM Quantum account (nothing is run there, and no token is shown). A table says what was found, what
-is wrong, and what to do. The exit code is 0 if nothing is wrong (warnings do not count), 1 if
-something is, and 2 if the arguments are not valid.
+It shows what was found, what is wrong, and what to do: versions, Aer, Ray and its nodes, one
+gradient through an actor, and with ``--ibm`` the IBM Quantum account (nothing runs there). The exit
+code is 0 if nothing is wrong (warnings do not count), 1 if something is, 2 for wrong arguments.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
+import json
 import logging
+import math
 import os
 import platform
+import queue
+import re
 import sys
 import textwrap
+import threading
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from qailab.checks import Check, Finding, findings_of, left_behind, message_of
+_ACCOUNT = Path("~/.qiskit/qiskit-ibm.json")
+_NODE_SECONDS = 40.0  # for all nodes; a first worker takes 1 to 10 s to start on a busy machine
+_GRADIENT_SECONDS = 25.0  # from the first actor on, for which the pool itself waits a minute
+_TOLERANCE = 1e-9
+_SECRET_PART = 8  # characters in a row that give a secret away; IBM's API keys have 44
+_LONGEST = 360  # of a message; remote tracebacks have thousands of characters
+_THREAD = "qailab-doctor"
+_COMPARED = ("Python", "qailab", "ray", "qiskit", "qiskit-aer")
 
-_COLUMNS = {"check": 13, "found": 33, "OK, or what is wrong": 25, "what to do": 20}
-_INSTALL = "install it again, into a fresh environment: pip install ."
-_BETWEEN = " | "  # 100 characters in all
-_COLOURS = {"OK": "32", "warning": "33", "wrong": "31"}
-_PACKAGES = ("numpy", "qiskit", "qiskit-aer", "qiskit-ibm-runtime", "ray", "sympy", "torch")
-_SECRETS = ("QISKIT_IBM_TOKEN", "RAY_AUTH_TOKEN")
+
+Look = Callable[[], Iterable["Finding"]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found, what is wrong with it if anything is, and what to do about that.
+
+    Work goes on in spite of a ``warning``.
+    """
+
+    check: str
+    found: str
+    problem: str = ""
+    to_do: str = ""
+    warning: bool = False
+
+    def text(self, secrets: Iterable[str]) -> str:
+        """Format it as lines of at most 100 characters, without any part of these secrets."""
+        kind = "OK" if not self.problem else "warning" if self.warning else "WRONG"
+        parts = {
+            secret[start : start + _SECRET_PART]
+            for secret in secrets
+            for start in range(len(secret) - _SECRET_PART + 1)
+        }
+        lines, begin = [], f"{kind:9}{self.check:19} "
+        for text in (self.found, *((self.problem, f"-> {self.to_do}") if self.problem else ())):
+            if any(part in begin + text for part in parts):
+                begin, text = f"{kind:29}", "(not shown: a part of a secret is in it)"
+            lines.append(textwrap.fill(begin + text, 100, subsequent_indent=" " * 29))
+            begin = " " * 29
+        return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the checks and print the table.
-
-    Args:
-        arguments: the command line's, by default.
-
-    Returns:
-        The exit code.
-    """
+    """Run the checks, show what they find, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m qailab.doctor", description="Check what of qailab works on this machine."
     )
@@ -48,176 +80,289 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--ibm", action="store_true", help="check the IBM Quantum account, too")
     options = parser.parse_args(arguments)
-    if options.address is not None and not options.address.strip():
-        parser.error("argument --address: expected host:port, got an empty text")
-    with _quiet():
-        return report(checks_for(options.address, ibm=options.ibm))
-
-
-def checks_for(address: str | None, *, ibm: bool) -> Iterator[Check]:
-    """What to look at; the next check is made when the one before is done.
-
-    Args:
-        address: a Ray cluster's, or None.
-        ibm: whether to look at the IBM account.
-    """
-    yield Check("versions", _versions, 20, _INSTALL)
-    loaded: list[str] = []
-    yield Check("imports", lambda: _imports(loaded), 90, _INSTALL)
-    if "qailab.backends.checkup" in loaded:
-        from qailab.backends.checkup import aer_check, ibm_check
-
-        yield aer_check()
-    if "qailab.distributed.checkup" in loaded:
-        from qailab.distributed.checkup import RayCheckup
-
-        yield from RayCheckup(address).checks()
-    if ibm and "qailab.backends.checkup" in loaded:
-        yield ibm_check()
-
-
-def report(checks: Iterable[Check]) -> int:
-    """Print a table of what the checks find, row by row.
-
-    Args:
-        checks: what to look at.
-
-    Returns:
-        0 if nothing is wrong, else 1.
-    """
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    secrets = [os.environ.get(name, "") for name in _SECRETS]
+    checks: dict[str, Look] = {
+        "versions": _versions,
+        "Aer": _aer,
+        "Ray": lambda: _ray(options.address),
+        **({"IBM account": _ibm} if options.ibm else {}),
+    }
+    secrets = list(_secrets())
     wrong = warned = 0
-    _write(header())
+    sys.stdout.write(f"looking at {', '.join(checks)}\n")
     for finding in findings_of(checks):
-        wrong += finding.wrong
-        warned += finding.warning and bool(finding.problem)
-        _write(row(finding.without(secrets), colour=colour))
-    _write(f"{wrong or 'nothing'} wrong, {warned or 'no'} warning{'s' * (warned != 1)}")
+        wrong += bool(finding.problem) and not finding.warning
+        warned += bool(finding.problem) and finding.warning
+        sys.stdout.write(f"{finding.text(secrets)}\n")
+    counted = f"{warned or 'no'} warning{'s' * (warned != 1)}"
+    sys.stdout.write(f"{wrong or 'nothing'} wrong, {counted}\n")
     return 1 if wrong else 0
 
 
-def header() -> str:
-    """The first two lines of the table."""
-    titles = _BETWEEN.join(title.ljust(width) for title, width in _COLUMNS.items())
-    return f"{titles.rstrip()}\n{'-+-'.join('-' * width for width in _COLUMNS.values())}"
+def findings_of(checks: Mapping[str, Look], seconds: float = 90.0) -> Iterator[Finding]:
+    """Run the checks one after the other: none can raise, and each finding has this deadline.
 
-
-def row(finding: Finding, *, colour: bool = False) -> str:
-    """The lines of a finding, 100 characters wide at most.
-
-    Args:
-        finding: what was found.
-        colour: whether to colour the verdict, for terminals.
+    IBM's client, and a Ray that is half dead, may wait for ever: what is late is left behind.
     """
-    kind = "OK" if not finding.problem else "warning" if finding.warning else "wrong"
-    verdict = f"{kind}: {finding.problem}" if finding.problem else kind
-    texts = (finding.check, finding.found, verdict, finding.to_do if finding.problem else "")
-    cells = [
-        # What is not printable (another library's colours) could garble the terminal.
-        textwrap.wrap("".join(c if c.isprintable() else " " for c in text), width)
-        for text, width in zip(texts, _COLUMNS.values(), strict=True)
-    ]
-    lines = []
-    for number in range(max(map(len, cells))):
-        parts = [
-            (cell[number] if number < len(cell) else "").ljust(width)
-            for cell, width in zip(cells, _COLUMNS.values(), strict=True)
-        ]
-        if colour:
-            parts[2] = f"\x1b[{_COLOURS[kind]}m{parts[2]}\x1b[0m"
-        lines.append(_BETWEEN.join(parts).rstrip())
-    return "\n".join(lines)
+    names = list(checks)
+    while names:
+        found: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
+        # One thread for all that are in time: qiskit crashes where the thread that imported it has
+        # ended, and a local Ray ends with the thread that started it.
+        rest = {name: checks[name] for name in names}
+        threading.Thread(target=_work, args=(rest, found), name=_THREAD, daemon=True).start()
+        try:
+            while names:
+                finding = found.get(timeout=seconds)
+                if finding is None:
+                    names.pop(0)
+                else:
+                    yield finding
+        except queue.Empty:
+            late = f"no answer within {seconds:g} s"
+            to_do = "see whether what it looks at can be reached: network, ports, proxy"
+            yield Finding(names.pop(0), late, "it takes too long", to_do)
+
+
+def _work(checks: Mapping[str, Look], found: queue.SimpleQueue[Finding | None]) -> None:
+    for name, look in checks.items():
+        try:
+            for finding in look():
+                found.put(finding)
+        except BaseException as error:  # also SystemExit: no check ends the others
+            to_do = "install it again, into a fresh environment: pip install ."
+            found.put(Finding(name, "the check failed", message_of(error), to_do))
+        found.put(None)
+
+
+def message_of(error: BaseException) -> str:
+    """Format an error as one printable line, the middle left out if it is long."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error)).split())
+    text = "".join(character for character in text if character.isprintable())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _secrets() -> Iterator[str]:
+    """Find the secrets that this process could use, to keep them out of what it shows."""
+    yield os.environ.get("QISKIT_IBM_TOKEN", "").strip()
+    yield os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    for file in (os.environ.get("RAY_AUTH_TOKEN_PATH", os.devnull), "~/.ray/auth_token", _ACCOUNT):
+        try:
+            text = Path(file).expanduser().read_text().strip()
+            accounts = json.loads(text) if file is _ACCOUNT else {"": {"token": text}}
+            yield from (str(account.get("token", "")).strip() for account in accounts.values())
+        except (OSError, ValueError, AttributeError):  # whoever needs the file says what is wrong
+            continue
+
+
+def installed() -> dict[str, str]:
+    """Return the versions of Python and of all packages, here or as a task on a node."""
+    found = reversed(list(metadata.distributions()))  # of two copies, the first is imported
+    packages = {one.name.lower().replace("_", "-"): one.version for one in found}
+    return {"Python": platform.python_version(), **packages}
 
 
 def _versions() -> Iterator[Finding]:
-    python, version = platform.python_version(), importlib.import_module("qailab").__version__
-    here = f"{version} in {Path(__file__).parent}"
-    try:
-        installed = metadata.metadata("qailab")
-    except metadata.PackageNotFoundError:
-        yield Finding("Python", python)
-        yield Finding(
-            "qailab", here, "not installed: the versions it needs are not known", "pip install .",
-            warning=True,
-        )  # fmt: skip
-        for name in _PACKAGES:
-            yield _version(name, name, "")
-        return
     from packaging.requirements import Requirement
 
-    needed = installed["Requires-Python"] or ""
-    fits = Requirement(f"python{needed}").specifier.contains(python, prereleases=True)
-    to_do = f"use Python {needed}"
-    yield Finding("Python", python, "" if fits else f"qailab needs {needed}", to_do)
-    if installed["Version"] == version:
-        yield Finding("qailab", here)
-    else:
-        yield Finding(
-            "qailab",
-            here,
-            f"another copy, {installed['Version']}, is installed",
-            "pip install . again, or start from another folder",
-            warning=True,
-        )
-    for text in installed.get_all("Requires-Dist") or ():
+    here, version = installed(), importlib.import_module("qailab").__version__
+    yield Finding("Python", here["Python"])
+    problem = "" if here.get("qailab") == version else "another copy, or none, is installed"
+    where = f"{version} in {Path(__file__).parent}"
+    yield Finding("qailab", where, problem, "pip install . in its folder", warning=True)
+    for text in (metadata.requires("qailab") if "qailab" in here else None) or ():
         requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            yield _version(requirement.name, text.partition(";")[0].strip(), requirement.specifier)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        found = here.get(requirement.name.lower())
+        fits = found is not None and requirement.specifier.contains(found, prereleases=True)
+        problem = "" if fits else f"qailab needs {requirement.specifier}"
+        to_do = f"pip install '{text.partition(';')[0].strip()}'"
+        yield Finding(requirement.name, found or "not installed", problem, to_do)
+    importlib.import_module("qailab.torch")  # what is installed may still be broken
 
 
-def _version(name: str, requirement: str, specifier: object) -> Finding:
-    """A package's row.
+def _aer() -> Iterator[Finding]:
+    from qiskit_aer import AerSimulator
 
-    Args:
-        name: the package.
-        requirement: what pip can install.
-        specifier: the range, as of ``packaging``; empty if it is not known.
-    """
-    to_do = f"pip install '{requirement}'"
+    simulator = AerSimulator()
+    yield Finding("Aer devices", ", ".join(simulator.available_devices()))
+    methods = list(simulator.available_methods())
+    missing = sorted({"statevector", "density_matrix", "matrix_product_state"} - set(methods))
+    problem = f"{', '.join(missing)} not there" if missing else ""
+    to_do = "pip install --force-reinstall qiskit-aer"
+    yield Finding("Aer methods", ", ".join(methods), problem, to_do)
+
+
+def _ray(address: str | None) -> Iterator[Finding]:
+    """Look at Ray, its nodes, and a gradient; a local Ray ends with the thread that started it."""
+    from qailab.distributed.connection import connect, disconnect
+    from qailab.errors import QailabError
+
+    where = address or os.environ.get("RAY_ADDRESS") or "a local one, started for this check"
     try:
-        version = metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return Finding(name, "not installed", "qailab needs it", to_do)
-    contains = getattr(specifier, "contains", None)
-    fits = contains is None or contains(version, prereleases=True)
-    return Finding(name, version, "" if fits else f"qailab needs {specifier}", to_do)
-
-
-def _imports(loaded: list[str]) -> Iterator[Finding]:
-    """Load what needs qiskit and torch; an installed library may still be broken."""
-    for name in ("qailab.backends.checkup", "qailab.distributed.checkup", "qailab.torch"):
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # not only ImportError: broken libraries raise anything
-            yield Finding("imports", f"{name} cannot be imported", message_of(error), _INSTALL)
-        else:
-            loaded.append(name)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings and logs of other libraries between the rows; IBM's could quote anything."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+        session = connect(address, 1)
+    except QailabError as error:
+        to_do = "start the cluster (ray start --head), or correct --address or RAY_ADDRESS"
+        yield Finding("Ray", where, message_of(error), to_do)
+        return
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        import ray
+
+        yield Finding("Ray", f"{ray.__version__}, {where}")
+        total, free = ray.cluster_resources(), ray.available_resources()
+        problem = "" if free.get("CPU", 0) >= 1 else "no CPU is free for an actor"
+        to_do = "add nodes, close what holds CPUs, or use actor_options={'num_cpus': 0.5}"
+        shown = ", ".join(
+            f"{total.get(name, 0):g} {name} ({free.get(name, 0):g} free)"
+            for name in ("CPU", "GPU", "qpu_session")
+        )
+        yield Finding("resources", shown, problem, to_do, warning=True)
+        yield from _nodes()
+        yield _gradient()
     finally:
-        logging.disable(before)
+        disconnect(session)
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()  # the next check may take a minute
+def _nodes() -> Iterator[Finding]:
+    """Compare the versions on all nodes with those here."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+    here, probe = installed(), ray.remote(num_cpus=0, max_retries=0)(installed)
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    asked = {probe.options(scheduling_strategy=On(node, False)).remote(): node for node in nodes}
+    end = time.monotonic() + _NODE_SECONDS
+    for answer, node in asked.items():
+        try:
+            there = ray.get(answer, timeout=max(0.1, end - time.monotonic()))
+        except Exception as error:  # a lost node, no qailab, another Python, no worker in time, ...
+            ray.cancel(answer, force=True)
+            to_do = "install there what is here; look at the node's load and at its Ray logs"
+            yield Finding("node", f"{nodes[node]} does not answer", message_of(error), to_do)
+            continue
+        yield node_finding(nodes[node], here, there)
+
+
+def node_finding(name: str, here: dict[str, str], there: dict[str, str]) -> Finding:
+    """Compare a node's versions with those here."""
+    other = [one for one in _COMPARED if here.get(one) != there.get(one)]
+    shown = ", ".join(f"{one} {there.get(one, 'missing')}" for one in other or _COMPARED)
+    wanted = ", ".join(f"{one} {here.get(one, 'missing')}" for one in other)
+    # Others of the libraries work together, but may round differently.
+    warning = not {"Python", "ray", "qailab"} & set(other)
+    problem = f"here: {wanted}" if other else ""
+    return Finding("node", f"{name}: {shown}", problem, "install the same on all nodes", warning)
+
+
+def _gradient() -> Finding:
+    """Compare the derivative of ``p(1) = sin(x/2)**2``, by an actor, with the one by hand."""
+    import numpy as np
+    from qiskit.circuit import Parameter, QuantumCircuit
+
+    from qailab.backends import AerBackend
+    from qailab.distributed import LauncherPool
+    from qailab.errors import QailabError
+    from qailab.launchers import BackwardPass, CircuitProblem, QuantumLauncher
+
+    x = 0.7
+    circuit = QuantumCircuit(1)
+    circuit.ry(Parameter("input"), 0)
+    circuit.measure_all()
+    try:
+        with LauncherPool([AerBackend()]) as pool:
+            launcher = QuantumLauncher(CircuitProblem(circuit), BackwardPass(shots=None), pool)
+            of_1 = np.array([[0.0, 1.0]])
+            handle = launcher.submit_backward(np.array([[x]]), np.array([]), of_1)
+            gradient = handle.result(_GRADIENT_SECONDS).inputs
+    except (QailabError, TimeoutError) as failure:
+        to_do = "install the same qailab on all nodes; free a CPU for the actor"
+        return Finding("gradient", "no answer from an actor", message_of(failure), to_do)
+    assert gradient is not None
+    error = abs(float(gradient[0, 0]) - math.sin(x) / 2)
+    problem = "" if error <= _TOLERANCE else f"more than {_TOLERANCE:g} off: not the gradient"
+    to_do = "reinstall qiskit and qiskit-aer on all nodes; report it if that does not help"
+    return Finding("gradient", f"by an actor, {error:.0e} off the one by hand", problem, to_do)
+
+
+def _ibm() -> Iterator[Finding]:
+    """Look at the IBM Quantum account, where IBM's client looks for it."""
+    token, saved = os.environ.get("QISKIT_IBM_TOKEN"), _ACCOUNT.expanduser()
+    # Asked without an account, IBM's client would make an empty file.
+    if not token and not saved.is_file():
+        to_do = "set QISKIT_IBM_TOKEN and QISKIT_IBM_INSTANCE, or save the account once: "
+        to_do += "QiskitRuntimeService.save_account (qiskit_ibm_runtime)"
+        problem = f"neither QISKIT_IBM_TOKEN nor {_ACCOUNT} is there"
+        yield Finding("IBM account", "none", problem, to_do)
+        return
+    if not token and saved.stat().st_mode & 0o077:
+        problem, to_do = "others on this machine can read it", f"chmod 600 {_ACCOUNT}"
+        yield Finding("IBM account", str(_ACCOUNT), problem, to_do, warning=True)
+    try:
+        from qiskit_ibm_runtime import QiskitRuntimeService
+
+        service = QiskitRuntimeService()
+        yield Finding("IBM account", "from QISKIT_IBM_TOKEN" if token else f"of {_ACCOUNT}")
+        yield from _instances(service)
+        for device in sorted(service.backends(), key=lambda one: str(one.name)):
+            yield _device(device)
+    except Exception as error:
+        yield ibm_failure(error)
+
+
+def _instances(service: Any) -> Iterator[Finding]:
+    active = service.active_instance()
+    for one in service.instances():
+        used = ", in use" if one["crn"] == active else ""
+        yield Finding("IBM instance", f"{one['name']} (plan {one['plan']}{used})")
+    usage = service.usage()
+    left = usage.get("usage_remaining_seconds")
+    found = f"{usage.get('usage_consumed_seconds', 0):g} s used"
+    found += "" if left is None else f", {left:g} s left"
+    reached = usage.get("usage_limit_reached")
+    problem = "the instance's limit is reached: jobs do not run" if reached else ""
+    yield Finding("IBM usage", found, problem, "wait for the next period, or use another instance")
+
+
+def _device(device: Any) -> Finding:
+    problem = ""
+    try:
+        status = device.status()
+        qubits = device.configuration().n_qubits  # num_qubits would download the calibration
+        found = f"{qubits} qubits, {status.pending_jobs} jobs waiting"
+        if not status.operational:
+            problem = "it is not in operation"
+        elif status.status_msg != "active":
+            problem = f"it takes jobs, but runs none now: {status.status_msg}"
+    except Exception as error:  # the next one may answer
+        found, problem = "no answer", message_of(error)
+    return Finding(device.name, found, problem, "use another backend, or wait", warning=True)
+
+
+def ibm_failure(error: BaseException) -> Finding:
+    """Say what an error of IBM's client means: its words often blame the token for the network."""
+    root = error
+    while (inner := root.__cause__ or root.__context__) is not None:
+        root = inner
+    problem = message_of(error)
+    problem += f"; cause: {message_of(root)}" if root is not error else ""
+    if isinstance(root, OSError) and getattr(root, "response", None) is None:
+        to_do = "check the way to quantum.cloud.ibm.com and iam.cloud.ibm.com: network, "
+        to_do += "HTTPS_PROXY, QISKIT_IBM_URL"
+        return Finding("IBM account", "IBM cannot be reached", problem, to_do)
+    to_do = "if the API key is refused, make one at quantum.cloud.ibm.com, and set or save that"
+    return Finding("IBM account", "the account cannot be used", problem, to_do)
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    logging.disable(logging.CRITICAL)  # what other libraries log could quote anything
+    warnings.simplefilter("ignore")
     try:
         code = main()
     except KeyboardInterrupt:
         code = 130
-    if left_behind():
+    if any(thread.name == _THREAD for thread in threading.enumerate()):
         os._exit(code)  # a thread that hangs in a library would hang the interpreter's end as well
     sys.exit(code)

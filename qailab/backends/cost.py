@@ -68,27 +68,6 @@ class Cost:
         return Cost(*(getattr(self, name) * times for name in UNITS))
 
 
-@dataclass(frozen=True)
-class Reservation:
-    """What a job may spend.
-
-    Args:
-        key: the job's own name.
-        cost: its estimated cost.
-        bound: QPU seconds that it takes at most, to the best of anybody's knowledge.
-        what: the job in words.
-        owner: the process that reserved it.
-        since: when, in seconds of the epoch.
-    """
-
-    key: str
-    cost: Cost
-    bound: float
-    what: str
-    owner: str
-    since: float
-
-
 class UsageEstimate:
     """How many QPU seconds jobs will take, at first by rule of thumb, then by what others took.
 

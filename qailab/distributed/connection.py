@@ -38,7 +38,6 @@ _LOCAL_ENVIRONMENT = {
 _REACHABLE_SECONDS = 5.0
 _OBJECT_STORE_BYTES = 512 << 20  # circuits and probabilities; Ray's default is 30 % of the memory
 
-
 _lock = threading.RLock()  # a dropped pool is ended by whoever collects garbage
 _users: dict[str, int] = {}  # pools by the session that was begun for them; Ray has one at a time
 
@@ -53,8 +52,8 @@ def connect(
 
     Args:
         address: where a cluster is, ``"local"`` for a new local one, or None.
-        num_cpus: CPUs that a new local Ray must have at least.
-        resources: custom resources that a new local Ray has.
+        num_cpus: CPUs that a new local Ray has at least.
+        resources: its custom resources.
 
     Returns:
         The session, for `disconnect`, if it was begun for pools, else None.
@@ -80,11 +79,7 @@ def connect(
 
 
 def disconnect(session: str | None) -> None:
-    """Leave the cluster when the last pool does; a local one that was started here ends.
-
-    Args:
-        session: what `connect` returned.
-    """
+    """Leave the cluster when the last pool does; a local one that was started here ends."""
     if session is None:
         return
     with _lock:
@@ -98,7 +93,7 @@ def disconnect(session: str | None) -> None:
 
 
 def current_session() -> str | None:
-    """What tells this process's connection to Ray from an earlier or later one; None if none."""
+    """Return what tells this connection to Ray from an earlier or later one; None if none."""
     if "ray" not in sys.modules:
         return None
     import ray
@@ -124,86 +119,73 @@ def _join(where: str) -> None:
     with _environment(_QUIET):
         import ray
 
-    from ray.exceptions import AuthenticationError
-
     try:
-        _check_reachable(where)
-    except OSError as error:
-        raise _no_cluster(where, error) from error
-    try:
+        host, _, port = where.removeprefix("ray://").rpartition(":")
+        if host and port.isdigit():  # fail within seconds: Ray itself would try for minutes
+            place = host.strip("[]"), int(port)
+            socket.create_connection(place, _REACHABLE_SECONDS).close()
         ray.init(address=where, namespace=NAMESPACE, logging_level=logging.ERROR)
-    except AuthenticationError as error:  # it is thrown before anybody is asked
+    except ray.exceptions.AuthenticationError as error:  # it is thrown before anybody is asked
         raise PoolError(f"the Ray cluster at {where!r} cannot be joined: {error}") from error
     except (OSError, RuntimeError, ValueError) as error:
-        raise _refusal(where, error) from error
+        raise refusal(where, error) from error
 
 
-def _no_cluster(where: str, error: Exception) -> PoolError:
-    return PoolError(
-        f"no Ray cluster answers at {where!r} ({type(error).__name__}: {error}); start one, "
-        "correct address or RAY_ADDRESS, or leave both out for a local Ray"
-    )
-
-
-def _refusal(where: str, error: Exception) -> PoolError:
-    """What to say of an address where something listens that Ray did not get on with."""
+def refusal(where: str, error: Exception) -> PoolError:
+    """Return what to say of an address where nothing listens, or Ray did not get on with it."""
     if "ersion mismatch" in str(error):
         numbers = " ".join(str(error).split()).removeprefix("Version mismatch: ")
         return PoolError(
             f"the Ray cluster at {where!r} and this program have different versions: {numbers} "
             "Use the cluster's versions here, or submit this program to it as a job"
         )
-    if isinstance(error, ConnectionError) and ":" in where:
+    if str(error).startswith("Failed to connect to Ray cluster"):
         return PoolError(
             f"something listens at {where!r}, but it does not let this program in as a part of "
             "its Ray cluster. Give what the cluster was started with: its token (RAY_AUTH_MODE, "
             "and RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token) and its TLS settings (RAY_USE_TLS, "
             f"RAY_TLS_*); or correct address. Ray says: {error}"
         )
-    return _no_cluster(where, error)
-
-
-def _check_reachable(where: str) -> None:
-    """Fail within seconds where nothing listens: Ray itself would try for minutes."""
-    host, _, port = where.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), _REACHABLE_SECONDS).close()
+    return PoolError(
+        f"no Ray cluster answers at {where!r} ({type(error).__name__}: {error}); start one, "
+        "correct address or RAY_ADDRESS, or leave both out for a local Ray"
+    )
 
 
 def _start_local(num_cpus: float, resources: Mapping[str, float]) -> None:
     with _environment(_LOCAL_ENVIRONMENT):
+        import ray
+
+        # There is no public way to say this once ray is imported (see _LOCAL_ENVIRONMENT), and
+        # without it, Ray would listen on the network.
         from ray._private import ray_constants
 
         _keep_token_private()
-        # Where ray was imported before, it has read its setting already (see _LOCAL_ENVIRONMENT).
         listen_everywhere = ray_constants.ENABLE_RAY_CLUSTER
         ray_constants.ENABLE_RAY_CLUSTER = False
         try:
-            _init_local(num_cpus, resources)
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
+                resources=dict(resources),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                namespace=NAMESPACE,
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
+        except BaseException:  # Ctrl-C: what has started already must not stay
+            ray.shutdown()
+            raise
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = listen_everywhere
 
 
-def _init_local(num_cpus: float, resources: Mapping[str, float]) -> None:
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
-        resources=dict(resources),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        namespace=NAMESPACE,
-        object_store_memory=_OBJECT_STORE_BYTES,
-    )
-
-
 @contextlib.contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for what is started inside, where they are not set already."""
-    added = [name for name in settings if name not in os.environ]
-    os.environ.update({name: settings[name] for name in added})
+    """Set variables for what is started inside, where they are not set already."""
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
@@ -212,26 +194,20 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 def undeclared(resources: Iterable[str]) -> set[str]:
-    """Which of these resources a Ray that this process started by itself does not have.
+    """Return which of these resources a Ray that this process started by itself does not have.
 
     Such a Ray is one machine: where nobody said which nodes have the resource, this one has it. In
     a cluster that was joined, some node has to declare it.
     """
     import ray
-    from ray._private import worker
 
-    node = worker._global_node
-    if node is None or not node.is_head():
-        return set()
-    return set(resources) - set(ray.cluster_resources())
+    # A session's name ends with the number of the process that started it.
+    starter = ray.get_runtime_context().get_session_name().rpartition("_")[2]
+    return set(resources) - set(ray.cluster_resources()) if starter == str(os.getpid()) else set()
 
 
 def available_resources(needs: str) -> str:
-    """The cluster's free and total resources, for messages.
-
-    Args:
-        needs: what is waited for, as `options.needs_in_words` has it.
-    """
+    """Return the cluster's free and total resources in words, and which of ``needs`` it lacks."""
     import ray
 
     free, total = ray.available_resources(), ray.cluster_resources()
@@ -239,19 +215,17 @@ def available_resources(needs: str) -> str:
     known = ("memory", "object_store_memory", "node:", "CPU_group_", "GPU_group_", "bundle_group_")
     names = sorted(name for name in total if not name.startswith(known))
     shown = [f"{name} {free.get(name, 0):g} of {total[name]:g} free" for name in names]
-    named = set(re.findall(r"[\d.]+ (\w+)", needs)) - {"CPU", "GPU"}
     shown += [
         f"no {name} on any node (one that has it needs ray start --resources='{{\"{name}\": 1}}')"
-        for name in sorted(named - set(total))
+        for name in sorted(set(re.findall(r"[\d.]+ (\w+)", needs)) - {"CPU", "GPU"} - set(total))
     ]
     return ", ".join(shown) or "none"
 
 
 def _keep_token_private() -> None:
     """Ray would write its token file readable for everyone; make it, or keep it, the owner's."""
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        return
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if given or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
     path = Path.home() / ".ray" / "auth_token"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,91 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from qailab.arguments import checked_integer
 from qailab.backends.base import Backend
-from qailab.distributed.chunks import ChunkRows
 from qailab.errors import InputError, InputTypeError
 
-_OURS = {
-    "concurrency_groups",
-    "get_if_exists",
-    "lifetime",
-    "max_concurrency",
-    "max_pending_calls",
-    "max_restarts",
-    "max_task_retries",
-    "name",
-    "namespace",
-}
+Auto = Literal["auto"]
 ActorOptions = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
+START_SECONDS = 100.0
+"""A worker that is killed while it starts costs Ray's ``worker_register_timeout_seconds`` of 60 s;
+after that another one still has to start."""
+_OURS = {"concurrency_groups", "get_if_exists", "lifetime", "max_concurrency", "max_pending_calls",
+         "max_restarts", "max_task_retries", "name", "namespace"}  # fmt: skip
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a pool schedules.
-
-    Args:
-        chunk_rows: a fixed chunk size, or ``"auto"``.
-        max_in_flight: chunks that an actor may have at once; None for two parcels.
-        chunk_timeout: seconds after which a chunk is held to hang; None to go by observed speed.
-        start_timeout: seconds that work waits for a first actor.
-    """
-
-    chunk_rows: ChunkRows = "auto"
-    max_in_flight: int | None = None
-    chunk_timeout: float | None = None
-    start_timeout: float = 60.0
-
-
-def checked_settings(
-    *, chunk_rows: object, max_in_flight: object, chunk_timeout: object, start_timeout: object
-) -> Settings:
-    """The settings, if they are valid.
+    """How a pool schedules; `LauncherPool` says what the options mean.
 
     Raises:
-        InputError: if one is not.
+        InputError: if one is not valid.
     """
-    return Settings(
-        chunk_rows="auto"
-        if chunk_rows == "auto"
-        else checked_integer("chunk_rows", chunk_rows, hint=" or 'auto'"),
-        max_in_flight=None
-        if max_in_flight == "auto"
-        else checked_integer("max_in_flight", max_in_flight, hint=" or 'auto'"),
-        chunk_timeout=None
-        if chunk_timeout == "auto"
-        else _checked_seconds("chunk_timeout", chunk_timeout, hint=" or 'auto'"),
-        start_timeout=_checked_seconds("start_timeout", start_timeout),
-    )
+
+    chunk_rows: int | Auto = "auto"
+    max_in_flight: int | Auto = "auto"
+    chunk_timeout: float | Auto = "auto"
+    start_timeout: float = START_SECONDS
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_rows", "max_in_flight"):
+            if getattr(self, name) != "auto":
+                checked_integer(name, getattr(self, name), hint=" or 'auto'")
+        for name, hint in (("chunk_timeout", " or 'auto'"), ("start_timeout", "")):
+            value = getattr(self, name)
+            wrong = f"{name} must be a positive number of seconds{hint}, got {value!r}"
+            if hint and value == "auto":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InputTypeError(wrong)
+            if not 0 < value < float("inf"):
+                raise InputError(wrong)
+        if not isinstance(self.progress, bool):
+            raise InputTypeError(f"progress must be True or False, got {self.progress!r}")
 
 
 def checked_backends(backends: Sequence[Backend]) -> tuple[Backend, ...]:
-    """The backends, if they are some.
+    """Return the backends.
 
     Raises:
-        InputError: if they are not.
+        InputError: if there are none, or one is no backend.
     """
     if not isinstance(backends, Sequence):
         raise InputTypeError(f"backends must be a list of backends, got {backends!r}")
-    checked = tuple(backends)
-    if not checked:
+    if not backends:
         raise InputError("a pool needs at least one backend, got none")
-    for position, backend in enumerate(checked):
+    for place, backend in enumerate(backends):
         if not isinstance(backend, Backend):
-            raise InputError(
-                f"backends[{position}] must be a qailab backend, got {type(backend).__name__}"
-            )
-    return checked
+            kind = type(backend).__name__
+            raise InputError(f"backends[{place}] must be a qailab backend, got {kind}")
+    return tuple(backends)
 
 
 def checked_actor_options(
     options: ActorOptions, backends: Sequence[Backend]
 ) -> tuple[dict[str, Any], ...]:
-    """Ray's options for each backend's actor: its needs, and the user's overrides.
+    """Return Ray's options for each backend's actor: its needs, and the user's overrides.
 
-    Custom resources that backends ask for come later: `with_custom_needs`.
+    Custom resources that backends ask for by themselves come later: `with_custom_needs`.
 
     Raises:
         InputError: if there are not as many as backends, or if one is not valid.
@@ -110,40 +95,10 @@ def checked_actor_options(
     return tuple(map(_for_actor, backends, each))
 
 
-def needs_in_words(options: Mapping[str, Any]) -> str:
-    """What an actor takes from its node, for messages."""
-    custom = [f"{amount:g} {name}" for name, amount in (options["resources"] or {}).items()]
-    return ", ".join([f"{options['num_cpus']:g} CPU", f"{options['num_gpus']:g} GPU", *custom])
-
-
-def custom_needs(
-    options: Sequence[Mapping[str, Any]], backends: Sequence[Backend]
-) -> dict[str, float]:
-    """The custom resources that the backends ask for by themselves, of all actors together."""
-    total: dict[str, float] = {}
-    for each, backend in zip(options, backends, strict=True):
-        if "resources" not in each:
-            for name, amount in backend.traits.resources.custom.items():
-                total[name] = total.get(name, 0.0) + amount
-    return total
-
-
-def with_custom_needs(
-    options: Sequence[Mapping[str, Any]], backends: Sequence[Backend], without: Collection[str]
-) -> tuple[dict[str, Any], ...]:
-    """The options with what the backends ask for, where the user did not say."""
-    complete = []
-    for each, backend in zip(options, backends, strict=True):
-        custom = {k: v for k, v in backend.traits.resources.custom.items() if k not in without}
-        complete.append({"resources": custom, **each})
-    return tuple(complete)
-
-
 def _for_actor(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(overrides, Mapping):
         raise InputTypeError(f"actor_options must hold mappings of Ray options, got {overrides!r}")
-    taken = sorted(_OURS & set(overrides))
-    if taken:
+    if taken := sorted(_OURS & set(overrides)):
         raise InputError(
             f"actor_options must not set {', '.join(taken)}: the pool names, restarts and ends its "
             "actors itself"
@@ -164,10 +119,30 @@ def _for_actor(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _checked_seconds(name: str, value: object, hint: str = "") -> float:
-    wrong = f"{name} must be a positive number of seconds{hint}, got {value!r}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputTypeError(wrong)
-    if not 0 < value < float("inf"):
-        raise InputError(wrong)
-    return float(value)
+def custom_needs(
+    options: Sequence[Mapping[str, Any]], backends: Sequence[Backend]
+) -> dict[str, float]:
+    """Return the custom resources that backends ask for by themselves, of all actors together."""
+    total: dict[str, float] = {}
+    for each, backend in zip(options, backends, strict=True):
+        for name, amount in backend.traits.resources.custom.items():
+            if "resources" not in each:
+                total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+def with_custom_needs(
+    options: Sequence[Mapping[str, Any]], backends: Sequence[Backend], without: Collection[str]
+) -> tuple[dict[str, Any], ...]:
+    """Add what the backends ask for, where the user did not say; but not some resources."""
+    custom = [backend.traits.resources.custom.items() for backend in backends]
+    return tuple(
+        {"resources": {name: amount for name, amount in items if name not in without}, **each}
+        for items, each in zip(custom, options, strict=True)
+    )
+
+
+def needs_in_words(options: Mapping[str, Any]) -> str:
+    """Say what an actor takes from its node, for messages."""
+    custom = [f"{amount:g} {name}" for name, amount in (options["resources"] or {}).items()]
+    return ", ".join([f"{options['num_cpus']:g} CPU", f"{options['num_gpus']:g} GPU", *custom])

@@ -1,4 +1,4 @@
-"""The pool: many launchers, each in a Ray actor, behind one ``submit``."""
+"""The pool: many backends, each in a Ray actor, behind one ``submit``."""
 
 from __future__ import annotations
 
@@ -8,36 +8,28 @@ import threading
 import uuid
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from qailab.arguments import checked_integer
 from qailab.backends.base import Backend, RowFuture
-from qailab.distributed.chunks import ChunkRows
+from qailab.distributed import options as checks
+from qailab.distributed.actors import Actor
 from qailab.distributed.connection import connect, disconnect, undeclared
-from qailab.distributed.options import (
-    ActorOptions,
-    checked_actor_options,
-    checked_backends,
-    checked_settings,
-    custom_needs,
-    needs_in_words,
-    with_custom_needs,
-)
-from qailab.distributed.slots import Slot
-from qailab.errors import InputError, InputTypeError, PoolClosedError, PoolError
+from qailab.distributed.options import START_SECONDS, ActorOptions, Auto, Settings
+from qailab.errors import InputError, PoolClosedError, PoolError
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray, RowBatch
 
 if TYPE_CHECKING:  # Ray reads settings when it is first imported, which `connect` must come before
-    from qailab.distributed.books import PoolStats
     from qailab.distributed.dispatcher import Dispatcher
+    from qailab.distributed.telemetry import PoolStats
 
 
 class LauncherPool:
     """Ray actors that evaluate rows together, each with a backend of its own.
 
     A pool is used wherever a backend is, by any number of layers, models and threads at once. The
-    same seed gives the same bits for any number of actors of one recipe, any chunk size and any
+    same seed gives the same bits for any number of actors of one backend, any chunk size and any
     order of completion, and after any actor's death: lost actors are replaced, and only the rows
     they had in flight run again.
 
@@ -51,18 +43,18 @@ class LauncherPool:
     Args:
         backends: one backend for each actor.
         address: a Ray cluster's address, or ``"local"`` for a new local one.
-        max_in_flight: chunks an actor may have at once; ``"auto"``: one parcel that runs and one
-            that waits, each a chunk, or several where chunks are short.
-        chunk_rows: rows answered at once; ``"auto"`` goes by the observed speed of each actor.
+        max_in_flight: chunks an actor may have at once; ``"auto"``: one that runs and one that
+            waits, each made larger where ``chunk_rows`` is small.
+        chunk_rows: rows evaluated at once; ``"auto"`` goes by the observed speed of each actor.
         actor_options: Ray options (``num_cpus``, ``num_gpus``, ``resources``,
             ``scheduling_strategy``, ...) for all actors, or a list with those of each; what is not
             given is what the backend needs.
-        chunk_timeout: seconds after which a chunk is held to hang, and its actor replaced;
-            ``"auto"``: 20 times what it should take by observed speed, at least 30 s, and 15
-            minutes while there is none. Backends with deadlines of their own are left alone. The
-            first chunk of a circuit is compiled as well: allow for that.
+        chunk_timeout: seconds after which ``chunk_rows`` are taken to hang, and the actor is
+            replaced; ``"auto"``: 20 times what a chunk should take by observed speed, at least
+            30 s, and 15 minutes while there is none. Backends with deadlines of their own are only
+            replaced when they do not respond. The first chunk of a circuit is compiled as well.
         start_timeout: seconds that work waits for a first actor.
-        progress: whether evaluations of more than 2 s show a bar (in a terminal or notebook).
+        progress: show a bar for evaluations of more than 2 s (in a terminal or notebook).
 
     Raises:
         InputError: if an option is not valid.
@@ -79,38 +71,34 @@ class LauncherPool:
         backends: Sequence[Backend],
         *,
         address: str | None = None,
-        max_in_flight: int | Literal["auto"] = "auto",
-        chunk_rows: ChunkRows = "auto",
+        max_in_flight: int | Auto = "auto",
+        chunk_rows: int | Auto = "auto",
         actor_options: ActorOptions = None,
-        chunk_timeout: float | Literal["auto"] = "auto",
-        start_timeout: float = 60.0,
+        chunk_timeout: float | Auto = "auto",
+        start_timeout: float = START_SECONDS,
         progress: bool = True,
     ) -> None:
-        self._backends = checked_backends(backends)
-        options = checked_actor_options(actor_options, self._backends)
-        self._settings = checked_settings(
+        self._backends = checks.checked_backends(backends)
+        options = checks.checked_actor_options(actor_options, self._backends)
+        self._settings = Settings(
             chunk_rows=chunk_rows,
             max_in_flight=max_in_flight,
             chunk_timeout=chunk_timeout,
             start_timeout=start_timeout,
+            progress=progress,
         )
-        if not isinstance(progress, bool):
-            raise InputTypeError(f"progress must be True or False, got {progress!r}")
-        self._progress = progress
         self._name = f"qailab-{uuid.uuid4().hex[:12]}"
         self._lock = threading.Lock()
         self._dispatcher: Dispatcher | None = None
-        self._closed = False
-        self._owner = True
-        self._numbers = [0] * len(self._backends)  # of actors, for each backend
-        needs = custom_needs(options, self._backends)
+        self._closed, self._owner = False, True
+        needs = checks.custom_needs(options, self._backends)
         self._session = connect(address, sum(each["num_cpus"] for each in options), needs)
-        self._options = with_custom_needs(options, self._backends, without=undeclared(needs))
-        self._end: weakref.finalize[..., LauncherPool] = weakref.finalize(
-            self, disconnect, self._session
-        )
+        self._end: weakref.finalize[..., LauncherPool]
+        self._end = weakref.finalize(self, disconnect, self._session)
         try:
-            self._recipes = _pickled(self._backends)
+            missing = undeclared(needs)
+            self._options = checks.with_custom_needs(options, self._backends, without=missing)
+            self._configs = _pickled(self._backends)
             self._running().wait_for_actors(1, start_timeout)
         except BaseException:
             self.close()
@@ -119,28 +107,19 @@ class LauncherPool:
     @property
     def supports_exact(self) -> bool:
         """Whether all backends can give exact probabilities."""
-        return all(backend.supports_exact for backend in self._backends)
+        return all(backend.traits.supports_exact for backend in self._backends)
 
-    def validate(self, circuit: CanonicalCircuit, shots: int | None, num_rows: int = 1) -> None:
-        """Raise a clear error if a backend cannot run rows of the circuit; nothing is run.
-
-        Raises:
-            BackendError: if a backend cannot.
-            PoolClosedError: if the pool is closed.
-        """
+    def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
+        """Raise a `BackendError` if a backend cannot run rows of the circuit."""
         self._check_open()
-        for backend in self._distinct():
+        for backend in {id(backend): backend for backend in self._backends}.values():
             backend.validate(circuit, shots)
 
     def submit(self, circuit: CanonicalCircuit, batch: RowBatch) -> RowFuture:
         """Start evaluating a batch of rows.
 
-        Args:
-            circuit: the circuit; it is sent once for each pool, and compiled once by each actor.
-            batch: the rows.
-
         Returns:
-            A future of the answers, in row order: ``(n, K)``, or ``(n, 2)`` with vectors.
+            A future of the answers, in row order: ``(n, K)``, or ``(n, 2)`` with cotangents.
 
         Raises:
             PoolClosedError: if the pool is closed.
@@ -163,32 +142,22 @@ class LauncherPool:
             raise
 
     def wait(self, actors: int | None = None, *, timeout: float = 300.0) -> None:
-        """Wait until actors are ready; work does not need it, measurements do.
-
-        Args:
-            actors: how many; None for all.
-            timeout: seconds to wait at most.
+        """Wait until some actors, or all, are ready; work does not need it, measurements do.
 
         Raises:
-            PoolError: if they are not ready in time.
+            PoolError: if they are not ready in ``timeout`` seconds.
         """
         most = len(self._backends)
         count = most if actors is None else checked_integer("actors", actors, most=most)
         self._running().wait_for_actors(count, timeout)
 
     def stats(self) -> PoolStats:
-        """Rows, chunks, retries, bytes and seconds so far, in all and for each actor."""
-        dispatcher = self._running()
-        return dispatcher.books.stats(dispatcher.slots)
+        """Return rows, chunks, retries, bytes and seconds so far, in all and for each actor."""
+        return self._running().stats()
 
     def trace(self, path: str | os.PathLike[str]) -> None:
-        """Write what each actor did when, for https://ui.perfetto.dev or chrome://tracing.
-
-        Args:
-            path: the JSON file to write.
-        """
-        dispatcher = self._running()
-        dispatcher.books.trace.write(path, dispatcher.slots)
+        """Write a JSON file of what each actor did when, for https://ui.perfetto.dev."""
+        self._running().telemetry.write_trace(path)
 
     def close(self) -> None:
         """End all actors, and the Ray that was started here. Safe to call twice."""
@@ -204,47 +173,22 @@ class LauncherPool:
         self.close()
 
     def __repr__(self) -> str:
-        kinds = ", ".join(
-            f"{sum(other is backend for other in self._backends)} x {backend!r}"
-            for backend in self._distinct()
-        )
-        return f"LauncherPool({kinds}{', closed' if self._closed else ''})"
+        ids = [id(backend) for backend in self._backends]
+        distinct = {id(backend): backend for backend in self._backends}
+        kinds = [f"{ids.count(number)} x {backend!r}" for number, backend in distinct.items()]
+        return f"LauncherPool({', '.join(kinds)}{', closed' if self._closed else ''})"
 
     def __deepcopy__(self, _: object) -> LauncherPool:
         return self  # a copy of a model uses the same actors
 
-    def _distinct(self) -> list[Backend]:
-        return list({id(backend): backend for backend in self._backends}.values())
-
     def __getstate__(self) -> dict[str, Any]:
-        """A handle: the recipes, and the names of the actors that hold them."""
-        dispatcher = self._dispatcher
-        return {
-            **self.__dict__,
-            "_lock": None,
-            "_dispatcher": None,
-            "_owner": False,
-            "_session": None,
-            "_end": None,
-            "_numbers": self._numbers if dispatcher is None else dispatcher.numbers,
-        }
+        """A handle: the backends, and the name by which their actors are found."""
+        own = dict.fromkeys(("_lock", "_dispatcher", "_session", "_end"))
+        return {**self.__dict__, **own, "_owner": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
         self._end = weakref.finalize(self, disconnect, None)
-
-    def _running(self) -> Dispatcher:
-        with self._lock:
-            self._check_open()
-            if self._dispatcher is None:  # a handle that is used for the first time
-                self._attach()
-            assert self._dispatcher is not None
-            if self._pid != os.getpid():
-                raise PoolError(
-                    "a forked process cannot use its parent's pool: Ray does not survive a fork; "
-                    "start the process with multiprocessing's 'spawn'"
-                )
-            return self._dispatcher
 
     def _check_open(self) -> None:
         if self._closed:
@@ -252,7 +196,19 @@ class LauncherPool:
                 "this pool is closed; make a new LauncherPool and assign it to layer.backend"
             )
 
-    def _attach(self) -> None:
+    def _running(self) -> Dispatcher:
+        with self._lock:
+            self._check_open()
+            if self._dispatcher is None:  # a handle that is used for the first time
+                self._dispatcher, self._pid = self._dispatch(), os.getpid()
+            if self._pid != os.getpid():
+                raise PoolError(
+                    "a forked process cannot use its parent's pool: Ray does not survive a fork; "
+                    "start the process with multiprocessing's 'spawn'"
+                )
+            return self._dispatcher
+
+    def _dispatch(self) -> Dispatcher:
         import ray
 
         if not ray.is_initialized():
@@ -262,52 +218,39 @@ class LauncherPool:
             )
         from qailab.distributed.dispatcher import Dispatcher
 
-        places = zip(self._backends, self._options, strict=True)
-        slots = [
-            Slot(index, backend, needs_in_words(options))
-            for index, (backend, options) in enumerate(places)
-        ]
+        needs = map(checks.needs_in_words, self._options)
+        actors = list(map(Actor, range(len(self._backends)), self._backends, needs))
         try:
-            self._dispatcher = Dispatcher(
-                self._name,
-                slots,
-                self._recipes,
-                self._options,
-                owned=self._owner,
-                numbers=self._numbers,
-                settings=self._settings,
-                progress=self._progress,
+            dispatcher = Dispatcher(
+                self._name, actors, self._configs, self._options, self._owner, self._settings
             )
         except (TypeError, ValueError) as error:
             raise InputError(f"actor_options are not valid for a Ray actor: {error}") from error
-        self._pid = os.getpid()
         # Also when the pool is dropped without close(), and at exit.
         self._end.detach()
-        self._end = weakref.finalize(self, _end, self._dispatcher, self._pid, self._session)
+        self._end = weakref.finalize(self, _end, dispatcher, os.getpid(), self._session)
         # What is registered last runs first at exit, and Ray has registered its own end by now.
         atexit.register(self._end)
+        return dispatcher
 
 
 def _pickled(backends: Sequence[Backend]) -> tuple[bytes, ...]:
-    """The recipes; by cloudpickle, which also takes classes that a script defines."""
+    """Pickle the backends; by cloudpickle, which also takes classes that a script defines."""
     from ray import cloudpickle
 
-    recipes: dict[int, bytes] = {}
+    configs: dict[int, bytes] = {}
     for backend in backends:
-        if id(backend) not in recipes:
-            try:
-                recipes[id(backend)] = cloudpickle.dumps(backend)
-            except Exception as error:
-                raise InputError(f"{backend!r} cannot be sent to an actor: {error}") from error
-    return tuple(recipes[id(backend)] for backend in backends)
+        try:
+            configs[id(backend)] = configs.get(id(backend)) or cloudpickle.dumps(backend)
+        except Exception as error:
+            raise InputError(f"{backend!r} cannot be sent to an actor: {error}") from error
+    return tuple(configs[id(backend)] for backend in backends)
 
 
 def _end(dispatcher: Dispatcher, pid: int, session: str | None) -> None:
     """Stop a pool's dispatcher and leave its Ray, in the process that they belong to."""
-    if pid != os.getpid():
-        return
-    try:
-        slowest = max(slot.backend.traits.close_seconds for slot in dispatcher.slots)
-        dispatcher.stop(2 * slowest)
-    finally:
-        disconnect(session)
+    if pid == os.getpid():
+        try:
+            dispatcher.stop()
+        finally:
+            disconnect(session)

@@ -5,92 +5,74 @@ In a Ray worker the bar is drawn by the driver, with ``ray.experimental.tqdm_ray
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
-from qailab.distributed.jobs import Job
-from qailab.distributed.slots import Slot
+logger = logging.getLogger("qailab.distributed")
 
 SHOW_AFTER_SECONDS = 2.0
 """Shorter evaluations need no bar."""
-_REDRAW_SECONDS = 0.2
 
 
 class Progress:
-    """One bar for all that a pool is evaluating: rows done, rows/s, time left, retries, actors.
+    """One bar for all that a pool is evaluating: rows done, rows/s, time left, and a note."""
 
-    Args:
-        wanted: whether to show any.
-    """
-
-    def __init__(self, *, wanted: bool = True) -> None:
+    def __init__(self, wanted: bool = True) -> None:
         self._wanted = wanted
+        self._open: dict[int, tuple[float, int]] = {}  # when evaluations began, rows they have left
+        self._total = self._done = 0  # rows, since there last was nothing to do
         self._bar: Any = None
-        self._done_before = 0  # rows of jobs that ended while the bar was there
-        self._last: dict[int, Job] = {}
-        self._next_draw = 0.0
 
-    def show(self, jobs: Collection[Job], slots: Sequence[Slot], retries: int, now: float) -> None:
-        """Draw, if it is time.
+    def began(self, evaluation: int, rows: int, now: float) -> None:
+        self._open[evaluation] = now, rows
+        self._total += rows
 
-        Args:
-            jobs: the unfinished jobs.
-            slots: the pool's slots.
-            retries: chunks that had to run again so far.
-            now: the time.
-        """
-        if not self._wanted:
-            return
-        if not jobs:
+    def answered(self, evaluation: int, rows: int) -> None:
+        began, left = self._open[evaluation]
+        self._open[evaluation] = began, left - rows
+        self._done += rows
+
+    def ended(self, evaluation: int) -> None:
+        self._done += self._open.pop(evaluation)[1]  # nobody waits for those that are left
+
+    def show(self, note: str, now: float) -> None:
+        """Draw, if there is something to see."""
+        if not self._open:
             self.close()
-            return
-        if now < self._next_draw:
-            return
-        self._next_draw = now + _REDRAW_SECONDS
-        if self._bar is None:
-            if now - min(job.began for job in jobs) < SHOW_AFTER_SECONDS:
-                return
-            self._bar = _new_bar(sum(job.answered for job in jobs))
-            if self._bar is None:
-                self._wanted = False  # nobody is looking
-                return
-        try:
-            self._draw({job.number: job for job in jobs}, slots, retries)
-        except (OSError, ValueError):  # a terminal that was closed is no reason to fail
-            self._wanted = False
+        elif self._wanted and now - min(began for began, _ in self._open.values()) >= (
+            SHOW_AFTER_SECONDS
+        ):
+            try:
+                self._draw(note)
+            except Exception:  # a terminal that was closed, say: watching must not cost rows
+                logger.debug("progress cannot be shown", exc_info=True)
+                self._wanted = False
 
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
             with suppress(OSError, ValueError):
                 self._bar.close()
-            self._bar = None
-        self._last = {}
-        self._done_before = 0
+        self._bar, self._total, self._done = None, 0, 0
 
-    def _draw(self, jobs: dict[int, Job], slots: Sequence[Slot], retries: int) -> None:
-        ended = [job for number, job in self._last.items() if number not in jobs]
-        self._done_before += sum(job.batch.num_rows for job in ended)
-        self._last = jobs
-        self._bar.total = self._done_before + sum(job.batch.num_rows for job in jobs.values())
-        done = self._done_before + sum(job.answered for job in jobs.values())
-        ready = sum(slot.state == "ready" for slot in slots)
-        note = f"actors {ready}/{len(slots)}" + (f", retries {retries}" if retries else "")
+    def _draw(self, note: str) -> None:
+        if self._bar is None:
+            self._bar = _new_bar(self._done)
+        if self._bar is None:  # nobody is looking
+            self._wanted = False
+            return
+        self._bar.total = self._total
         if hasattr(self._bar, "set_postfix_str"):
             self._bar.set_postfix_str(note, refresh=False)
         else:  # Ray's bar has a description only
             self._bar.set_description(f"qailab, {note}")
-        self._bar.update(done - self._bar.n)
+        self._bar.update(self._done - self._bar.n)
 
 
 def _new_bar(done: int) -> Any:
-    """A bar where somebody can see it, else None.
-
-    Args:
-        done: rows that are done already, which say nothing about the speed from now on.
-    """
+    """Make a bar where somebody can see it, else None; what is ``done`` says nothing of speed."""
     import ray
 
     if ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:

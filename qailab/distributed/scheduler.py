@@ -1,305 +1,430 @@
 """The scheduler: which rows go where, and what becomes of them.
 
-It reacts to `Events` of the workers and to the time, and waits for nothing, so that it runs in any
-thread, or in simulated time. Work is pulled: a slot gets its next rows when it has room for them.
+It knows no Ray and no clock: it is told events and the time, and waits for nothing, so that it runs
+in any thread, or in simulated time. Calls go down, and decisions come back up::
 
-::
+    dispatcher (thread, clock) --add, handle, tick--> Scheduler --told what happens--> Telemetry
+                                                        |
+        +------------------+---------------------+------+------------+------------------+
+        v                  v                     v                   v                  v
+    Evaluation       ActorSupervisor       HangDetector     speculative_copies       Transport
+    rows <-> chunks  start, replace,       whom to ask,     which chunk to which     send, cancel,
+    and answers      quarantine            who hangs        idle actor as well       ask; events
 
-    add(job) --> assign: job -> chunks -> parcels --> workers.send
-                    ^                                     |
-                    +--- answered, lost, refused, tick ---+
+Work is pulled: an actor gets its next chunk when it has room for it. A chunk that comes back
+without answers is retried, or ends its evaluation: `decide` says which.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from dataclasses import dataclass, replace
 
-from qailab.backends.base import RowFuture
-from qailab.distributed.books import Books
-from qailab.distributed.fleet import Fleet
-from qailab.distributed.jobs import Job
+from qailab.backends.base import MAX_TRANSIENT_FAULTS, RowFuture
+from qailab.distributed import transport as events
+from qailab.distributed.actors import Actor, Chunk, Crashes, Sent
+from qailab.distributed.evaluation import Evaluation
 from qailab.distributed.options import Settings
-from qailab.distributed.outbox import Outbox, Outcome
-from qailab.distributed.retries import Retries
-from qailab.distributed.slots import Chunk, Pace, Parcel, Slot, average_speed
-from qailab.distributed.tail import HangWatch
-from qailab.distributed.wire import decode_answers
-from qailab.distributed.workers import NoRoom, Place, Reply, Workers
+from qailab.distributed.stragglers import HangDetector, speculative_copies
+from qailab.distributed.supervisor import ActorSupervisor
+from qailab.distributed.telemetry import Depth, Telemetry
+from qailab.distributed.transport import Call, Cancelled, NoRoom, Reply, Transport, UnknownCircuit
+from qailab.distributed.wire import decode_answers, encode_batch
 from qailab.errors import (
+    BudgetExceededError,
     EvaluationError,
+    JournalError,
     PoolClosedError,
     PoolError,
     QailabError,
+    TransientBackendError,
+    plain,
 )
+from qailab.gradients.canonical import CanonicalCircuit
+from qailab.gradients.rows import RowBatch
 
+logger = logging.getLogger("qailab.distributed")
 backend_logger = logging.getLogger("qailab.backends")
 
+MAX_CRASHES = 4
+"""Actors that may be lost over the same rows before the rows are taken to be the cause; fewer than
+an actor may lose processes, so that they do not take the pool down."""
+BURST_SECONDS = 2.0
+"""Losses so soon after one another, over different rows, have a common cause, such as a lost node
+or a full machine, and count as crashes of none of them."""
+CHUNKS_IN_FLIGHT = 2  # one runs, and the next is at hand: that hides the way there and back
 _TICK_SECONDS = 1.0  # how often waiting work is looked at when nothing happens
-_TAIL_TICK_SECONDS = 0.05  # the same where idle slots may help out
+_STRAGGLER_TICK_SECONDS = 0.05  # the same where idle actors may help out
+_COPY_INTERVAL = 0.01  # looking at all that is in flight after every answer would cost more
+
+
+@dataclass(frozen=True)
+class Retry:
+    """The rows must run again."""
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The evaluation fails, ``at_once`` or when nothing of it is in flight any more."""
+
+    error: QailabError
+    at_once: bool = True
+
+
+def decide(
+    actor: Actor, chunk: Chunk, error: QailabError, trace: str, num_rows: int
+) -> Retry | Fail:
+    """Tell rows that are at fault from places that are; ``num_rows``: of the evaluation."""
+    if isinstance(error, TransientBackendError) and chunk.faults >= MAX_TRANSIENT_FAULTS:
+        text = f"{chunk} failed {chunk.faults} times, last on {actor.backend!r}: {error}"
+        return Fail(EvaluationError(text))
+    if isinstance(error, Cancelled | UnknownCircuit | TransientBackendError):
+        return Retry()
+    where = f"(on {actor.backend!r}, actor {actor.index}, {chunk} of {num_rows})"
+    shown = "" if isinstance(error, BudgetExceededError | JournalError) else trace
+    told = plain(error, f"{error}\n{where}\n{shown}".rstrip())
+    # Other jobs of a budget are sent and paid for: they may end.
+    return Fail(told, at_once=not isinstance(error, BudgetExceededError))
 
 
 class Scheduler:
-    """Runs jobs on slots. Not thread-safe: one thread calls it.
-
-    Args:
-        slots: where rows run.
-        workers: the processes behind the slots.
-        settings: how to schedule.
-        books: where everything that happens is noted.
-        clock: the time in seconds.
-    """
+    """Runs evaluations on actors. Not thread-safe: one thread calls it."""
 
     def __init__(
         self,
-        slots: Sequence[Slot],
-        workers: Workers,
+        actors: Sequence[Actor],
+        transport: Transport,
         settings: Settings,
-        books: Books,
-        clock: Callable[[], float],
+        telemetry: Telemetry,
     ) -> None:
-        self.slots = tuple(slots)
-        self.jobs: dict[int, Job] = {}
-        self.first_ready: Future[None] = Future()
-        self._workers = workers
+        self._actors = tuple(actors)
+        self._transport = transport
         self._settings = settings
-        self._books = books
-        self._clock = clock
-        self._fleet = Fleet(
-            slots,
-            workers,
-            clock=clock,
-            start_timeout=settings.start_timeout,
-            give_back=lambda slot, lost, guilty: self._retries.give_back(slot, lost, guilty),
-            give_up=self._give_up,
-        )
-        self._retries = Retries(self.jobs, books, self._fail)
-        self._hangs = HangWatch(
-            slots, workers, clock, settings.chunk_timeout, self._expected, self._give_up_hanging
-        )
-        self._outbox = Outbox(
-            self.jobs,
-            self._fleet,
-            workers,
-            settings,
-            books,
-            clock,
-            self._expected,
-            Outcome(self._fail, self._returned),
-        )
-        self._next_job = 0
+        self._telemetry = telemetry
+        self._supervisor = ActorSupervisor(actors, transport, settings.start_timeout)
+        self._hangs = HangDetector(actors, settings.chunk_timeout)
+        self._evaluations: dict[int, Evaluation] = {}  # the one that waits longest first
+        self._next_evaluation = self._next_ticket = 0
+        self._next_copies = 0.0
+        # When an actor was lost, which, and what that was counted as a crash of.
+        self._last_loss: tuple[float, Actor | None, set[Crashes]] = (float("-inf"), None, set())
 
-    # What others want.
+    def start(self, now: float) -> None:
+        """Start all actors."""
+        for actor in self._actors:
+            self._supervisor.start(actor, now)
 
-    def start(self) -> None:
-        """Start all processes."""
-        for slot in self.slots:
-            self._fleet.start(slot)
-
-    def add(self, job_of: Callable[[int, float], Job]) -> None:
-        """Take on a job, made from its number and the time."""
-        job = job_of(self._next_job, self._clock())
-        self._next_job += 1
-        if job.complete:
-            job.finish()
+    def add(
+        self, circuit: CanonicalCircuit, batch: RowBatch, future: RowFuture, now: float
+    ) -> None:
+        """Take on a batch of rows; its answers go to the future."""
+        evaluation = Evaluation(self._next_evaluation, circuit, batch, future, self._settings)
+        self._next_evaluation += 1
+        if evaluation.complete:
+            evaluation.finish()
             return
-        self._fleet.tick(waiting=bool(self.jobs))
-        self.jobs[job.number] = job
-        self._fleet.work_came()
+        self._supervisor.work_comes(now)
+        self._evaluations[evaluation.number] = evaluation
+        self._telemetry.began(evaluation.number, batch.num_rows, now)
 
     def cancel(self, future: RowFuture) -> None:
-        """Stop the job with this future, also what is in flight."""
-        for job in [job for job in self.jobs.values() if job.future is future]:
-            self._drop(job)
+        """Stop the evaluation with this future, also what is in flight."""
+        for evaluation in [each for each in self._evaluations.values() if each.future is future]:
+            self._drop(evaluation)
 
     def fail_all(self, error: QailabError) -> None:
         """Deliver an error to everybody who waits."""
-        for job in self.jobs.values():
-            job.fail(error)
-        if not self.first_ready.done():
-            self.first_ready.set_exception(error)
-        for job in list(self.jobs.values()):
-            self._drop(job)
+        for evaluation in list(self._evaluations.values()):
+            self._fail(evaluation, error)
 
     def end(self) -> None:
-        """Fail what is unfinished and let go of all processes."""
+        """Fail what is unfinished and let go of all actors."""
         self.fail_all(PoolClosedError("the pool was closed while rows were being evaluated"))
-        self._fleet.end()
+        self._supervisor.end()
 
-    def starting_error(self, count: int, timeout: float) -> PoolError:
-        """Why there are not ``count`` processes ready after so many seconds, in words."""
-        return self._fleet.starting_error(count, timeout)
+    def too_few(self, count: int, waited: float | None) -> QailabError | None:
+        """Return why ``count`` actors will not come, or did not in the seconds that were waited."""
+        error = self._supervisor.too_few(count)
+        if error is None and waited is not None:
+            return self._supervisor.starting_error(count, waited)
+        return error
+
+    def depth(self) -> Depth:
+        """Return how things stand."""
+        return Depth(
+            waiting_rows=sum(each.waiting_rows for each in self._evaluations.values()),
+            chunks_in_flight=sum(len(actor.in_flight) for actor in self._actors),
+            actors_ready=sum(actor.is_ready() for actor in self._actors),
+            actors=len(self._actors),
+        )
 
     # Time.
 
-    def tick(self) -> None:
+    def tick(self, now: float) -> None:
         """Do what is due now, and hand out work."""
-        self._fleet.tick(waiting=bool(self.jobs))
-        self._hangs.look()
-        if self.jobs:
-            self._outbox.assign()
+        error = self._supervisor.tick(now, waiting=bool(self._evaluations))
+        if error is not None:
+            rows = sum(each.batch.num_rows for each in self._evaluations.values())
+            done = sum(each.answered for each in self._evaluations.values())
+            advice = "Remove the cause and submit again: the pool starts its actors anew"
+            self.fail_all(type(error)(f"{error}\n{done} of {rows} rows were done. {advice}"))
+        ask, hung = self._hangs.look(now)
+        for actor in ask:
+            self._transport.inquire(actor)
+        for actor in hung:
+            self._lose_hanging(actor, now - actor.in_flight.running_since, now)
+        if self._evaluations:
+            self._assign(now)
 
-    def seconds_to_next_tick(self) -> float | None:
-        """When `tick` has something to do although nothing happens; None if never."""
-        due = self._fleet.next_start()
-        wait = None if due is None else max(0.0, due - self._clock())
-        if self.jobs:
-            idle = any(slot.state == "ready" and not slot.in_flight for slot in self.slots)
-            tick = _TAIL_TICK_SECONDS if idle else _TICK_SECONDS
-            wait = tick if wait is None else min(wait, tick)
-        return wait
+    def seconds_to_next_tick(self, now: float) -> float:
+        """Return when `tick` has something to do although nothing happens; infinity if never."""
+        due = self._supervisor.next_start(now) - now
+        if self._evaluations:
+            idle = any(actor.is_ready() and not len(actor.in_flight) for actor in self._actors)
+            due = min(due, _STRAGGLER_TICK_SECONDS if idle else _TICK_SECONDS)
+        return max(due, 0.0)
 
-    # What the workers tell.
+    # What happens to actors.
 
-    def opened(self, slot: Slot, generation: int, place: Place) -> None:
-        if slot.generation == generation:
-            self._fleet.opened(slot, place)
-            if not self.first_ready.done():
-                self.first_ready.set_result(None)
+    def handle(self, event: events.Event, now: float) -> None:
+        """React to an event of the transport."""
+        actor = self._actors[event.actor]
+        if event.generation != actor.health.generation:
+            return  # of a process that was given up meanwhile
+        match event:
+            case events.Opened():
+                self._supervisor.opened(actor, event)
+                self._telemetry.opened(actor, now)
+            case events.BuildFailed():
+                self._supervisor.build_failed(actor, event.reason, now)
+            case events.Missing():
+                self._supervisor.missing(actor, now)
+            case events.Lost():
+                self._lose(actor, event.reason, now)
+            case events.Busy():
+                if self._hangs.busy(actor, event.seconds, event.others, now):
+                    self._lose_hanging(actor, max(event.seconds, event.others), now)
+            case events.Replied():
+                self._take_in(actor, actor.in_flight.remove(event.ticket, now), event.reply, now)
 
-    def unbuildable(self, slot: Slot, generation: int, reason: str) -> None:
-        if slot.generation == generation:
-            self._fleet.unbuildable(slot, reason)
+    def _take_in(self, actor: Actor, sent: Sent, reply: Reply, now: float) -> None:
+        chunk = sent.chunk
+        chunk.copies -= 1
+        self._telemetry.replied(actor, chunk, reply, now)
+        for text in reply.warnings:
+            backend_logger.warning("%s [actor %d]", text, actor.index)
+        if reply.answer is not None:
+            actor.throughput.learn(sent.pace, sent.calls, chunk.num_rows, reply.seconds)
+            self._supervisor.answered(actor)
+        evaluation = self._evaluations.get(chunk.evaluation)
+        if evaluation is None or chunk.done:
+            return  # nobody waits for it
+        if reply.answer is not None:
+            self._accept(actor, evaluation, sent, reply)
+        else:
+            assert reply.error is not None
+            self._settle(actor, evaluation, chunk, reply.error, reply.traceback, now)
 
-    def missing(self, slot: Slot) -> None:
-        self._fleet.missing(slot)
-
-    def lost(self, slot: Slot, generation: int, reason: str) -> None:
-        if slot.generation == generation:
-            self._books.lost(slot, reason)
-            self._fleet.lose(slot, reason)
-
-    def answered(
-        self, slot: Slot, generation: int, parcel: Parcel, replies: Sequence[Reply]
-    ) -> None:
-        if not self._take_down(slot, generation, parcel):
-            return
-        self._books.back(slot, parcel, replies)
-        faults: list[QailabError] = []
-        for chunk, reply in zip(parcel.chunks, replies, strict=True):
-            for text in reply.warnings:
-                backend_logger.warning("%s [actor %d]", text, slot.index)
-            if reply.answer is not None:
-                slot.learn(parcel.pace, chunk.num_rows, reply.seconds)
-                faults = []
-            job = self.jobs.get(chunk.job)
-            if job is None or chunk.done:
-                continue
-            if reply.error is None:
-                self._accept(slot, job, chunk, reply)
-            elif self._retries.settle(slot, chunk, reply.error, reply.traceback):
-                faults.append(reply.error)
-            self._fail_if_doomed(job)
-        self._note_fault(slot, faults)
-
-    def refused(self, slot: Slot, generation: int, parcel: Parcel, error: QailabError) -> None:
-        if self._take_down(slot, generation, parcel):
-            self._returned(slot, parcel.chunks, error)
-
-    def busy(self, slot: Slot, generation: int, seconds: float, others: float) -> None:
-        if slot.generation == generation:
-            self._hangs.busy(slot, seconds, others)
-
-    # Taking in.
-
-    def _take_down(self, slot: Slot, generation: int, parcel: Parcel) -> bool:
-        """Note that a parcel is back; False if its process was given up meanwhile."""
-        if slot.generation != generation:
-            return False
-        slot.take_down(parcel, self._clock())
-        for chunk in parcel.chunks:
-            chunk.copies -= 1
-        return True
-
-    def _returned(self, slot: Slot, chunks: Sequence[Chunk], error: QailabError) -> None:
-        """Chunks could not be dealt with as a whole, for one reason."""
-        transient = [self._retries.settle(slot, chunk, error) for chunk in chunks]
-        self._note_fault(slot, [error] if any(transient) else [])
-
-    def _note_fault(self, slot: Slot, faults: Sequence[QailabError]) -> None:
-        """However many chunks of a parcel failed at its end, that is one fault of the slot."""
-        if faults:
-            self._fleet.fault(slot, str(faults[-1]), full=isinstance(faults[-1], NoRoom))
-
-    def _accept(self, slot: Slot, job: Job, chunk: Chunk, reply: Reply) -> None:
-        assert reply.answer is not None
+    def _accept(self, actor: Actor, evaluation: Evaluation, sent: Sent, reply: Reply) -> None:
+        chunk = sent.chunk
         try:
-            job.accept(chunk, decode_answers(reply.answer, chunk.num_rows))
+            evaluation.accept(chunk, decode_answers(reply.answer or b"", chunk.num_rows))
         except ValueError as error:
-            self._fail(job, EvaluationError(f"{slot.backend!r} answered in another form: {error}"))
+            text = f"{actor.backend!r} answered in another form: {error}"
+            self._fail(evaluation, EvaluationError(text))
             return
-        self._books.accepted(slot, chunk, reply.seconds)
+        self._telemetry.accepted(actor, chunk, sent.calls, reply.seconds)
         if chunk.copies:
-            self._cancel_copies([chunk])
-        if job.complete:
-            self.jobs.pop(job.number, None)
-            job.finish()
+            self._cancel(lambda other: other.chunk is chunk)
+        if evaluation.complete:
+            self._drop(evaluation)
+            evaluation.finish()
+        else:
+            self._fail_if_nothing_is_left(evaluation)
 
-    def _give_up_hanging(self, slot: Slot, seconds: float) -> None:
-        reason = f"it hangs: no answer for {seconds:.1f} s"
-        self._books.lost(slot, reason)
-        self._fleet.lose(slot, reason, hangs=True)
+    def _settle(
+        self, actor: Actor, evaluation: Evaluation, chunk: Chunk, error: QailabError,
+        trace: str, now: float,
+    ) -> None:  # fmt: skip
+        """Carry out what an error means for a chunk, its evaluation and its actor."""
+        transient = isinstance(error, TransientBackendError)
+        chunk.faults += transient
+        decision = decide(actor, chunk, error, trace, evaluation.batch.num_rows)
+        if isinstance(decision, Retry):
+            if not chunk.copies:  # else another actor still has it
+                evaluation.give_back(chunk)
+            if isinstance(error, UnknownCircuit):
+                actor.in_flight.forget_circuit(evaluation.circuit.key)
+        elif decision.at_once:
+            self._fail(evaluation, decision.error)
+        else:
+            evaluation.ends_with = decision.error
+        if transient:
+            logger.info("%s of %s are run again: %s", chunk, actor, error)
+            self._telemetry.retried(actor, "transient")
+            if self._supervisor.fault(actor, str(error), now, full=isinstance(error, NoRoom)):
+                self._take_back(actor, now, crashed=False)
+        self._fail_if_nothing_is_left(evaluation)
 
-    def _expected(self, slot: Slot, pace: Pace, chunks: int, rows: int) -> float | None:
-        speed = slot.speeds.get(pace) or average_speed(pace, self.slots)
-        return (
-            None
-            if speed is None
-            else chunks * slot.backend.traits.call_overhead_seconds + rows / speed
-        )
+    def _lose_hanging(self, actor: Actor, seconds: float, now: float) -> None:
+        self._lose(actor, f"it hangs: no answer for {seconds:.1f} s", now, hangs=True)
+
+    def _lose(self, actor: Actor, reason: str, now: float, *, hangs: bool = False) -> None:
+        self._telemetry.lost(actor, reason, now)
+        self._supervisor.lose(actor, reason, now, hangs=hangs)
+        self._take_back(actor, now, crashed=True)
+
+    def _take_back(self, actor: Actor, now: float, *, crashed: bool) -> None:
+        """Give what an actor had to others, unless its rows seem to be what kills actors."""
+        self._telemetry.retired(actor, now)
+        actor.throughput.start_anew()
+        traits = actor.backend.traits
+        chunks = [sent.chunk for sent in actor.in_flight.take_all()]
+        ran = chunks[: traits.max_concurrency] if crashed else []  # the others only waited
+        if crashed:
+            self._charge(actor, {chunk.crashes for chunk in ran}, now)
+        for chunk in chunks:
+            chunk.copies -= 1
+            chunk.faults += chunk in ran
+            evaluation = self._evaluations.get(chunk.evaluation)
+            if evaluation is None or chunk.done or chunk.copies:
+                continue
+            self._telemetry.retried(actor, "lost")
+            if chunk.crashes.count >= MAX_CRASHES or chunk.faults >= MAX_TRANSIENT_FAULTS:
+                self._fail(evaluation, _deadly(actor, chunk))
+                continue
+            halved = chunk in ran and traits.idempotent  # small chunks are hit less often
+            for part in chunk.halves(evaluation.batch.rows.group) if halved else [chunk]:
+                evaluation.give_back(part)
+
+    def _charge(self, actor: Actor, ran: set[Crashes], now: float) -> None:
+        """Hold a loss against the rows that ran, as far as one can tell by now.
+
+        Several actors that are lost at once, over different rows, have a common cause; then the
+        first loss is not held against its rows any more.
+        """
+        when, last, charged = self._last_loss
+        if now - when <= BURST_SECONDS and actor is not last and not ran & charged:
+            for crashes in charged:
+                crashes.count -= crashes.count > 0
+            ran = set()
+        for crashes in ran:
+            crashes.count += 1
+        self._last_loss = now, actor, ran
+
+    # Handing out.
+
+    def _assign(self, now: float) -> None:
+        """Hand out chunks: one to each actor, then the second to each, and so on."""
+        sharing = self._supervisor.sharing()
+        ready = _queues_in_turn([a for a in sharing if self._supervisor.can_work(a, now)])
+        most = {actor.index: self._most_chunks(actor) for actor in ready}
+        for depth in range(max(most.values(), default=0)):
+            for actor in ready:
+                has_room = len(actor.in_flight) <= depth < most[actor.index]
+                if not has_room or not self._supervisor.can_work(actor, now):
+                    continue
+                taken = self._next_chunk(actor, sharing)
+                if taken is None:
+                    self._copy_stragglers(ready, now)
+                    return
+                self._send(actor, *taken, now)
+
+    def _most_chunks(self, actor: Actor) -> int:
+        if self._settings.max_in_flight != "auto":
+            return self._settings.max_in_flight
+        return max(CHUNKS_IN_FLIGHT, actor.backend.traits.max_concurrency)
+
+    def _next_chunk(self, actor: Actor, sharing: list[Actor]) -> tuple[Evaluation, Chunk] | None:
+        """Cut the next chunk for an actor, from each evaluation in turn."""
+        for number in list(self._evaluations):
+            evaluation = self._evaluations.pop(number)
+            self._evaluations[number] = evaluation  # to the end of the line
+            chunk = evaluation.take(actor, sharing)
+            if chunk is not None:
+                return evaluation, chunk
+        return None
+
+    def _copy_stragglers(self, ready: list[Actor], now: float) -> None:
+        """Everything is handed out: let idle actors answer what others would take longer for."""
+        idle = [a for a in ready if not len(a.in_flight) and self._supervisor.can_work(a, now)]
+        if not idle or now < self._next_copies:
+            return
+        self._next_copies = now + _COPY_INTERVAL
+        for actor, sent in list(speculative_copies(idle, ready, now)):
+            evaluation = self._evaluations.get(sent.chunk.evaluation)
+            if evaluation is not None:
+                sent.chunk.speculative += 1
+                self._send(actor, evaluation, sent.chunk, now)
+
+    def _send(self, actor: Actor, evaluation: Evaluation, chunk: Chunk, now: float) -> None:
+        key = evaluation.circuit.key
+        part = evaluation.batch.part(chunk.start, chunk.stop)
+        part = replace(part, resent=chunk.sent > 0, evaluation=evaluation.name)
+        sent = Sent(self._next_ticket, chunk, evaluation.pace, evaluation.calls(chunk))
+        self._next_ticket += 1
+        try:
+            message = encode_batch(part)
+            circuit = None if actor.in_flight.knows(key) else evaluation.pickled_circuit
+            call = Call(sent.ticket, key, circuit, message, evaluation.rows_per_call)
+            self._transport.send(actor, call)
+        except PoolError as error:
+            self._fail(evaluation, error)
+        except TransientBackendError as error:
+            self._settle(actor, evaluation, chunk, error, "", now)
+        except Exception as error:  # rows without a form on the wire, say
+            logger.exception("%s could not be sent", chunk)
+            self._fail(evaluation, EvaluationError(f"{chunk} could not be sent: {error!r}"))
+        else:
+            actor.in_flight.note_circuit(key)
+            actor.in_flight.add(sent, now)
+            self._telemetry.sent(actor, chunk, len(message), now)
+            chunk.copies += 1
+            chunk.sent += 1
 
     # Ending.
 
-    def _drop(self, job: Job) -> None:
-        """Forget a job, and stop what is in flight of it."""
-        self.jobs.pop(job.number, None)
-        self._cancel_copies(
-            [
-                chunk
-                for slot in self.slots
-                for parcel in slot.in_flight.values()
-                for chunk in parcel.chunks
-                if chunk.job == job.number
-            ]
-        )
+    def _fail(self, evaluation: Evaluation, error: BaseException) -> None:
+        evaluation.finish(error)
+        self._drop(evaluation)
 
-    def _cancel_copies(self, chunks: list[Chunk]) -> None:
-        unwanted = set(map(id, chunks))
-        for slot in self.slots:
-            tickets = [
-                parcel.number + place
-                for parcel in slot.in_flight.values()
-                for place, chunk in enumerate(parcel.chunks)
-                if id(chunk) in unwanted
-            ]
+    def _drop(self, evaluation: Evaluation) -> None:
+        """Forget an evaluation, and stop what is in flight of it."""
+        if self._evaluations.pop(evaluation.number, None) is not None:
+            self._telemetry.ended(evaluation.number)
+            self._cancel(lambda sent: sent.chunk.evaluation == evaluation.number)
+
+    def _cancel(self, unwanted: Callable[[Sent], bool]) -> None:
+        for actor in self._actors:
+            tickets = [sent.ticket for sent in actor.in_flight if unwanted(sent)]
             if tickets:
-                self._workers.cancel(slot, tickets)
+                self._transport.cancel(actor, tickets)
 
-    def _fail(self, job: Job, error: BaseException) -> None:
-        job.fail(error)
-        self._drop(job)
+    def _fail_if_nothing_is_left(self, evaluation: Evaluation) -> None:
+        """End an evaluation that must fail, once nothing that was paid for is in flight."""
+        number = evaluation.number
+        sent = [sent for actor in self._actors for sent in actor.in_flight]
+        if evaluation.ends_with is not None and not any(
+            each.chunk.evaluation == number and not each.chunk.done for each in sent
+        ):
+            self._fail(evaluation, evaluation.ends_with)
 
-    def _fail_if_doomed(self, job: Job) -> None:
-        """End a job that cannot go on, once nothing of it is in flight that is paid for."""
-        if job.doomed_by is not None and job.number in self.jobs and not self._in_flight(job):
-            self._fail(job, job.doomed_by)
 
-    def _in_flight(self, job: Job) -> bool:
-        return any(
-            chunk.job == job.number and not chunk.done
-            for slot in self.slots
-            for parcel in slot.in_flight.values()
-            for chunk in parcel.chunks
-        )
+def _queues_in_turn(actors: list[Actor]) -> list[Actor]:
+    """Order actors so that each device comes once before one comes a second time."""
+    seen: dict[object, int] = {}
+    turns = {}
+    for actor in actors:
+        queue = actor.backend.traits.queue_name or actor.index
+        turns[actor.index] = seen[queue] = seen.get(queue, -1) + 1
+    return sorted(actors, key=lambda actor: turns[actor.index])
 
-    def _give_up(self, error: QailabError) -> None:
-        """Nobody is left to run on."""
-        rows = sum(job.batch.num_rows for job in self.jobs.values())
-        if rows:
-            done = sum(job.answered for job in self.jobs.values())
-            error = type(error)(
-                f"{error}\n{done} of {rows} rows were done. Mend the cause and submit again: the "
-                "pool starts its actors anew"
-            )
-        self.fail_all(error)
+
+def _deadly(actor: Actor, chunk: Chunk) -> EvaluationError:
+    times = chunk.crashes.count if chunk.crashes.count >= MAX_CRASHES else chunk.faults
+    return EvaluationError(
+        f"{chunk} lost their actor {times} times, last on {actor.backend!r}: "
+        f"{actor.health.last_error}; if actors run out of memory, use a smaller circuit or "
+        "chunk_rows; if they only need longer, a larger chunk_timeout"
+    )

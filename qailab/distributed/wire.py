@@ -1,7 +1,7 @@
 """Batches and answers as bytes: as few as their content needs, and countable.
 
-Base angles, the samples' vectors and row numbers go out; two floats a row come back (or K, in
-a forward pass). Rows themselves are expanded where they run.
+Base angles, cotangents and row numbers go out; two floats a row come back (or K, in a forward
+pass). Rows are expanded where they run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qailab.gradients.shift_rule import TWO_TERM_RULE, ShiftRule
 
 
 def encode_batch(batch: RowBatch) -> bytes:
-    """A batch as bytes."""
+    """Write a batch as bytes."""
     rows, noise = batch.rows, batch.noise
     return pickle.dumps(
         (
@@ -26,7 +26,7 @@ def encode_batch(batch: RowBatch) -> bytes:
             rows.base.shape,
             rows.base.tobytes(),
             (rows.first_sample, rows.start, rows.stop),
-            _encode_vectors(batch.cotangents),
+            _encode_cotangents(batch.cotangents),
             batch.shots,
             (noise.seed, noise.step, noise.purpose),
             (batch.resent, batch.evaluation),
@@ -36,8 +36,8 @@ def encode_batch(batch: RowBatch) -> bytes:
 
 
 def decode_batch(message: bytes) -> RowBatch:
-    """The batch that `encode_batch` wrote."""
-    kind, shape, base, place, vectors, shots, noise, which = pickle.loads(message)
+    """Read the batch that `encode_batch` wrote."""
+    kind, shape, base, place, cotangents, shots, noise, which = pickle.loads(message)
     first_sample, start, stop = place
     where: dict[str, Any] = {
         "base": np.frombuffer(base).reshape(shape),
@@ -49,32 +49,32 @@ def decode_batch(message: bytes) -> RowBatch:
         _decode_kind(kind, where),
         shots,
         NoiseStream(*noise),
-        _decode_vectors(vectors, shape[0]),
+        _decode_cotangents(cotangents, shape[0]),
         *which,
     )
 
 
 def encode_answers(answers: FloatArray) -> bytes:
-    """Answers as bytes."""
+    """Write answers as bytes."""
     return np.ascontiguousarray(answers, dtype=np.float64).tobytes()
 
 
 def decode_answers(message: bytes, num_rows: int) -> FloatArray:
-    """The answers that `encode_answers` wrote, shape ``(num_rows, ...)``; read-only."""
+    """Return the answers, shape ``(num_rows, ...)``; read-only."""
     return np.frombuffer(message).reshape(num_rows, -1)
 
 
-def _encode_vectors(vectors: FloatArray | None) -> tuple[str, bytes] | None:
-    """In single precision where that loses nothing, as for a float32 model: half the bytes."""
-    if vectors is None:
+def _encode_cotangents(cotangents: FloatArray | None) -> tuple[str, bytes] | None:
+    """Use single precision where that loses nothing, as for a float32 model: half the bytes."""
+    if cotangents is None:
         return None
     with np.errstate(over="ignore", invalid="ignore"):
-        single = vectors.astype(np.float32)
-    kept = single if np.array_equal(single, vectors, equal_nan=True) else vectors
+        single = cotangents.astype(np.float32)
+    kept = single if np.array_equal(single, cotangents, equal_nan=True) else cotangents
     return kept.dtype.char, kept.tobytes()
 
 
-def _decode_vectors(encoded: tuple[str, bytes] | None, samples: int) -> FloatArray | None:
+def _decode_cotangents(encoded: tuple[str, bytes] | None, samples: int) -> FloatArray | None:
     if encoded is None:
         return None
     dtype, content = encoded

@@ -1,17 +1,16 @@
-"""``python -m qailab.journal PATH [--json]``: the jobs of a journal, their QPU seconds and cost.
+"""``python -m qailab.journal FILE``: the jobs of a journal, their QPU seconds and cost.
 
 A line for each job (``--last N``: only the latest N; ``--steps``: none), one for each training
 step, the totals, and the sessions that nobody has closed. The file is only read, also while a
-training uses it. The exit code is 0, and 2 if the arguments are not valid or the file is no
-journal.
-
-``--json`` prints one document for programs instead::
+training uses it. ``--give-up ENTRY`` notes that a job will have no result, where it was deleted at
+the server; its rows are then sent again. The exit code is 0, and 2 if the arguments are not valid
+or the file is no journal. ``--json`` prints one document for programs instead::
 
     {"version": 1, "path": "/.../jobs.db", "price_per_second": 1.6,
      "jobs": [{"id": 1, "step": 0, "pass": "backward", "start": 0, "stop": 3000, "shots": 1024,
                "backend": "ibm_fez", "mode": "session", "session": "...", "job_id": "...",
-               "tag": "qailab-...", "attempt": 0, "state": "done", "qpu_seconds": 2.0,
-               "reason": "", "circuit": "...", "seed": 7, "owner": "...",
+               "tag": "qailab-...", "attempt": 0, "state": "done", "cause": "",
+               "qpu_seconds": 2.0, "reason": "", "circuit": "...", "seed": 7, "owner": "...",
                "created": 1.7e9, "updated": 1.7e9}, ...],
      "steps": [{"step": 0, "jobs": 2, "rows": 3032, "executions": 3104768, "qpu_seconds": 2.1,
                 "usage_unknown": 0, "cost": 3.36}, ...],
@@ -21,13 +20,10 @@ journal.
      "sessions": [{"session": "...", "backend": "ibm_fez", "mode": "session", "state": "open",
                    "given": false, "created": 1.7e9, "updated": 1.7e9}, ...]}
 
-``stop`` is one past the last row; times are seconds since 1970; ``qpu_seconds`` is null until it
-is known, ``job_id`` until the server has the job, ``mode`` and ``session`` outside a session, and
-``mode`` if an older qailab opened it. ``jobs`` has an entry for each that was recorded (``--last``
-and ``--steps`` leave some out); the numbers of steps and totals are of all that reached the server.
-A session is "closed" once it was closed or took no more jobs, and "open" before, even if the
-service has ended it at its max_time meanwhile; ``given`` tells those that somebody else opened, and
-closes. Keys may be added to a version.
+``stop`` is one past the last row; times are seconds since 1970; what is not known is null. The
+numbers of steps and totals are of all jobs that reached the server. A session is "closed" once it
+was closed or took no more jobs, and "open" before, even if the service has ended it at its max_time
+meanwhile; ``given`` tells those that somebody else opened, and closes. Keys may be added.
 """
 
 from __future__ import annotations
@@ -40,18 +36,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qailab.errors import QailabError
-from qailab.journal.report import PRICE_PER_SECOND, read_report, tables
+from qailab.journal.report import PRICE_PER_SECOND, Report, read_report, tables
+from qailab.journal.store import Journal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what is in a journal.
-
-    Args:
-        arguments: the command line's, by default.
-
-    Returns:
-        The exit code.
-    """
+    """Print what is in a journal; the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m qailab.journal",
         description="List the hardware jobs of a journal, their QPU seconds and cost.",
@@ -60,35 +50,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one document, for programs")
     parser.add_argument("--steps", action="store_true", help="no jobs, only what they come to")
     parser.add_argument("--last", type=int, metavar="N", help="only the latest N jobs")
-    parser.add_argument(
-        "--price-per-second",
-        type=float,
-        default=PRICE_PER_SECOND,
-        metavar="DOLLARS",
-        help="of a QPU second (%(default)s)",
-    )
+    parser.add_argument("--price-per-second", type=float, default=PRICE_PER_SECOND,
+                        metavar="DOLLARS", help="of a QPU second (%(default)s)")  # fmt: skip
+    parser.add_argument("--give-up", type=int, metavar="ENTRY", help="have its rows sent again")
     options = parser.parse_args(arguments)
     if options.last is not None and options.last < 0:
         parser.error(f"argument --last: expected at least 0, got {options.last}")
     try:
         report = read_report(options.path, price_per_second=options.price_per_second)
+        if options.give_up is not None:
+            with Journal(options.path) as journal:
+                entry = journal.give_up(options.give_up, "given up by hand")
     except QailabError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-    if options.json:
+    if options.give_up is not None:
+        _write(f"{entry}: its rows are sent again by whoever needs them\n")
+    elif options.json:
         kept = 0 if options.steps else options.last
-        if kept is not None:
-            report = replace(report, jobs=report.jobs[max(0, len(report.jobs) - kept) :])
-        text = json.dumps(report.as_json(), indent=1) + "\n"
+        _write(json.dumps(_latest(report, kept).as_json(), indent=1) + "\n")
     else:
-        text = tables(report, last=options.last, jobs=not options.steps)
+        _write(tables(report, last=options.last, jobs=not options.steps))
+    return 0
+
+
+def _latest(report: Report, kept: int | None) -> Report:
+    if kept is None:
+        return report
+    return replace(report, jobs=report.jobs[max(0, len(report.jobs) - kept) :])
+
+
+def _write(text: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
-    text = text.encode(encoding, "backslashreplace").decode(encoding)  # reasons are in any language
     try:
-        sys.stdout.write(text)
+        # Reasons are in any language.
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has seen enough (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 if __name__ == "__main__":

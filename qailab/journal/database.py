@@ -11,25 +11,28 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 from urllib.parse import quote
 
-from qailab.errors import JournalError
-from qailab.journal.location import checked_path
+from qailab.errors import InputTypeError, JournalError
+from qailab.journal.upgrade import upgrade
 
 BUSY_SECONDS = 60.0
 """How long to wait for other processes; a transaction takes milliseconds, a sync on a busy shared
 file system seconds."""
 
 APPLICATION_ID = 0x71614A31  # "qaJ1" in the file's header, so that nobody's database is touched
-VERSION = 1
+VERSION = 2
 
 _SLICE = 0.5  # seconds that SQLite waits by itself, deaf to Ctrl-C
 _PAUSE = 0.002  # seconds, about a transaction
-# An older qailab also made a table `sessions`, which nothing filled: files may have it.
 _SCHEMA = """
 CREATE TABLE entries (
     id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, circuit TEXT NOT NULL,
@@ -37,36 +40,29 @@ CREATE TABLE entries (
     start INTEGER NOT NULL, stop INTEGER NOT NULL, tag TEXT NOT NULL, attempt INTEGER NOT NULL,
     state TEXT NOT NULL, job_id TEXT, backend TEXT NOT NULL, session TEXT, owner TEXT NOT NULL,
     usage_seconds REAL, reason TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL,
-    digests BLOB NOT NULL);
+    digests BLOB NOT NULL, cause TEXT NOT NULL DEFAULT '');
 CREATE INDEX entries_by_rows ON entries (key, start);
 CREATE INDEX entries_by_circuit ON entries (circuit);
+CREATE INDEX entries_by_job ON entries (job_id);
 CREATE TABLE results (
     entry INTEGER PRIMARY KEY, num_rows INTEGER NOT NULL, outcomes INTEGER NOT NULL,
     width INTEGER NOT NULL, data BLOB NOT NULL);
 CREATE TABLE circuits (
     circuit TEXT PRIMARY KEY, qubits INTEGER NOT NULL, angles INTEGER NOT NULL);
-CREATE TABLE logs (
-    name TEXT NOT NULL, number INTEGER NOT NULL, entry BLOB NOT NULL,
-    PRIMARY KEY (name, number)) WITHOUT ROWID;
-CREATE TABLE forgotten (
-    jobs INTEGER NOT NULL, num_rows INTEGER NOT NULL, executions INTEGER NOT NULL,
-    qpu_seconds REAL NOT NULL);
+CREATE TABLE states (name TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL);
 """
 
 
 class Database:
     """One connection, which the threads of a process take in turn.
 
-    One for all threads, not one for each: SQLite lets only one write anyway, an in-memory database
-    has only one, and threads that come and go leave none behind.
+    One for all threads, not one for each: SQLite lets only one write anyway, and threads that come
+    and go leave none behind.
 
     Args:
-        path: the file; made if there is none, unless reading only. None for memory.
+        path: the file; made if there is none, unless reading only.
         busy_seconds: how long to wait for other processes.
         read_only: whether to refuse to change anything, or to make a file.
-
-    Attributes:
-        empty: whether the file was made, but nothing was ever recorded (when reading only).
 
     Raises:
         JournalError: if the file cannot be used, or is not a journal.
@@ -74,76 +70,78 @@ class Database:
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | None,
+        path: str | os.PathLike[str],
         *,
         busy_seconds: float = BUSY_SECONDS,
         read_only: bool = False,
     ) -> None:
-        self.path = None if path is None else checked_path(path, create=not read_only)
-        self.busy_seconds = busy_seconds
-        self.empty = True
+        self.path = _checked_path(path, create=not read_only)
+        self._busy_seconds = busy_seconds
         self._read_only = read_only
         self._lock = threading.RLock()
         self._process = os.getpid()
-        self._connection: sqlite3.Connection | None = None
-        self._inode = 0
-        self._of_parent: sqlite3.Connection | None = None
+        self._of_parent: list[sqlite3.Connection] = []
         with self._explained():
-            self._open()
+            self._connection: sqlite3.Connection | None = self._opened()
 
     @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Iterator[None]:
         """A transaction that changes something: all of it on return, nothing on an error."""
         with self._turn() as connection:
-            self._check_still_there()
+            if _inode(self.path) != self._inode:  # SQLite would write on, and lose all of it
+                raise JournalError(
+                    f"{self} was removed or replaced while it was in use, so nothing more can be "
+                    "recorded; put the file back and start again"
+                )
             with self._transaction(connection, "BEGIN IMMEDIATE"):
-                yield connection
+                yield
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[None]:
         """A transaction that sees one state of the file."""
         with self._turn() as connection, self._transaction(connection, "BEGIN"):
             # The lock is taken by what reads first.
             self._patiently(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
-            yield connection
+            yield
+
+    def execute(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Execute a statement in a transaction of this thread."""
+        assert self._connection is not None
+        return self._connection.execute(query, values)
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
         with self._lock:
-            if self._connection is not None:
-                if self._process == os.getpid():
-                    self._connection.close()
-                self._connection = None
+            if self._connection is not None and self._process == os.getpid():
+                self._connection.close()
+            self._connection = None
 
     @contextmanager
     def _turn(self) -> Iterator[sqlite3.Connection]:
-        if self._process != os.getpid():
-            self._reopen_in_child()
+        if self._process != os.getpid():  # forked: SQLite's connections are the parent's alone
+            self._lock = threading.RLock()  # a thread of the parent may hold the other one for ever
+            self._process = os.getpid()
+            if self._connection is not None:
+                self._of_parent.append(self._connection)
+                with self._explained():
+                    self._connection = self._opened()
         with self._lock, self._explained():
             if self._connection is None:
                 raise JournalError(f"{self} was closed; make another Journal to go on")
             yield self._connection
 
-    def _open(self) -> None:
-        if self.path is None:
-            connection = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
-        else:
-            # Never created by SQLite, which would make it readable for everybody.
-            address = f"file:{quote(os.fsencode(self.path))}?mode=rw"
-            wait = min(_SLICE, self.busy_seconds)
-            connection = sqlite3.connect(
-                address, uri=True, timeout=wait, check_same_thread=False, isolation_level=None
-            )
-            with suppress(OSError):  # whoever writes first hears of it
-                self._inode = os.stat(self.path).st_ino
+    def _opened(self) -> sqlite3.Connection:
+        # Never created by SQLite, which would make it readable for everybody.
+        address = f"file:{quote(os.fsencode(self.path))}?mode=rw"
+        connection = _connect(address, min(_SLICE, self._busy_seconds))
+        self._inode = _inode(self.path)
         try:
-            self._prepare(connection)
+            return self._prepared(connection)
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
+    def _prepared(self, connection: sqlite3.Connection) -> sqlite3.Connection:
         if self._read_only:
             connection.execute("PRAGMA query_only = ON")
         else:
@@ -152,39 +150,36 @@ class Database:
             self._patiently(connection, "PRAGMA synchronous = EXTRA")
         with self._transaction(connection, "BEGIN"):
             self._patiently(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
-            known = self._check_kind(connection)
-        self.empty = not known
-        if self._read_only:
-            return
-        self._patiently(connection, "PRAGMA journal_mode = DELETE")
-        if known:
-            return
-        with self._transaction(connection, "BEGIN IMMEDIATE"):
-            if not self._check_kind(connection):  # nobody was faster
-                for statement in _SCHEMA.split(";"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {VERSION}")
-        self.empty = False
+            version = self._version(connection)
+        if version < VERSION and self._read_only:  # the file is left as it is
+            copy = _connect(":memory:", 0.0)
+            connection.backup(copy)
+            connection.close()
+            upgrade(copy, VERSION)
+            return copy
+        if not self._read_only:
+            self._patiently(connection, "PRAGMA journal_mode = DELETE")
+        if version < VERSION:
+            with self._transaction(connection, "BEGIN IMMEDIATE"):
+                if self._version(connection) < VERSION:  # nobody was quicker
+                    upgrade(connection, VERSION, in_use=f"{self} is in use")
+        return connection
 
-    def _check_kind(self, connection: sqlite3.Connection) -> bool:
-        """Whether it is a journal (True) or empty (False)."""
+    def _version(self, connection: sqlite3.Connection) -> int:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master LIMIT 5")]
-        if application == APPLICATION_ID and version == VERSION:
-            return True
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        if application == APPLICATION_ID and version in (1, VERSION):
+            return version
         if application == APPLICATION_ID:
             raise JournalError(
-                f"{self} is of version {version}, and this qailab reads version {VERSION}; "
+                f"{self} is of version {version}, and this qailab reads versions 1 to {VERSION}; "
                 "use the qailab that wrote it, or another path"
             )
-        if tables or application or version:
-            raise JournalError(
-                f"expected a journal of qailab, but {self} is another program's SQLite database "
-                f"(tables {', '.join(tables) or 'none'}); it was left as it is; give another path"
-            )
-        return False
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master LIMIT 5")]
+        raise JournalError(
+            f"expected a journal of qailab, but {self} is another program's SQLite database "
+            f"(tables {', '.join(tables) or 'none'}); it was left as it is; give another path"
+        )
 
     @contextmanager
     def _transaction(self, connection: sqlite3.Connection, begin: str) -> Iterator[None]:
@@ -198,80 +193,50 @@ class Database:
             raise
 
     def _patiently(self, connection: sqlite3.Connection, statement: str) -> None:
-        end = time.monotonic() + self.busy_seconds
+        """Execute a statement that may wait for other processes."""
+        end = time.monotonic() + self._busy_seconds
         while True:
             try:
                 connection.execute(statement).fetchall()
+                return
             except sqlite3.OperationalError as error:
                 if not _is_busy(error) or time.monotonic() >= end:
                     raise
-                # SQLite waits by itself, except where two might wait for each other (as when one
-                # finds the rollback journal of the other).
-                time.sleep(_PAUSE)
-            else:
-                return
-
-    def _check_still_there(self) -> None:
-        """What is written to a file that was removed is lost without any error of SQLite's."""
-        if self.path is None:
-            return
-        with suppress(OSError):
-            if os.stat(self.path).st_ino == self._inode:
-                return
-        raise JournalError(
-            f"{self} was removed or replaced while it was in use, so nothing more can be recorded; "
-            "put the file back and start again"
-        )
-
-    def _reopen_in_child(self) -> None:
-        """After a fork: SQLite's connections must not be used, nor closed, by a child."""
-        if self.path is None:
-            raise JournalError(_ALONE)
-        self._lock = threading.RLock()  # a thread of the parent may hold the other one for ever
-        self._process = os.getpid()
-        if self._connection is not None:
-            self._of_parent, self._connection = self._connection, None
-            with self._explained():
-                self._open()
+            # SQLite waits by itself, except where two might wait for each other (as when one finds
+            # the rollback journal of the other).
+            time.sleep(_PAUSE)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise JournalError(f"{self}: {error}. {self._advice(error)}") from error
-
-    def _advice(self, error: sqlite3.Error) -> str:
-        name = getattr(error, "sqlite_errorname", "")
-        if _is_busy(error):
-            return (
-                f"Another process has held it for {self.busy_seconds:g} s: see which (`fuser -v "
-                f"{self.path}`) and end it if it hangs. On a shared file system without locks, "
-                "give each host a journal of its own"
-            )
-        for part, advice in _ADVICE.items():
-            if part in name:
-                return advice
-        return "Nothing was changed; give another path if it happens again"
+            name = getattr(error, "sqlite_errorname", "")
+            advice = next((text for part, text in _ADVICE.items() if part in name), _UNKNOWN)
+            if _is_busy(error):
+                advice = (
+                    f"Another process has held it for {self._busy_seconds:g} s: see which (`fuser "
+                    f"-v {self.path}`) and end it if it hangs. On a shared file system without "
+                    "locks, give each host a journal of its own"
+                )
+            raise JournalError(f"{self}: {error}. {advice}") from error
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process opens the file again."""
-        if self.path is None:
-            raise JournalError(_ALONE)
-        return _opened, (self.path, self.busy_seconds, self._read_only)
+        return _pickled, (self.path, self._busy_seconds, self._read_only)
 
     def __str__(self) -> str:
-        return "the journal in memory" if self.path is None else f"the journal {self.path}"
+        return f"the journal {self.path}"
 
 
-_ALONE = "a journal in memory is for the process that made it; give it a path to share it"
+_UNKNOWN = "Nothing was changed; give another path if it happens again"
 _ADVICE = {
     "NOTADB": "Expected a journal of qailab; the file is no SQLite database and was left as it "
     "is: give another path",
     "CORRUPT": "The file is damaged: keep it, put a copy of it back, or give another path (jobs "
     "and their results are still at IBM, by their tags)",
     "READONLY": "It cannot be written: check the permissions of the file and its folder",
-    "CANTOPEN": "Check the permissions of the file and its folder",
+    "CANTOPEN": "Check the permissions of the file and its folder (SQLite writes there, too)",
     "FULL": "Nothing was changed; make room on the disk and start again",
     "IOERR_LOCK": "Its file system cannot lock files: put the journal on a local disk",
     "PROTOCOL": "Its file system cannot lock files: put the journal on a local disk",
@@ -280,9 +245,79 @@ _ADVICE = {
 
 
 def _is_busy(error: sqlite3.Error) -> bool:
-    name = getattr(error, "sqlite_errorname", "")
-    return bool(name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")))
+    name: str = getattr(error, "sqlite_errorname", "")
+    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
-def _opened(path: str, busy_seconds: float, read_only: bool) -> Database:
+def _connect(address: str, seconds: float) -> sqlite3.Connection:
+    return sqlite3.connect(
+        address, uri=True, timeout=seconds, check_same_thread=False, isolation_level=None
+    )
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+def _pickled(path: str, busy_seconds: float, read_only: bool) -> Database:
     return Database(path, busy_seconds=busy_seconds, read_only=read_only)
+
+
+def _checked_path(path: str | os.PathLike[str], *, create: bool) -> str:
+    """The absolute path of a file that can be used; made if there is none and it may be."""
+    name = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(name, str) or "\0" in name:
+        raise InputTypeError(f"a journal's path must be text or a path, got {path!r}")
+    full = os.path.abspath(name)  # it must mean the same after a chdir
+    wrong = f"expected a journal's file at {full}, but "
+    try:
+        if create and not os.path.lexists(full):
+            _create(full, os.path.dirname(full))
+        found = os.stat(full)
+    except OSError as error:
+        raise JournalError(
+            f"{wrong}{error.strerror}; give a path in a folder that is there and can be written"
+        ) from error
+    if stat.S_ISDIR(found.st_mode):
+        raise JournalError(f"{wrong}that is a folder; give the path of a file in it")
+    if found.st_size == 0:  # a journal is never that: it appears with its tables in it
+        raise JournalError(
+            f"{wrong}the file is empty: put a copy of it back, or remove it to begin anew"
+        )
+    return full
+
+
+def _create(path: str, folder: str) -> None:
+    """Make a journal, for this user only: what ran where is nobody else's business.
+
+    It appears whole, or not at all, so that a file that was cut to nothing is not taken for new.
+    """
+    descriptor, new = tempfile.mkstemp(prefix=".qailab-journal-", dir=folder)
+    os.close(descriptor)
+    try:
+        connection = _connect(new, _SLICE)
+        connection.executescript(_SCHEMA)
+        name = uuid.uuid4().hex[:12].encode()
+        connection.execute("INSERT INTO states VALUES ('id', 1, ?)", (name,))
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.close()
+        try:
+            os.link(new, path)
+        except FileExistsError:
+            pass  # another process was quicker
+        except OSError:  # a file system without links
+            if not os.path.exists(path):
+                os.rename(new, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(new)
+    with suppress(OSError):  # some file systems cannot sync a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

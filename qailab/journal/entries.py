@@ -1,267 +1,245 @@
-"""Entries in the file: reading and changing them, and covering rows with them, in a transaction."""
+"""What a record of jobs holds: rows of an evaluation, named by their content, and their job.
+
+::
+
+    reserve -> pending ------> submitted --------> done
+                |  ^            ^   |
+                |  |            |   +-> failed, cancelled (their rows are reserved again)
+                v  |            |
+             unconfirmed -------+       sent, perhaps: looked up at the server by its tag first
+
+    pending -> withdrawn                certainly never sent
+"""
 
 from __future__ import annotations
 
-import math
-import sqlite3
+import hashlib
+import json
 import time
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-from qailab.errors import InputError, JournalError
-from qailab.journal.cutting import cuts
-from qailab.journal.results import Packed, unpack
-from qailab.journal.work import DIGEST_BYTES, ENDED, LIVE, Entry, Work
+from qailab.arguments import check_choice, checked_integer
+from qailab.errors import InputError
 
-COLUMNS = ", ".join(field.name for field in fields(Entry))
-_INSERTED = [field.name for field in fields(Entry) if field.name != "id"]
-_INSERT = f"INSERT INTO entries ({', '.join(_INSERTED)}) VALUES ({', '.join('?' * len(_INSERTED))})"
+DIGEST_BYTES = 8
+"""A row's digest: 64 bits, so that a billion rows have one chance in forty of any two alike,
+and those would need the same number in the same evaluation to be taken for each other."""
 
-_SUMS = (
-    "SELECT count(*) AS jobs, coalesce(sum(stop - start), 0) AS num_rows, "
-    "coalesce(sum((stop - start) * shots), 0) AS executions, "
-    "coalesce(sum(usage_seconds), 0.0) AS qpu_seconds FROM entries WHERE job_id IS NOT NULL"
-)
+PURPOSES = ("forward", "backward", "directions")
+_TAG_DIGITS = 24  # 96 bits; IBM allows tags of up to 86 characters
+_LARGEST = 2**63 - 1  # SQLite's integers
+
+
+class State(StrEnum):
+    """Where a job is."""
+
+    PENDING = "pending"  # recorded, and not sent yet
+    UNCONFIRMED = "unconfirmed"  # perhaps at the server: its sender died, or an answer was lost
+    SUBMITTED = "submitted"  # its id is known
+    DONE = "done"  # its result is stored
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    WITHDRAWN = "withdrawn"  # it was never at the server
+
+
+LIVE = (State.DONE, State.SUBMITTED, State.UNCONFIRMED, State.PENDING)
+"""States of jobs that have, or may still get, a result; the surest first."""
+UNSENT = (State.PENDING, State.UNCONFIRMED)
+ENDED = (State.FAILED, State.CANCELLED, State.WITHDRAWN)
+
+
+class Cause(StrEnum):
+    """Why a job ended without a result."""
+
+    NONE = ""
+    DEVICE = "device"  # the service says that it failed, or somebody cancelled it there
+    TOO_LONG = "too long"  # it had too much to do: less may do
+    SESSION = "session"  # it ended with its session
+    TIMEOUT = "timeout"  # it passed the backend's ``timeout``
+    STOPPED = "stopped"  # the program gave it up
+    DELETED = "deleted"  # the server does not know it any more
+    UNSENT = "unsent"
 
 
 @dataclass(frozen=True)
-class Totals:
-    """What all jobs of a journal come to.
+class Work:
+    """The rows ``start .. stop - 1`` of an evaluation, named by what they hold.
 
     Args:
-        jobs: jobs that reached a server, whatever became of them.
-        rows: rows of these.
-        executions: rows times shots of these.
-        qpu_seconds: what they used, as far as it is known.
-    """
-
-    jobs: int
-    rows: int
-    executions: int
-    qpu_seconds: float
-
-
-def read_entry(connection: sqlite3.Connection, entry_id: int) -> Entry:
-    """The entry of that number.
+        circuit: content key of the canonical circuit.
+        shots: shots for each row.
+        seed: of the noise stream; with step and purpose it names the evaluation.
+        step: the training step.
+        purpose: "forward", "backward" or "directions".
+        start: the number of the first row.
+        stop: one past the number of the last row.
+        digests: a hash of each row's angles, 8 bytes for each row, so that rows of other data or
+            weights are never taken for these.
 
     Raises:
-        JournalError: if there is none.
+        InputError: if there are no rows, or not 8 bytes of digest for each.
     """
-    query = f"SELECT {COLUMNS} FROM entries WHERE id = ?"
-    row = connection.execute(query, (entry_id,)).fetchone()
-    if row is None:
-        raise JournalError(
-            f"expected the number of an entry of this journal, got {entry_id!r}: there is none"
-        )
-    return entry_of(row)
+
+    circuit: str
+    shots: int
+    seed: int
+    step: int
+    purpose: str
+    start: int
+    stop: int
+    digests: bytes
+
+    def __post_init__(self) -> None:
+        check_choice("purpose", self.purpose, PURPOSES)
+        least = {"shots": 1, "seed": 0, "step": 0, "start": 0, "stop": self.start + 1}
+        for name, smallest in least.items():
+            # Numpy's integers would be stored as blobs.
+            number = checked_integer(name, getattr(self, name), least=smallest, most=_LARGEST)
+            object.__setattr__(self, name, number)
+        if len(self.digests) != DIGEST_BYTES * self.num_rows:
+            raise InputError(
+                f"digests must be {DIGEST_BYTES} bytes for each of the {self.num_rows} rows "
+                f"{self.start} .. {self.stop - 1}, got {len(self.digests)} in all"
+            )
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def key(self) -> str:
+        """Names the evaluation: the same for all its rows, whatever they hold."""
+        parts = (self.circuit, self.shots, self.seed, self.step, self.purpose)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    def tag(self, record_id: str = "", attempt: int = 0) -> str:
+        """The tag of a job for these rows, the same in every process and every run.
+
+        Args:
+            record_id: of the journal, so that jobs of another one are not taken for these.
+            attempt: how many jobs for them ended without a result before: their tags must not be
+                this one's, or a search for it would find them.
+        """
+        named = (self.key, self.start, self.stop, attempt, *([record_id] if record_id else []))
+        content = json.dumps(named).encode() + self.digests
+        return "qailab-" + hashlib.sha256(content).hexdigest()[:_TAG_DIGITS]
+
+    def part(self, start: int, stop: int) -> Work:
+        """The rows ``start .. stop - 1`` of these."""
+        if not self.start <= start < stop <= self.stop:
+            mine = f"{self.start} .. {self.stop - 1}"
+            raise InputError(f"part must be of the rows {mine}, got {start} .. {stop - 1}")
+        first, last = (DIGEST_BYTES * (row - self.start) for row in (start, stop))
+        return replace(self, start=start, stop=stop, digests=self.digests[first:last])
+
+    def meets(self, other: Work) -> bool:
+        """Whether the two share row numbers."""
+        return self.start < other.stop and other.start < self.stop
+
+    def common(self, other: Work) -> Work:
+        """Of these rows, those whose numbers the other has, too."""
+        return self.part(max(self.start, other.start), min(self.stop, other.stop))
 
 
-def entry_of(row: tuple[object, ...]) -> Entry:
-    """An entry from a row of `COLUMNS`."""
-    return Entry(**dict(zip((field.name for field in fields(Entry)), row, strict=True)))  # type: ignore[arg-type]
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What a record knows of one job, as of when it was read.
 
+    Args:
+        id: the entry's number.
+        work: its rows.
+        tag: what the job is tagged with at the server.
+        attempt: how many jobs for the very same rows were at a server before this one.
+        state: where it is.
+        cause: why it ended without a result.
+        reason: the same for people.
+        job_id: the server's name for it, None until it is known.
+        backend: where it runs.
+        session: the session it runs in, None if in none.
+        owner: the process that sends it (`qailab.journal.this_owner`); "" if nobody does.
+        usage_seconds: QPU seconds, None until they are known.
+        created: when it was recorded, in seconds since 1970.
+        updated: when anything about it last changed, in seconds since 1970.
+    """
 
-def named(entry: Entry) -> str:
-    """An entry in words, for messages."""
-    return (
-        f"entry {entry.id} (step {entry.step}, {entry.purpose}, rows {entry.start} .. "
-        f"{entry.stop - 1}, {entry.state})"
-    )
+    id: int = 0
+    work: Work
+    tag: str
+    attempt: int
+    state: State = State.PENDING
+    cause: Cause = Cause.NONE
+    reason: str = ""
+    job_id: str | None = None
+    backend: str
+    session: str | None = None
+    owner: str
+    usage_seconds: float | None = None
+    created: float = field(default_factory=time.time)
+    updated: float = field(default_factory=time.time)
 
+    @property
+    def executions(self) -> int:
+        """Rows times shots."""
+        return self.work.num_rows * self.work.shots
 
-def live_entries(connection: sqlite3.Connection, work: Work) -> list[Entry]:
-    """Live entries that share rows with some work and hold the same there, the surest first."""
-    # The index gives the evaluation's entries that begin before the work ends: a step's, no more.
-    query = (
-        f"SELECT {COLUMNS} FROM entries WHERE key = ? AND start < ? AND stop > ? "
-        f"AND state IN ({', '.join('?' * len(LIVE))})"
-    )
-    rows = connection.execute(query, (work.key, work.stop, work.start, *LIVE))
-    found = [entry for entry in map(entry_of, rows) if _alike(entry, work)]
-    return sorted(found, key=lambda entry: (LIVE.index(entry.state), entry.start, entry.id))
+    def __str__(self) -> str:
+        rows = f"rows {self.work.start} .. {self.work.stop - 1}"
+        where = f"step {self.work.step}, {self.work.purpose}, {rows}, {self.state}"
+        return f"entry {self.id} ({where})"
 
 
 def cover(
-    connection: sqlite3.Connection,
-    work: Work,
-    *,
-    most_rows: int,
-    group: int,
-    backend: str,
-    owner: str,
-) -> list[Entry]:
-    """Live entries that cover some work together, in the order of their rows.
+    work: Work, live: Iterable[Entry], *, most_rows: int, group: int
+) -> tuple[list[Entry], list[Work]]:
+    """Choose from live entries those that cover some work together, and cut the rest.
 
-    Rows that have none get new ones of at most ``most_rows`` rows, cut at multiples of ``group``.
+    Args:
+        work: the rows that are needed.
+        live: entries of the same evaluation that share row numbers with it.
+        most_rows: how many rows a piece may have, at least ``group``.
+        group: how many consecutive rows must stay together.
+
+    Returns:
+        The entries, and the pieces of the rows that none of them has.
     """
     free = np.ones(work.num_rows, dtype=bool)
     chosen = []
-    for entry in live_entries(connection, work):
-        covered = free[max(entry.start - work.start, 0) : entry.stop - work.start]
-        if covered.any():
+    for entry in sorted(live, key=lambda e: (LIVE.index(e.state), e.work.start, e.id)):
+        covered = free[max(entry.work.start - work.start, 0) : entry.work.stop - work.start]
+        alike = entry.work.common(work).digests == work.common(entry.work).digests
+        if alike and covered.any():
             covered[:] = False
             chosen.append(entry)
-    for first, last in _runs(free):
-        pieces = cuts(work.start + first, work.start + last, most=most_rows, group=group)
-        chosen += [_insert(connection, work.part(*piece), backend, owner) for piece in pieces]
-    return sorted(chosen, key=lambda entry: entry.start)
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], free.view(np.int8), [0])))) + work.start
+    pieces = [
+        work.part(*piece)
+        for first, last in edges.reshape(-1, 2).tolist()
+        for piece in cuts(first, last, most=most_rows, group=group)
+    ]
+    return chosen, pieces
 
 
-def change(connection: sqlite3.Connection, entry_id: int, **values: str | float | None) -> None:
-    """Set columns of an entry."""
-    values["updated"] = time.time()
-    columns = ", ".join(f"{name} = ?" for name in values)
-    connection.execute(f"UPDATE entries SET {columns} WHERE id = ?", (*values.values(), entry_id))
+def cuts(start: int, stop: int, *, most: int, group: int) -> list[tuple[int, int]]:
+    """Cut the rows ``start .. stop - 1`` where row numbers are divisible by ``group``.
 
+    The pieces have at most ``most`` rows; they are as few and as equal as groups allow.
 
-def change_intended(connection: sqlite3.Connection, entry: Entry, **values: str) -> bool:
-    """Set columns of an entry if it is still intended by the same owner; return whether it was."""
-    columns = ", ".join(f"{name} = ?" for name in values)
-    query = (
-        f"UPDATE entries SET {columns}, updated = ? "
-        "WHERE id = ? AND state = 'intended' AND owner = ?"
-    )
-    given = (*values.values(), time.time(), entry.id, entry.owner)
-    return connection.execute(query, given).rowcount == 1
-
-
-def usage_of(entry: Entry, seconds: float | None) -> float | None:
-    """The QPU seconds of an entry when it is said to have used some: never less than were known."""
-    if seconds is None:
-        return entry.usage_seconds
-    return max(checked_seconds(seconds), entry.usage_seconds or 0.0)
-
-
-def checked_seconds(seconds: float) -> float:
-    """Return QPU seconds as a float if they can be that.
-
-    Raises:
-        InputError: if they are negative or not finite.
+    >>> cuts(0, 20, most=9, group=2)
+    [(0, 6), (6, 14), (14, 20)]
     """
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise InputError(f"QPU seconds must be finite and at least 0, got {seconds!r}")
-    return float(seconds)
-
-
-def record_job(
-    connection: sqlite3.Connection, entry: Entry, job_id: str, backend: str, session: str | None
-) -> list[Entry]:
-    """Record the job of an entry.
-
-    Returns:
-        Who else has its rows, if it had been given up: the job is then one too many.
-
-    Raises:
-        JournalError: if it has another job.
-    """
-    if entry.job_id not in (None, job_id):
-        raise JournalError(
-            f"{named(entry)} has the job {entry.job_id} already, so {job_id} is a second job for "
-            f"the same rows: cancel {job_id}"
-        )
-    given_up = entry.job_id is None and entry.state in ENDED
-    theirs = live_entries(connection, entry.work) if given_up else []
-    state = entry.state if entry.job_id or theirs else "submitted"
-    change(connection, entry.id, job_id=job_id, backend=backend, session=session, state=state)
-    return theirs
-
-
-def keep_result(connection: sqlite3.Connection, entry_id: int, packed: Packed) -> None:
-    """Store the result of an entry, instead of what may be there."""
-    values = (packed.rows, packed.outcomes, packed.width, packed.data)
-    connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)", (entry_id, *values))
-
-
-def read_counts(connection: sqlite3.Connection, entry: Entry) -> NDArray[np.uint32]:
-    """The result of an entry, shape ``(rows, K)``.
-
-    Raises:
-        JournalError: if there is none, or it is damaged.
-    """
-    if entry.state != "done":
-        raise JournalError(f"{named(entry)} is not done, so it has no result")
-    query = "SELECT num_rows, outcomes, width, data FROM results WHERE entry = ?"
-    row = connection.execute(query, (entry.id,)).fetchone()
-    try:
-        if row is None:
-            raise ValueError("it is missing")
-        counts = unpack(Packed(*row))
-        if len(counts) != entry.num_rows:
-            raise ValueError(f"{len(counts)} rows instead of {entry.num_rows}")
-    except ValueError as error:
-        raise JournalError(
-            f"the result of {named(entry)} is damaged ({error}); the job {entry.job_id} on "
-            f"{entry.backend} can be fetched again from IBM by its id, and recorded as done"
-        ) from error
-    return counts
-
-
-def forget(connection: sqlite3.Connection, entry_id: int) -> None:
-    """Drop an entry that is done, and its result; the totals keep it."""
-    of_it = "id = ? AND state = 'done'"
-    connection.execute(f"INSERT INTO forgotten {_SUMS} AND {of_it}", (entry_id,))
-    if connection.execute(f"DELETE FROM entries WHERE {of_it}", (entry_id,)).rowcount:
-        connection.execute("DELETE FROM results WHERE entry = ?", (entry_id,))
-
-
-def totals(connection: sqlite3.Connection) -> Totals:
-    """What all jobs come to, those that were forgotten as well."""
-    query = (
-        "SELECT sum(jobs), sum(num_rows), sum(executions), sum(qpu_seconds) "
-        f"FROM (SELECT * FROM forgotten UNION ALL {_SUMS})"
-    )
-    return Totals(*connection.execute(query).fetchone())
-
-
-def _insert(connection: sqlite3.Connection, work: Work, backend: str, owner: str) -> Entry:
-    # Tags are not reused once a job bore one; before that the same tag is wanted, so that a job
-    # that came to be after all is found by it.
-    query = (
-        "SELECT count(*) FROM entries WHERE key = ? AND start = ? AND stop = ? AND digests = ? "
-        "AND job_id IS NOT NULL"
-    )
-    same = (work.key, work.start, work.stop, work.digests)
-    attempt = connection.execute(query, same).fetchone()[0]
-    now = time.time()
-    values = {
-        "key": work.key,
-        "circuit": work.circuit,
-        "shots": work.shots,
-        "seed": work.seed,
-        "step": work.step,
-        "purpose": work.purpose,
-        "start": work.start,
-        "stop": work.stop,
-        "tag": work.tag_of(attempt),
-        "attempt": attempt,
-        "state": "intended",
-        "job_id": None,
-        "backend": backend,
-        "session": None,
-        "owner": owner,
-        "usage_seconds": None,
-        "reason": "",
-        "created": now,
-        "updated": now,
-        "digests": work.digests,
-    }
-    number = connection.execute(_INSERT, [values[name] for name in _INSERTED]).lastrowid
-    return entry_of((number, *(values[name] for name in _INSERTED)))
-
-
-def _alike(entry: Entry, work: Work) -> bool:
-    """Whether the rows that they share hold the same."""
-    first, last = max(entry.start, work.start), min(entry.stop, work.stop)
-    ours, theirs = (
-        digests[DIGEST_BYTES * (first - start) : DIGEST_BYTES * (last - start)]
-        for digests, start in ((work.digests, work.start), (entry.digests, entry.start))
-    )
-    return ours == theirs
-
-
-def _runs(free: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """The stretches of True as (first, one past the last)."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], free.view(np.int8), [0]))))
-    return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
+    # The earliest place of each cut that leaves no more than the pieces after it can hold.
+    earliest = [stop]
+    while earliest[0] - start > most:
+        earliest.insert(0, -(-(earliest[0] - most) // group) * group)
+    pieces = len(earliest)
+    ends = [start]
+    for number, low in enumerate(earliest[:-1], start=1):
+        even = round((start + number * (stop - start) / pieces) / group) * group
+        latest = (ends[-1] + most) // group * group
+        ends.append(min(max(even, low), latest))
+    return list(pairwise([*ends, stop]))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 _UNKNOWN = "-"
-_FIELDS = 6
 
 
 def this_owner() -> str:
@@ -20,63 +20,50 @@ def this_owner() -> str:
     system does not tell is ``-``.
     """
     host = socket.gethostname().replace("/", "_") or _UNKNOWN
-    machine = _hashed("/etc/machine-id")
-    boot = _hashed("/proc/sys/kernel/random/boot_id")
-    started = _started(os.getpid()) or _UNKNOWN
-    return "/".join((host, machine, boot, _namespace(), str(os.getpid()), started))
+    ids = (_hashed("/etc/machine-id"), _hashed("/proc/sys/kernel/random/boot_id"), _namespace())
+    pid = os.getpid()
+    return "/".join((host, *ids, str(pid), _started(pid) or _UNKNOWN))
 
 
 def owner_alive(owner: str) -> bool | None:
     """Whether the process of that name is still there.
 
-    Args:
-        owner: what `this_owner` returned there.
-
     Returns:
         None if that cannot be told from here: another host or container, or no such name at all.
     """
-    theirs = owner.split("/")
-    if len(theirs) != _FIELDS or not theirs[4].isdecimal():
+    theirs, here = owner.split("/"), this_owner().split("/")
+    if len(theirs) != len(here) or not theirs[4].isdecimal() or theirs[:2] != here[:2]:
         return None
-    host, machine, boot, namespace, pid, started = theirs
-    here = this_owner().split("/")
-    if [host, machine] != here[:2]:
-        return None
+    _, machine, boot, namespace, pid, started = theirs
     if boot != here[2]:
         # Without machine ids it may be another machine of the same name.
         return False if _UNKNOWN not in (machine, boot, here[2]) else None
     if namespace != here[3]:
         return None
-    if started == _UNKNOWN:
-        return _exists(int(pid))
-    return _started(int(pid)) == started
+    return _exists(int(pid)) if started == _UNKNOWN else _started(int(pid)) == started
 
 
 def _hashed(path: str) -> str:
-    try:
-        text = Path(path).read_text().strip()
-    except OSError:
-        return _UNKNOWN
-    return hashlib.sha256(f"qailab {text}".encode()).hexdigest()[:8] if text else _UNKNOWN
+    with suppress(OSError):
+        if text := Path(path).read_text().strip():
+            return hashlib.sha256(f"qailab {text}".encode()).hexdigest()[:8]
+    return _UNKNOWN
 
 
 def _namespace() -> str:
-    try:
+    with suppress(OSError):
         return str(Path("/proc/self/ns/pid").stat().st_ino)
-    except OSError:
-        return _UNKNOWN
+    return _UNKNOWN
 
 
 def _started(pid: int) -> str | None:
     """When a process started, in clock ticks since boot; None if there is none, or no /proc."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    # The second field is the program's name in brackets, which may itself hold blanks and brackets.
-    fields = stat.rpartition(")")[2].split()
-    # A zombie is dead, and only waits for its parent to hear of it.
-    return None if fields[0] in "ZX" else fields[19]
+    with suppress(OSError):
+        # The second field is the program's name in brackets, which may itself hold blanks and such.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # A zombie is dead, and only waits for its parent to hear of it.
+        return None if fields[0] in "ZX" else fields[19]
+    return None
 
 
 def _exists(pid: int) -> bool:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from qailab.errors import InputError
 from qailab.journal.database import Database
-from qailab.journal.sessions import read_sessions
 
-Record = dict[str, Any]
+Values = dict[str, Any]
 
 PRICE_PER_SECOND = 1.6
 """US dollars for a QPU second: 96 dollars a minute, IBM's pay-as-you-go plan."""
@@ -21,7 +22,8 @@ _LONGEST_REASON = 60
 # The mode is not in the table: it is the session's.
 _JOBS = """
 SELECT id, step, purpose AS pass, start, stop, shots, backend, NULL AS mode, session, job_id, tag,
-       attempt, state, usage_seconds AS qpu_seconds, reason, circuit, seed, owner, created, updated
+       attempt, state, cause, usage_seconds AS qpu_seconds, reason, circuit, seed, owner, created,
+       updated
 FROM entries ORDER BY id"""
 _STEPS = """
 SELECT step, count(job_id) AS jobs,
@@ -35,6 +37,7 @@ SELECT circuit, max(qubits) AS qubits, max(angles) AS angles, sum(jobs) AS jobs 
     SELECT circuit, qubits, angles, 0 AS jobs FROM circuits
     UNION ALL SELECT circuit, NULL, NULL, count(job_id) FROM entries GROUP BY circuit)
 GROUP BY circuit ORDER BY circuit"""
+_STATES = "SELECT name, value FROM states WHERE name GLOB 'session/*' ORDER BY name"
 _SUMMED = ("jobs", "rows", "executions", "qpu_seconds", "usage_unknown", "cost")
 
 
@@ -54,13 +57,13 @@ class Report:
 
     path: str
     price_per_second: float
-    jobs: list[Record]
-    steps: list[Record]
-    totals: Record
-    circuits: list[Record]
-    sessions: list[Record]
+    jobs: list[Values]
+    steps: list[Values]
+    totals: Values
+    circuits: list[Values]
+    sessions: list[Values]
 
-    def as_json(self) -> Record:
+    def as_json(self) -> Values:
         """For programs: see `qailab.journal.__main__`."""
         return {"version": 1, **asdict(self)}
 
@@ -80,27 +83,46 @@ def read_report(path: str | os.PathLike[str], *, price_per_second: float) -> Rep
         raise InputError(f"the price must be finite and at least 0, got {price_per_second}")
     database = Database(path, read_only=True)
     try:
-        if database.empty:  # made, but killed before anything was recorded
-            jobs, steps, circuits, sessions = [], [], [], []
-        else:
-            with database.reading() as connection:
-                jobs, steps, circuits = (
-                    _records(connection.execute(query)) for query in (_JOBS, _STEPS, _CIRCUITS)
-                )
-                sessions = read_sessions(connection)
+        with database.reading():
+            queries = (_JOBS, _STEPS, _CIRCUITS, _STATES)
+            jobs, steps, circuits, states = (_values(database.execute(each)) for each in queries)
     finally:
         database.close()
+    sessions = _sessions(states)
     modes = {session["session"]: session["mode"] for session in sessions}
     for job in jobs:
         job["mode"] = modes.get(job["session"])
     for step in steps:
         step["cost"] = step["qpu_seconds"] * price_per_second
-    totals: Record = {name: sum(step[name] for step in steps) for name in _SUMMED}
-    totals["states"] = {}
-    for job in jobs:
-        totals["states"][job["state"]] = totals["states"].get(job["state"], 0) + 1
+    totals: Values = {name: sum(step[name] for step in steps) for name in _SUMMED}
+    totals["states"] = dict(Counter(job["state"] for job in jobs))
     full = os.path.abspath(path)
     return Report(full, price_per_second, jobs, steps, totals, circuits, sessions)
+
+
+def _values(cursor: Any) -> list[Values]:
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor]
+
+
+def _sessions(states: Iterable[Values]) -> list[Values]:
+    """Each session, in the order they were opened.
+
+    Several states tell of one that somebody opened and gave to others: closed for one, it is for
+    all, and it is given only if all say so.
+    """
+    found: dict[str, Values] = {}
+    for state in states:
+        backend = state["name"].split("/")[1]
+        for session in json.loads(state["value"])["sessions"]:
+            known = found.setdefault(session["session"], {"backend": backend, **session})
+            known["given"] &= session["given"]
+            known["mode"] = known["mode"] or session["mode"]
+            known["created"] = min(known["created"], session["created"])
+            known["updated"] = max(known["updated"], session["updated"])
+            if session["state"] == "closed":
+                known["state"] = "closed"
+    return sorted(found.values(), key=lambda session: session["created"])
 
 
 def tables(report: Report, *, last: int | None, jobs: bool) -> str:
@@ -118,7 +140,7 @@ def tables(report: Report, *, last: int | None, jobs: bool) -> str:
             parts.append(f"the last {len(shown)} of {len(report.jobs)} jobs")
         parts.append(_aligned(_JOB_COLUMNS, map(_job_cells, shown)))
     if report.steps:
-        parts.append(_aligned(_STEP_COLUMNS, [_step_cells(step) for step in report.steps]))
+        parts.append(_aligned(_STEP_COLUMNS, map(_step_cells, report.steps)))
     parts.append(_summary(report))
     return "\n\n".join(parts) + "\n"
 
@@ -130,71 +152,56 @@ _JOB_COLUMNS = (
 _STEP_COLUMNS = ("step>", "jobs>", "rows>", "executions>", "QPU s>", "cost ($)>")
 
 
-def _job_cells(job: Record) -> list[str]:
+def _job_cells(job: Values) -> list[str]:
     # What is not printable (a server's colours) could garble the terminal.
     reason = "".join(c if c.isprintable() else " " for c in " ".join(job["reason"].split()))
     if len(reason) > _LONGEST_REASON:
         reason = reason[: _LONGEST_REASON - 3] + "..."
+    where = "job" if job["session"] is None else _named(job)
+    used = "-" if job["qpu_seconds"] is None else f"{job['qpu_seconds']:.2f}"
+    rows = f"{job['start']}-{job['stop'] - 1}"
     return [
-        _local_time(job["created"]),
-        str(job["step"]),
-        job["pass"],
-        f"{job['start']}-{job['stop'] - 1}",
-        str(job["shots"]),
-        job["backend"],
-        "job" if job["session"] is None else _in_words(job["mode"], job["session"]),
-        job["job_id"] or "-",
-        job["state"],
-        "-" if job["qpu_seconds"] is None else f"{job['qpu_seconds']:.2f}",
-        reason,
-    ]
+        _local_time(job["created"]), str(job["step"]), job["pass"], rows, str(job["shots"]),
+        job["backend"], where, job["job_id"] or "-", job["state"], used, reason,
+    ]  # fmt: skip
 
 
-def _in_words(mode: str | None, session: str) -> str:
-    return f"{mode or 'session'} {session}"  # IBM counts batches among the sessions
+def _step_cells(step: Values) -> list[str]:
+    counts = [f"{step[name]:,}" for name in ("jobs", "rows", "executions")]
+    return [str(step["step"]), *counts, f"{step['qpu_seconds']:,.2f}", f"{step['cost']:,.2f}"]
+
+
+def _named(session: Values) -> str:
+    return f"{session['mode'] or 'session'} {session['session']}"  # IBM counts batches among them
 
 
 def _local_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def _step_cells(step: Record) -> list[str]:
-    counts = [f"{step[name]:,}" for name in ("jobs", "rows", "executions")]
-    return [str(step["step"]), *counts, f"{step['qpu_seconds']:,.2f}", f"{step['cost']:,.2f}"]
-
-
 def _summary(report: Report) -> str:
-    return "\n".join([_jobs_summary(report), *_open_sessions(report)])
-
-
-def _open_sessions(report: Report) -> list[str]:
-    """A line that names what may still cost; what was given is for whoever opened it to close."""
-    left = [
-        f"{_in_words(session['mode'], session['session'])} on {session['backend']} since "
-        f"{_local_time(session['created'])}"
-        for session in report.sessions
-        if session["state"] == "open" and not session["given"]
-    ]
-    if not left:
-        return []
-    counted = "1 session is" if len(left) == 1 else f"{len(left)} sessions are"
-    # The service ends them by itself, and does not tell the journal.
-    return [f"{counted} open: {', '.join(left)} (unless max_time has passed)"]
-
-
-def _jobs_summary(report: Report) -> str:
+    """What all jobs come to, and the sessions that may still cost."""
     totals = report.totals
-    if not report.jobs:
-        return f"{report.path}: no jobs yet"
-    states = ", ".join(f"{count} {state}" for state, count in sorted(totals["states"].items()))
-    text = (
-        f"{totals['jobs']:,} jobs were sent: {totals['rows']:,} rows, {totals['executions']:,} "
-        f"executions, {totals['qpu_seconds']:,.2f} QPU seconds, {totals['cost']:,.2f} $ "
-        f"({report.price_per_second:g} $ a second); {states}"
-    )
+    lines = [f"{report.path}: no jobs yet"]
+    if report.jobs:
+        states = ", ".join(f"{count} {state}" for state, count in sorted(totals["states"].items()))
+        lines = [
+            f"{totals['jobs']:,} jobs were sent: {totals['rows']:,} rows, "
+            f"{totals['executions']:,} executions, {totals['qpu_seconds']:,.2f} QPU seconds, "
+            f"{totals['cost']:,.2f} $ ({report.price_per_second:g} $ a second); {states}"
+        ]
     if totals["usage_unknown"]:
-        text += f"\nQPU seconds of {totals['usage_unknown']:,} jobs are not known yet"
-    return text
+        lines.append(f"QPU seconds of {totals['usage_unknown']:,} jobs are not known yet")
+    left = [
+        f"{_named(session)} on {session['backend']} since {_local_time(session['created'])}"
+        for session in report.sessions
+        if session["state"] == "open" and not session["given"]  # or whoever gave it closes it
+    ]
+    if left:
+        counted = "1 session is" if len(left) == 1 else f"{len(left)} sessions are"
+        # The service ends them by itself, and does not tell the journal.
+        lines.append(f"{counted} open: {', '.join(left)} (unless max_time has passed)")
+    return "\n".join(lines)
 
 
 def _aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -202,15 +209,8 @@ def _aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     cells = [[title.rstrip(">") for title in columns], *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
+    aligns = [">" if title.endswith(">") else "<" for title in columns]
     return "\n".join(
-        "  ".join(
-            cell.rjust(width) if title.endswith(">") else cell.ljust(width)
-            for cell, width, title in zip(row, widths, columns, strict=True)
-        ).rstrip()
+        "  ".join(f"{cell:{a}{w}}" for cell, a, w in zip(row, aligns, widths, strict=True)).rstrip()
         for row in cells
     )
-
-
-def _records(cursor: Any) -> list[Record]:
-    names = [column[0] for column in cursor.description]
-    return [dict(zip(names, row, strict=True)) for row in cursor]

@@ -23,52 +23,42 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from types import FrameType
 from typing import Self
 
 from qailab.errors import QailabError
+from qailab.rehearsal.account import PLANS
 from qailab.rehearsal.faults import FaultPlan
-from qailab.rehearsal.limits import PLANS, PRICE_PER_SECOND
 from qailab.rehearsal.server import RehearsalServer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program.
-
-    Args:
-        arguments: of the command line; those of the process if left out.
-
-    Returns:
-        The exit status.
-    """
+    """Run the program with these arguments, by default the process's; the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    command: list[str] = []
-    if "--" in given:
-        at = given.index("--")
-        given, command = given[:at], given[at + 1 :]
-    options = _parser().parse_args(given)
-    with _Signals() as signals:
-        try:
+    at = given.index("--") if "--" in given else len(given)
+    options, command = _parser().parse_args(given[:at]), given[at + 1 :]
+    sys.stderr.write("starting a rehearsal server, which takes a few seconds\n")
+    try:
+        with _Interrupts() as interrupts:
             with _server(options) as server:
-                status = _run(command, server, signals) if command else _serve(server, signals)
-        except (QailabError, OSError) as error:
-            sys.stderr.write(f"python -m qailab.rehearsal: {error}\n")
-            return 2
-        _report(server, options)
-    return status
+                end = _run(command, server, interrupts) if command else _serve(server, interrupts)
+            report = server.report(price_per_second=options.price_per_second)
+            _say("\n" + report.table())
+            written = report.write(options.report_dir)
+    except (QailabError, OSError) as error:
+        sys.stderr.write(f"python -m qailab.rehearsal: {error}\n")
+        return 2
+    _say("\nwritten: " + ", ".join(str(path) for path in written))
+    if len(written) < 2:
+        _say("no plot: it needs matplotlib (pip install 'qailab[train]')")
+    return end
 
 
-class _Signals:
-    """Takes Ctrl-C and a polite kill, so that the report is written whatever happens.
-
-    Attributes:
-        seen: whether there was one.
-        command: the process they are passed on to.
-    """
+class _Interrupts:
+    """Takes Ctrl-C and a polite kill, so that the report is written whatever happens."""
 
     def __init__(self) -> None:
         self.seen = threading.Event()
-        self.command: subprocess.Popen[bytes] | None = None
+        self.command: subprocess.Popen[bytes] | None = None  # they are passed on to it
 
     def __enter__(self) -> Self:
         numbers = (signal.SIGINT, signal.SIGTERM)
@@ -79,7 +69,7 @@ class _Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
+    def _take(self, number: int, frame: object) -> None:
         self.seen.set()
         if self.command is not None and (number != signal.SIGINT or not _is_foreground()):
             self.command.send_signal(number)
@@ -113,47 +103,39 @@ def _parser() -> argparse.ArgumentParser:
     add("--realtime", action="store_true", help="a job takes as long as it is charged")
     add("--port", type=int, default=0, help="to listen on (default: one that is free)")
     add("--report-dir", default="rehearsal-report", help="of the report (default: %(default)s)")
-    add(
-        "--price-per-second",
-        type=float,
-        default=PRICE_PER_SECOND,
-        help="of a QPU, US dollars (default: %(default)s, pay-as-you-go)",
-    )
+    text = "of a QPU, US dollars (default: 1.60, pay-as-you-go; 0 for the open plan)"
+    add("--price-per-second", type=float, help=text)
     return parser
 
 
-def _faults(options: argparse.Namespace) -> FaultPlan | None:
-    if options.faults:
-        return FaultPlan.from_toml(options.faults)
-    if options.random_faults is not None:
-        return FaultPlan.random(options.random_faults)
-    return None
-
-
 def _server(options: argparse.Namespace) -> RehearsalServer:
+    faults = FaultPlan()
+    if options.faults:
+        faults = FaultPlan.from_toml(options.faults)
+    elif options.random_faults is not None:
+        faults = FaultPlan.random(options.random_faults)
     return RehearsalServer(
         [name for name in options.backends.split(",") if name],
         plan=options.plan,
         queue_seconds=options.queue_seconds,
         noise=options.noise,
         seed=options.seed,
-        faults=_faults(options),
+        faults=faults,
         realtime=options.realtime,
         port=options.port,
     )
 
 
-def _run(command: list[str], server: RehearsalServer, signals: _Signals) -> int:
+def _run(command: list[str], server: RehearsalServer, interrupts: _Interrupts) -> int:
     """Run the command to its end and give its exit status, as a shell would."""
     environment = os.environ | server.environment
     for name in ("NO_PROXY", "no_proxy"):
-        hosts = [os.environ.get(name, ""), server.environment[name]]
-        environment[name] = ",".join(filter(None, hosts))
+        environment[name] = ",".join(filter(None, (os.environ.get(name), environment[name])))
     _say(f"rehearsal of {', '.join(server.backends)} at {server.url}: {shlex.join(command)}")
-    if signals.seen.is_set():
+    if interrupts.seen.is_set():
         return 128 + signal.SIGINT
     try:
-        process = signals.command = subprocess.Popen(command, env=environment)
+        process = interrupts.command = subprocess.Popen(command, env=environment)
     except OSError as error:
         sys.stderr.write(f"python -m qailab.rehearsal: {command[0]}: {error.strerror}\n")
         return 127
@@ -161,21 +143,12 @@ def _run(command: list[str], server: RehearsalServer, signals: _Signals) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _serve(server: RehearsalServer, signals: _Signals) -> int:
+def _serve(server: RehearsalServer, interrupts: _Interrupts) -> int:
     for name, value in server.environment.items():
         _say(f"export {name}={shlex.quote(value)}")
     _say("# Ctrl-C ends the rehearsal")
-    signals.seen.wait()
+    interrupts.seen.wait()
     return 0
-
-
-def _report(server: RehearsalServer, options: argparse.Namespace) -> None:
-    report = server.report(price_per_second=options.price_per_second)
-    _say("\n" + report.table())
-    written = report.write(options.report_dir)
-    _say("\nwritten: " + ", ".join(str(path) for path in written))
-    if len(written) < 2:
-        _say("no plot: it needs matplotlib (pip install 'qailab[train]')")
 
 
 def _say(text: str) -> None:

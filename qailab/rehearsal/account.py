@@ -1,81 +1,113 @@
-"""The devices, the plan and the usage of an instance, and the lock before its state."""
+"""The account: plans, what IBM Quantum allows under them, access tokens, and refusals.
+
+None of the numbers was measured on hardware; every one can be replaced.
+"""
 
 from __future__ import annotations
 
-import threading
+import base64
+import hmac
+import json
+import secrets
 import time
-from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from qailab.rehearsal import errors
-from qailab.rehearsal.devices import Device
-from qailab.rehearsal.errors import ApiError
-from qailab.rehearsal.jobs import Clock, Job, Session
-from qailab.rehearsal.limits import OPEN_PLAN_SECONDS, Limits
+from qailab.errors import InputError
+
+PLANS = ("open", "premium", "flex", "pay-as-you-go")
+"""Plans by the names that ``GET /catalog`` answers, in lower case."""
+
+PRICE_PER_SECOND = 1.60
+"""US dollars for a second of a QPU on the pay-as-you-go plan, 96 USD a minute
+(https://www.ibm.com/quantum/pricing, 2025); other plans are cheaper, the open one is free."""
+
+OPEN_PLAN_PENDING_JOBS = 3
+"""Queued and running jobs of the open plan (IBM Quantum documentation, instances)."""
+
+OPEN_PLAN_SECONDS = 600
+"""QPU seconds of the open plan in 28 days (IBM Quantum documentation, plans)."""
+
+INVALID_REQUEST = 1210
+INTERNAL = 9999
 
 
-class Account:
-    """What an instance has and may do.
+class ApiError(Exception):
+    """A refused request or a failed job: HTTP status, IBM's code, what is wrong, what to do.
 
-    Args:
-        devices: its devices.
-        plan: its plan, one of `qailab.rehearsal.limits.PLANS`.
-        limits: what it allows.
-        queue_seconds: time in the queue, of a job on its own and of the first of a session.
-
-    Attributes:
-        changed: the lock, and the condition that is notified when a job or session changes.
+    Codes and texts are those of the error code registry (https://quantum.cloud.ibm.com/docs/errors)
+    or were seen in public reports of the client; 1210 to 1217, 1292, 8044 and 9999 are
+    placeholders. Programs should go by the status and the message.
     """
 
-    def __init__(
-        self, devices: Iterable[Device], *, plan: str, limits: Limits, queue_seconds: float
-    ) -> None:
-        self.devices = {device.name: device for device in devices}
-        self.plan = plan
-        self.limits = limits
-        self.queue_seconds = queue_seconds
-        self.clock = Clock()
-        self.changed = threading.Condition()
-        self._began = time.monotonic()
-        self._jobs: dict[str, Job] = {}
-        self._pending: dict[str, Job] = {}  # those of them that are queued or running
-        self._sessions: dict[str, Session] = {}
-        self._open: dict[str, Session] = {}
+    def __init__(self, status: int, code: int, message: str, solution: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message[:500]
+        self.solution = solution or "Verify the request and try again."
 
-    def now(self) -> float:
-        """Seconds since the server started."""
-        return time.monotonic() - self._began
 
-    def device(self, name: str) -> Device:
-        """A device by name.
+def too_many_pending(limit: int) -> ApiError:
+    """One more job than may be queued or running."""
+    text = f"You have reached the limit of {limit} pending jobs. Please wait for a job to complete "
+    return ApiError(400, 3458, text + "or cancel one before submitting anything new.")
 
-        Raises:
-            ApiError: 404 if there is none.
-        """
-        if name not in self.devices:
-            raise ApiError(404, errors.BACKEND_NOT_FOUND, f"Backend {name} not found.")
-        return self.devices[name]
 
-    def pending(self, device: Device | None = None) -> int:
-        """Jobs that are queued or running."""
-        with self.changed:
-            return sum(device in (None, job.device) for job in self._pending.values())
+@dataclass(frozen=True)
+class Limits:
+    """What the server refuses, and when it closes what is not used.
 
-    def usage(self) -> dict[str, Any]:
-        """The answer of ``GET /instances/usage``."""
-        with self.changed:
-            consumed = sum(job.qpu_seconds for job in self._jobs.values())
-            pending = len(self._pending)
-        answer: dict[str, Any] = {
-            "plan_id": self.plan,
-            "usage_consumed_seconds": consumed,
-            "usage_limit_reached": False,
-            "pending_jobs": pending,
-        }
-        if self.plan == "open":
-            answer["usage_limit_seconds"] = OPEN_PLAN_SECONDS
-            answer["usage_limit_reached"] = consumed >= OPEN_PLAN_SECONDS
-        limit = self.limits.pending_jobs_of(self.plan)
-        if limit is not None:
-            answer["max_pending_jobs"] = limit
-        return answer
+    Raises:
+        InputError: if a limit is not positive.
+    """
+
+    executions: int = 10_000_000  # rows times shots of a job (documentation, job limits)
+    pending_jobs: int | None = None  # queued and running jobs; None for what the plan allows
+    job_seconds: float = 3 * 3600.0  # QPU seconds of a job (maximum execution time)
+    session_seconds: float = 8 * 3600.0  # of a session's max_time (maximum execution time)
+    interactive_seconds: float = 60.0  # without jobs, then a session's next one queues again
+    batch_interactive_seconds: float = 1.0  # the same for a batch (its ``interactive_ttl``)
+    idle_seconds: float = 1800.0  # without jobs, then a session closes (jobs in a session)
+    token_seconds: float = 3600.0  # lifetime of an access token (IBM Cloud IAM)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not value > 0:
+                raise InputError(f"limit {name} must be positive, got {value!r}")
+
+    def pending_jobs_of(self, plan: str) -> int | None:
+        """Most queued and running jobs under a plan, None for no limit."""
+        if self.pending_jobs is None and plan == "open":
+            return OPEN_PLAN_PENDING_JOBS
+        return self.pending_jobs
+
+
+class TokenIssuer:
+    """Issues and checks access tokens for an API key, as IBM Cloud's identity service does."""
+
+    def __init__(self, api_key: str, seconds: float) -> None:
+        self._api_key = api_key
+        self._seconds = seconds
+        self._expiry: dict[str, float] = {}  # by header
+
+    def issue(self, api_key: str) -> dict[str, Any] | None:
+        """The answer of ``POST /identity/token``, None if the key is another."""
+        if not hmac.compare_digest(api_key.encode(), self._api_key.encode()):
+            return None
+        now = time.time()
+        expires = now + self._seconds
+        parts = ({"alg": "HS256", "typ": "JWT"}, {"iat": int(now), "exp": expires})
+        coded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode() for part in parts]
+        # The client looks at the times; nobody can check the signature.
+        token = ".".join([*(text.rstrip("=") for text in coded), secrets.token_urlsafe(32)])
+        self._expiry[f"Bearer {token}"] = expires
+        kind = {"token_type": "Bearer", "refresh_token": "not_supported", "scope": "ibm openid"}
+        times = {"expires_in": int(self._seconds), "expiration": int(expires)}
+        return {"access_token": token, **kind, **times}
+
+    def accepts(self, authorization: str) -> bool:
+        """Whether a header ``Authorization`` gives access: a token, or the API key itself."""
+        if authorization == f"apikey {self._api_key}":
+            return True  # a client that cannot get a token sends it
+        return self._expiry.get(authorization, 0.0) > time.time()

@@ -10,96 +10,69 @@ import importlib
 import importlib.util
 import inspect
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qailab.errors import InputError
-from qailab.rehearsal.limits import REP_DELAY_SECONDS
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device with its configuration and calibration.
-
-    Args:
-        short_name: as its files are called, ``"manila"``.
-        name: as the API calls it, ``"ibmq_manila"``.
-        num_qubits: its qubits.
-        version: of its configuration.
-        rep_delay: its default delay between executions, seconds.
-        operations: names of the operations it runs.
-        edges: pairs of qubits with a two-qubit gate.
-        configuration: answer of ``GET /backends/ID/configuration``, JSON.
-        properties: answer of ``GET /backends/ID/properties``, JSON.
-    """
+    """A device; configuration and properties are JSON, as the API answers them."""
 
     short_name: str
-    name: str
+    name: str  # as the API calls it
     num_qubits: int
     version: str
-    rep_delay: float
-    operations: frozenset[str]
-    edges: frozenset[tuple[int, int]]
     configuration: bytes
     properties: bytes
 
     def fake_backend(self) -> Any:
-        """The client's own fake backend of this device, which knows its noise."""
-        base = importlib.import_module("qiskit_ibm_runtime.fake_provider.fake_backend")
-        module = importlib.import_module(
-            f"qiskit_ibm_runtime.fake_provider.backends.{self.short_name}"
-        )
-        for _, kind in inspect.getmembers(module, inspect.isclass):
-            if issubclass(kind, base.FakeBackendV2):
-                return kind()
-        raise InputError(
-            f"the client has no fake backend of {self.short_name!r}"
-        )  # pragma: no cover
+        """The client's own fake backend of this device, which knows its target and noise."""
+        package = "qiskit_ibm_runtime.fake_provider"
+        base = importlib.import_module(f"{package}.fake_backend").FakeBackendV2
+        module = importlib.import_module(f"{package}.backends.{self.short_name}")
+        kinds = [kind for _, kind in inspect.getmembers(module, inspect.isclass)]
+        return next(kind for kind in kinds if issubclass(kind, base))()
 
 
 def device_names() -> tuple[str, ...]:
     """Short names of the devices there are, sorted."""
-    return tuple(
-        sorted(
-            folder.name
-            for folder in _folder().iterdir()
-            if (folder / f"conf_{folder.name}.json").exists()
-        )
-    )
+    folders = (folder for folder in _folder().iterdir() if folder.is_dir())
+    return tuple(sorted(f.name for f in folders if (f / f"conf_{f.name}.json").exists()))
 
 
-def load_device(name: str) -> Device:
-    """Read a device.
-
-    Args:
-        name: its short name, or the name it has at the API.
+def load_devices(names: Iterable[str]) -> list[Device]:
+    """Read devices by their short names, or those they have at the API.
 
     Raises:
-        InputError: if there is no such device; the message lists those there are.
+        InputError: if there is no such device (the message lists those there are), or none is
+            named, or one twice.
     """
+    if isinstance(names, str):
+        raise InputError(f"backends must be several names, got the string {names!r}")
+    devices = [_load(name) for name in names]
+    if not devices:
+        raise InputError("a rehearsal needs at least one device")
+    if len({device.name for device in devices}) < len(devices):
+        raise InputError(f"a device is named twice: {[device.name for device in devices]}")
+    return devices
+
+
+def _load(name: str) -> Device:
     known = device_names()
-    for prefix in ("", "ibm_", "ibmq_", "fake_", "alt_"):
-        short = name.removeprefix(prefix)
-        if short in known:
-            break
-    else:
+    prefixes = ("", "ibm_", "ibmq_", "fake_", "alt_")
+    short = next((s for prefix in prefixes if (s := name.removeprefix(prefix)) in known), None)
+    if short is None:
         raise InputError(f"there is no device {name!r}; there are: {', '.join(known)}")
-    folder = _folder() / short
-    configuration = (folder / f"conf_{short}.json").read_bytes()
-    facts: dict[str, Any] = json.loads(configuration)
-    delay = facts.get("default_rep_delay")
-    return Device(
-        short_name=short,
-        name=facts["backend_name"],
-        num_qubits=facts["n_qubits"],
-        version=facts["backend_version"],
-        rep_delay=REP_DELAY_SECONDS if delay is None else delay * 1e-6,  # microseconds there
-        operations=frozenset(facts["basis_gates"]) | set(facts.get("supported_instructions") or ()),
-        edges=frozenset((a, b) for a, b in facts.get("coupling_map") or ()),
-        configuration=configuration,
-        properties=(folder / f"props_{short}.json").read_bytes(),
+    configuration, properties = (
+        (_folder() / short / f"{kind}_{short}.json").read_bytes() for kind in ("conf", "props")
     )
+    facts = json.loads(configuration)
+    named, qubits, version = (facts[key] for key in ("backend_name", "n_qubits", "backend_version"))
+    return Device(short, named, qubits, version, configuration, properties)
 
 
 def _folder() -> Path:

@@ -34,7 +34,7 @@ Kinds that decide how a request is answered:
 * ``restart``: the API is gone for ``seconds``, all connections with it; jobs go on.
 
 Kinds that decide how an accepted job ends: ``job-failed``, ``job-cancelled``, ``job-too-long``
-(reason code 1305) and ``job-stuck`` (it runs until it is cancelled). They count ``POST /jobs``.
+(reason code 1305) and ``job-stuck`` (it runs until it is cancelled). They count accepted jobs.
 
 Kinds that close the session which a request is about, before it is processed: ``session-expired``
 (its queued jobs fail) and ``session-closed`` (they finish, no more are taken).
@@ -51,88 +51,66 @@ from pathlib import Path
 from typing import Any
 
 from qailab.errors import InputError
-from qailab.rehearsal.endpoints import ENDPOINTS
+from qailab.rehearsal.api import ENDPOINTS
 
-REQUEST_KINDS = (
-    "http",
-    "drop",
-    "processed-then-500",
-    "answer-lost",
-    "hang",
-    "pending-limit",
-    "restart",
-)
+PROCESSED_KINDS = ("processed-then-500", "answer-lost")
+REQUEST_KINDS = ("http", "drop", *PROCESSED_KINDS, "hang", "pending-limit", "restart")
 JOB_KINDS = ("job-failed", "job-cancelled", "job-too-long", "job-stuck")
 SESSION_KINDS = ("session-expired", "session-closed")
 KINDS = REQUEST_KINDS + JOB_KINDS + SESSION_KINDS
 
 STATUSES = (400, 401, 429, 500, 502, 503, 504)
 
+NEEDED = {"http": ("status",), "hang": ("seconds", "processed"), "restart": ("seconds",)}
+"""Options that a kind must have; the others have none of them."""
+
 
 @dataclass(frozen=True)
 class Fault:
     """A fault to inject.
 
-    Args:
-        kind: one of `KINDS`.
-        where: method and path template of the requests it may hit, ``"POST /jobs"``, or ``"*"``.
-        after: how many of them pass before.
-        times: how many it hits, 0 for all that follow.
-        probability: with which it hits each of those, in (0, 1].
-        status: of ``http``.
-        retry_after: of ``http``: whole seconds of the header ``Retry-After``, if it is to have one.
-        seconds: of ``hang`` and ``restart``.
-        processed: of ``hang``: whether the request is processed.
-
     Raises:
         InputError: if an option is not valid, or not one of its kind.
     """
 
-    kind: str
-    where: str = "POST /jobs"
-    after: int = 0
-    times: int = 1
-    probability: float = 1.0
-    status: int | None = None
-    retry_after: int | None = None
-    seconds: float | None = None
-    processed: bool | None = None
+    kind: str  # one of `KINDS`
+    where: str = "POST /jobs"  # method and path template of the requests it may hit, or "*"
+    after: int = 0  # how many of them pass before
+    times: int = 1  # how many it hits, 0 for all that follow
+    probability: float = 1.0  # with which it hits each of those, in (0, 1]
+    status: int | None = None  # of "http"
+    retry_after: int | None = None  # of "http": whole seconds of the header, if it is to have one
+    seconds: float | None = None  # of "hang" and "restart"
+    processed: bool | None = None  # of "hang": whether the request is processed
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"unknown fault {self.kind!r}; known: {', '.join(KINDS)}")
-        if self.where != "*" and self.where not in ENDPOINTS:
-            raise InputError(
-                f"fault {self.kind!r}: unknown request {self.where!r}; known: '*', "
-                f"{', '.join(repr(endpoint) for endpoint in ENDPOINTS)}"
-            )
+        if self.where not in ("*", *ENDPOINTS):
+            known = ", ".join(map(repr, ("*", *ENDPOINTS)))
+            raise self._wrong(f"unknown request {self.where!r}; known: {known}")
         if self.kind in (*JOB_KINDS, "pending-limit") and self.where != "POST /jobs":
-            raise InputError(f"fault {self.kind!r} is one of 'POST /jobs', not of {self.where!r}")
-        for name in ("after", "times"):
+            raise self._wrong(f"is one of 'POST /jobs', not of {self.where!r}")
+        for name in ("after", "times", "retry_after"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InputError(f"fault {self.kind!r}: {name} must be 0 or more, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | None) or (value or 0) < 0:
+                raise self._wrong(f"{name} must be a whole number of 0 or more, got {value!r}")
         if not 0 < self.probability <= 1:
-            raise InputError(
-                f"fault {self.kind!r}: probability must be in (0, 1], got {self.probability!r}"
-            )
-        self._check_own()
-
-    def _check_own(self) -> None:
-        needed = {"http": ("status",), "hang": ("seconds", "processed"), "restart": ("seconds",)}
-        allowed = (*needed.get(self.kind, ()), *(("retry_after",) if self.kind == "http" else ()))
+            raise self._wrong(f"probability must be in (0, 1], got {self.probability!r}")
+        needed = NEEDED.get(self.kind, ())
         for name in ("status", "retry_after", "seconds", "processed"):
-            value = getattr(self, name)
-            if value is None and name in needed.get(self.kind, ()):
-                raise InputError(f"fault {self.kind!r} needs {name}")
-            if value is not None and name not in allowed:
-                raise InputError(f"fault {self.kind!r} has no {name}")
-        if self.status is not None and self.status not in STATUSES:
-            raise InputError(f"status must be one of {STATUSES}, got {self.status!r}")
-        if self.seconds is not None and not 0 <= self.seconds < float("inf"):
-            raise InputError(f"fault {self.kind!r}: seconds must be 0 or more: {self.seconds!r}")
-        if not isinstance(self.retry_after, int | None) or (self.retry_after or 0) < 0:
-            raise InputError(f"retry_after must be whole seconds, got {self.retry_after!r}")
+            given = getattr(self, name) is not None
+            if not given and name in needed:
+                raise self._wrong(f"needs {name}")
+            if given and name not in needed and (self.kind, name) != ("http", "retry_after"):
+                raise self._wrong(f"has no {name}")
+        if self.status not in (None, *STATUSES):
+            raise self._wrong(f"status must be one of {STATUSES}, got {self.status!r}")
+        if not 0 <= (self.seconds or 0) < float("inf"):
+            raise self._wrong(f"seconds must be 0 or more, got {self.seconds!r}")
+
+    def _wrong(self, text: str) -> InputError:
+        return InputError(f"fault {self.kind!r}: {text}")
 
     @property
     def label(self) -> str:
@@ -156,12 +134,7 @@ class FaultPlan:
         self._lock = threading.Lock()
 
     def draw(self, endpoint: str, kinds: Sequence[str]) -> Fault | None:
-        """Count a request, and say what hits it.
-
-        Args:
-            endpoint: one of `ENDPOINTS`.
-            kinds: the kinds to choose from.
-        """
+        """Count a request, and say which fault of these kinds hits it."""
         chosen: Fault | None = None
         with self._lock:
             for number, fault in enumerate(self.faults):
@@ -171,22 +144,11 @@ class FaultPlan:
                 over = fault.times and self._hit[number] >= fault.times
                 if chosen is not None or over or self._seen[number] <= fault.after:
                     continue
-                if fault.probability < 1:
-                    chance = random.Random(f"{self.seed} {number} {self._seen[number]}").random()
-                    if chance >= fault.probability:
-                        continue
-                self._hit[number] += 1
-                chosen = fault
+                chance = random.Random(f"{self.seed} {number} {self._seen[number]}")
+                if fault.probability == 1 or chance.random() < fault.probability:
+                    self._hit[number] += 1
+                    chosen = fault
         return chosen
-
-    def give_back(self, fault: Fault) -> None:
-        """A fault that was drawn had nothing to hit."""
-        with self._lock:
-            self._hit[self.faults.index(fault)] -= 1
-
-    def expects(self, kinds: Sequence[str]) -> bool:
-        """Whether there are faults of some kinds at all."""
-        return any(fault.kind in kinds for fault in self.faults)
 
     @classmethod
     def random(cls, seed: int, intensity: float = 1.0) -> FaultPlan:
@@ -218,28 +180,25 @@ class FaultPlan:
         try:
             with open(path, "rb") as file:
                 found = tomllib.load(file)
+            tables, seed = found.pop("fault", []), found.pop("seed", 0)
+            if found or not isinstance(tables, list):
+                unknown = ", ".join(map(repr, found)) or "fault"
+                raise InputError(f"unknown {unknown}; it has 'seed' and tables '[[fault]]'")
+            return cls([_from_table(table) for table in tables], seed=seed)
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"fault plan {path} cannot be read: {error}") from error
-        tables, seed = found.pop("fault", []), found.pop("seed", 0)
-        if found or not isinstance(tables, list):
-            raise InputError(
-                f"fault plan {path}: unknown {', '.join(map(repr, found)) or 'fault'}; it has "
-                "'seed' and tables '[[fault]]'"
-            )
-        return cls([_from_table(path, table) for table in tables], seed=seed)
+        except InputError as error:
+            raise InputError(f"fault plan {path}: {error}") from None
 
 
-def _from_table(path: str | Path, table: dict[str, Any]) -> Fault:
+def _from_table(table: dict[str, Any]) -> Fault:
     known = [option.name for option in fields(Fault)]
     unknown = sorted(set(table) - set(known))
     if unknown:
-        raise InputError(f"fault plan {path}: unknown {unknown}; known: {', '.join(known)}")
+        raise InputError(f"unknown {unknown}; known: {', '.join(known)}")
     if "kind" not in table:
-        raise InputError(f"fault plan {path}: a fault without kind; known: {', '.join(KINDS)}")
-    try:
-        return Fault(**table)
-    except InputError as error:
-        raise InputError(f"fault plan {path}: {error}") from None
+        raise InputError(f"a fault without kind; known: {', '.join(KINDS)}")
+    return Fault(**table)
 
 
 def _random_fault(chance: random.Random) -> Fault:

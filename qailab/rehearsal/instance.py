@@ -1,285 +1,312 @@
-"""One IBM Quantum instance: its jobs and sessions, and the rules of its plan.
+"""One IBM Quantum instance: its sessions and jobs, and a queue with a thread for each device.
 
-All of it is behind one lock; circuits run outside of it, on one thread for each device.
+All of it is behind one lock, `Instance.changed`, which callers of its methods hold; circuits run
+outside of it. Times are seconds since the server started.
 """
 
 from __future__ import annotations
 
+import logging
+import secrets
+import threading
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from qailab.rehearsal import errors
-from qailab.rehearsal.account import Account
+from qailab.backends.cost import EXECUTION_SECONDS, JOB_SECONDS
+from qailab.rehearsal.account import (
+    INTERNAL,
+    INVALID_REQUEST,
+    OPEN_PLAN_SECONDS,
+    ApiError,
+    Limits,
+    too_many_pending,
+)
 from qailab.rehearsal.devices import Device
-from qailab.rehearsal.errors import ApiError
-from qailab.rehearsal.jobs import Job, Session
-from qailab.rehearsal.limits import qpu_seconds
-from qailab.rehearsal.records import CANCELLED, FAILED, QUEUED, JobRecord, Mode, SessionRecord
-from qailab.rehearsal.submissions import Submission
+from qailab.rehearsal.records import JobRecord, Mode, SessionRecord, State
+from qailab.rehearsal.sampler import DeviceSampler, Submission
+
+logger = logging.getLogger("qailab.rehearsal")
 
 
-class Instance(Account):
-    """An instance of the service."""
+@dataclass(kw_only=True)
+class Session(SessionRecord):
+    """A session or a batch."""
+
+    device: Device
+    interactive: float  # seconds without jobs after which it is inactive
+    used: float  # when it last had a job
+    turn: float = 0.0  # when its jobs may leave the queue
+    started: float | None = None  # when its first job started
+    accepting: bool = True  # whether it takes jobs
+    pending: int = 0  # its jobs that are queued or running
+    active_seconds: float = 0.0
+    qpu_seconds: float = 0.0  # of its jobs that ended
+
+
+@dataclass(kw_only=True)
+class Job(JobRecord):
+    """A job."""
+
+    device: Device
+    submission: Submission
+    owner: Session | None
+    params: Mapping[str, Any]  # as they came
+    max_seconds: float  # QPU seconds it may take
+    ready: float = 0.0  # when it may leave the queue
+    outcome: str = ""  # kind of the fault that decides how it ends
+    reason_code: int | None = None  # IBM's code of why it failed
+    result: bytes = b""  # JSON; empty until it has completed
+
+    @property
+    def estimate(self) -> float:
+        """QPU seconds it takes."""
+        return JOB_SECONDS + self.executions * EXECUTION_SECONDS
+
+
+class Instance:
+    """What an account has and may do.
+
+    Args:
+        samplers: what runs the jobs of each device.
+        plan: its plan, one of `qailab.rehearsal.account.PLANS`.
+        limits: what it allows.
+        queue_seconds: time in the queue, of a job on its own and of the first of a session.
+        realtime: whether a job holds its device for its QPU seconds.
+    """
+
+    def __init__(
+        self,
+        samplers: Mapping[Device, DeviceSampler],
+        *,
+        plan: str,
+        limits: Limits,
+        queue_seconds: float,
+        realtime: bool,
+    ) -> None:
+        self.devices = {device.name: device for device in samplers}
+        self.plan = plan
+        self.limits = limits
+        self.began = datetime.now(UTC)
+        self.jobs: dict[str, Job] = {}
+        self.sessions: dict[str, Session] = {}
+        self.changed = threading.Condition()  # notified when a job or session changes
+        self._zero = time.monotonic()
+        self._advanced = 0.0
+        self._queue_seconds = queue_seconds
+        self._realtime = realtime
+        self._stopping = False
+        self._pending: dict[str, Job] = {}  # jobs that are queued or running
+        self._threads = [
+            threading.Thread(
+                target=self._serve, args=one, name=f"rehearsal-{one[0].name}", daemon=True
+            )
+            for one in samplers.items()
+        ]
+
+    def start(self) -> None:
+        """Run jobs."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Run no more jobs after those that run now."""
+        with self.changed:
+            self._stopping = True
+            self.changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=60)
+
+    def now(self) -> float:
+        """Seconds since the server started."""
+        return time.monotonic() - self._zero
+
+    def pending(self, device: Device | None = None) -> int:
+        """Count the jobs that are queued or running."""
+        return sum(device in (None, job.device) for job in self._pending.values())
+
+    def consumed(self) -> float:
+        """QPU seconds of all jobs."""
+        return sum(job.qpu_seconds for job in self.jobs.values())
 
     # Sessions
 
-    def open_session(self, device: str, mode: str, max_time: float | None) -> Session:
+    def open_session(self, device: Device, mode: Mode, max_time: float | None) -> Session:
         """Create a session or a batch.
 
         Raises:
-            ApiError: if the plan has none, or there is no such device.
+            ApiError: if the plan has no sessions, or the time is too long.
         """
-        where = self.device(device)
-        if mode not in ("dedicated", "batch"):
-            raise ApiError(400, errors.INVALID_REQUEST, f"Unknown mode {mode!r}.")
-        if mode == "dedicated" and self.plan == "open":
-            raise errors.open_plan_session_error()
-        most = self.limits.session_seconds
-        if max_time is not None and not 0 < max_time <= most:
-            raise ApiError(
-                400, errors.INVALID_REQUEST, f"max_ttl must be in (0, {most:g}], got {max_time}."
-            )
-        kind: Mode = "session" if mode == "dedicated" else "batch"
-        limits = self.limits
+        limits, name, now = self.limits, secrets.token_hex(10), self.now()
+        if mode == "session" and self.plan == "open":
+            text = "You are not authorized to run a session when using the open plan."
+            advice = "Create an instance of a different plan type or use a different mode."
+            raise ApiError(400, 1352, text, advice)
+        seconds = limits.session_seconds if max_time is None else max_time
+        if not 0 < seconds <= limits.session_seconds:
+            text = f"max_ttl must be in (0, {limits.session_seconds:g}], got {seconds}."
+            raise ApiError(400, INVALID_REQUEST, text)
         idle = limits.interactive_seconds
-        if kind == "batch":
+        if mode == "batch":
             idle = limits.batch_interactive_seconds
-        with self.changed:
-            now = self.now()
-            session = Session(where, kind, max_time or most, idle, opened=now, used=now)
-            self._sessions[session.id] = self._open[session.id] = session
-            return session
-
-    def session(self, session_id: str) -> Session:
-        """A session by id.
-
-        Raises:
-            ApiError: 404 if there is none.
-        """
-        with self.changed:
-            self.advance()
-            if session_id not in self._sessions:
-                raise ApiError(404, errors.SESSION_NOT_FOUND, f"Session {session_id} not found.")
-            return self._sessions[session_id]
-
-    def session_details(self, session_id: str) -> dict[str, Any]:
-        """The answer of ``GET /sessions/ID``."""
-        session = self.session(session_id)
-        with self.changed:
-            return session.details(self.clock, self.now())
+        self.sessions[name] = Session(
+            name, device.name, mode, "open", seconds, now, device=device, interactive=idle, used=now
+        )
+        return self.sessions[name]
 
     def end_session(self, session: Session, reason: str, *, drop_queued: bool) -> None:
-        """Stop taking jobs.
-
-        Args:
-            session: the session.
-            reason: who or what ends it.
-            drop_queued: cancel its queued jobs too; else they finish and then it closes.
-        """
-        with self.changed:
-            session.accepting = False
+        """Take no more jobs, cancel queued ones or not, and close when all have ended."""
+        if session.closed is None:
+            session.accepting, session.reason = False, reason
             if drop_queued:
-                for job in self._queued(session):
-                    self.end(job, CANCELLED, "The session was cancelled.", None)
-            if session.pending == 0:
-                self._close(session, reason)
-            else:
-                session.reason = reason
-            self.changed.notify_all()
+                self._end_queued(session, State.CANCELLED, "The session was cancelled.")
+            self._close_if_done(session)
 
     def expire_session(self, session: Session, reason: str) -> None:
         """Close it now: queued jobs fail, a running one goes on."""
-        with self.changed:
-            self._close(session, reason)
-            for job in self._queued(session):
-                text = f"Session {session.id} has ended: {reason}."
-                self.end(job, FAILED, text, errors.SESSION_TIME_OVER)
-            self.changed.notify_all()
+        session.accepting, session.reason = False, reason
+        session.state, session.closed = "closed", self.now()
+        self._end_queued(session, State.FAILED, f"The session has ended: {reason}.", 4001)
 
     def advance(self) -> None:
-        """Let time pass for the sessions. The caller holds the lock."""
-        now = self.now()
-        for session in list(self._open.values()):
+        """Let time pass for the sessions."""
+        before, self._advanced = self._advanced, self.now()
+        now = self._advanced
+        for session in self.sessions.values():
+            if session.closed is not None:
+                continue
+            if session.state == "active":
+                until = now if session.pending else min(now, session.used + session.interactive)
+                session.active_seconds += max(0.0, until - before)
+                session.state = "active" if until == now else "inactive"
             if session.started is not None and now >= session.started + session.max_time:
                 self.expire_session(session, "max_time reached")
-            elif session.pending == 0:
-                if now >= session.used + self.limits.idle_seconds:
-                    self.expire_session(session, "not used for too long")
-                elif session.state == "active" and now >= session.used + session.interactive:
-                    session.deactivate(session.used + session.interactive)
+            elif session.pending == 0 and now >= session.used + self.limits.idle_seconds:
+                self.expire_session(session, "not used for too long")
 
-    def _close(self, session: Session, reason: str) -> None:
-        session.close(self.now(), reason)
-        self._open.pop(session.id, None)
+    def _close_if_done(self, session: Session) -> None:
+        if session.pending == 0 and not session.accepting and session.closed is None:
+            session.state, session.closed = "closed", self.now()
 
-    def _queued(self, session: Session) -> list[Job]:
-        pending = self._pending.values()
-        return [job for job in pending if job.session is session and job.state == QUEUED]
+    def _end_queued(self, session: Session, *end: Any) -> None:
+        for job in list(self._pending.values()):
+            if job.owner is session and job.state == State.QUEUED:
+                self.end(job, *end)
 
     # Jobs
 
-    def submit(
-        self,
-        device: Device,
-        submission: Submission,
-        params: bytes,
-        session: Session | None,
-        payload: Mapping[str, Any],
-        outcome: str = "",
-    ) -> Job:
-        """Accept a job into the queue.
-
-        Args:
-            device: where to.
-            submission: what it runs.
-            params: its parameters as they came.
-            session: its session.
-            payload: the request: ``tags``, ``cost`` and ``private`` are looked at.
-            outcome: the fault that decides how it ends.
+    def accept(self, job: Job) -> None:
+        """Take a job into the queue.
 
         Raises:
             ApiError: if it breaks a rule of the session, the plan or the limits.
         """
-        if submission.executions > self.limits.executions:
-            raise ApiError(
-                400,
-                errors.TOO_MANY_EXECUTIONS,
-                f"The number of executions {submission.executions} ({submission.rows} circuits) "
-                f"is over the maximum of {self.limits.executions} of a job.",
-                "Split the job.",
-            )
-        with self.changed:
-            self.advance()
-            self._check_session(device, session)
-            limit = self.limits.pending_jobs_of(self.plan)
-            if limit is not None and self.pending() >= limit:
-                raise errors.pending_jobs_error(limit)
-            most = min(payload.get("cost") or self.limits.job_seconds, self.limits.job_seconds)
-            now = self.now()
-            job = Job(
-                device,
-                submission,
-                params,
-                mode="job" if session is None else session.mode,
-                session=session,
-                tags=tuple(payload.get("tags") or ()),
-                created=now,
-                max_seconds=most,
-                estimate=qpu_seconds(submission.executions, device.rep_delay),
-                private=bool(payload.get("private")),
-                outcome=outcome,
-            )
-            if session is not None:
-                if session.pending == 0 and session.state != "active":
-                    session.used = now  # it queues from now on
-                session.pending += 1
-            self._jobs[job.id] = self._pending[job.id] = job
-            self.changed.notify_all()
-            return job
+        self._check(job, job.owner)
+        job.ready = job.created + self._queue_seconds
+        session = job.owner
+        if session is not None:
+            if session.pending == 0 and session.state != "active":
+                session.turn = job.ready
+            job.ready = session.turn
+            session.pending += 1
+        self.jobs[job.id] = self._pending[job.id] = job
+        self.changed.notify_all()
 
-    def _check_session(self, device: Device, session: Session | None) -> None:
-        if session is None:
-            return
-        if session.device is not device:
-            raise ApiError(
-                400,
-                errors.SESSION_OTHER_BACKEND,
-                f"The session {session.id} is for backend {session.device.name}, not "
-                f"{device.name}.",
-            )
-        if session.state == "closed" or not session.accepting:
-            raise ApiError(
-                400,
-                errors.SESSION_CLOSED,
-                f"The session {session.id} is closed ({session.reason}) and accepts no more jobs.",
-                "Create a new session.",
-            )
+    def _check(self, job: Job, session: Session | None) -> None:
+        most, pending = self.limits.executions, self.limits.pending_jobs_of(self.plan)
+        if job.executions > most:
+            text = f"The number of executions {job.executions} is over the maximum of {most}."
+            raise ApiError(400, 8044, text, "Split the job.")
+        if session is not None and session.device is not job.device:
+            text = f"is for backend {session.backend}, not {job.backend}."
+            raise ApiError(400, 1211, f"The session {session.id} {text}")
+        if session is not None and not session.accepting:
+            text = f"is closed ({session.reason}) and accepts no more jobs."
+            raise ApiError(400, 1217, f"The session {session.id} {text}")
+        if pending is not None and len(self._pending) >= pending:
+            raise too_many_pending(pending)
+        if self.plan == "open" and self.consumed() >= OPEN_PLAN_SECONDS:
+            raise ApiError(403, 4317, "Job create exceeds open plan job usage limits.")
 
-    def job(self, job_id: str) -> Job:
-        """A job by id.
-
-        Raises:
-            ApiError: 404 if there is none.
-        """
-        with self.changed:
-            if self._open:
-                self.advance()
-            job = self._jobs.get(job_id)
-            if job is None or job.deleted:
-                raise ApiError(404, errors.JOB_NOT_FOUND, f"Job not found. Job ID: {job_id}")
-            return job
-
-    def jobs(self) -> list[Job]:
-        """All jobs that are not deleted, oldest first."""
-        with self.changed:
-            self.advance()
-            return [job for job in self._jobs.values() if not job.deleted]
-
-    def next_job(self, device: Device) -> tuple[Job | None, float | None]:
-        """The next job of a device. The caller holds the lock.
-
-        Returns:
-            The job if one is ready, and else the seconds until one will be, ``None`` if none is
-            queued.
-        """
-        self.advance()
-        now, first, ready_at = self.now(), None, float("inf")
-        for job in self._pending.values():
-            if job.device is device and job.state == QUEUED:
-                ready = self._ready_at(job)
-                if ready < ready_at:
-                    first, ready_at = job, ready
-        if first is None:
-            return None, None
-        return (first, None) if ready_at <= now else (None, ready_at - now)
-
-    def _ready_at(self, job: Job) -> float:
-        session = job.session
-        if session is None:
-            return job.created + self.queue_seconds
-        if session.state == "active":
-            return job.created
-        return session.used + self.queue_seconds
-
-    def end(self, job: Job, state: str, reason: str, code: int | None) -> None:
-        """A job reaches a final state. The caller holds the lock."""
+    def end(
+        self, job: Job, state: State, reason: str = "", code: int | None = None, used: float = 0.0
+    ) -> None:
+        """Put a job into a final state, if it is in none."""
         if job.is_final:
             return
         job.state, job.reason, job.reason_code = state, reason, code
-        job.ended = self.now()
+        job.ended, job.qpu_seconds = self.now(), used
         del self._pending[job.id]
-        session = job.session
+        session = job.owner
         if session is not None:
             session.pending -= 1
             session.used = job.ended
-            session.qpu_seconds += job.qpu_seconds
-            if session.pending == 0 and not session.accepting:
-                self._close(session, session.reason)
+            session.qpu_seconds += used
+            self._close_if_done(session)
         self.changed.notify_all()
 
-    def cancel(self, job: Job) -> None:
-        """Cancel a job.
+    # Devices
 
-        Raises:
-            ApiError: 409 if it has ended.
-        """
+    def _serve(self, device: Device, sampler: DeviceSampler) -> None:
+        """Take the jobs of a device off its queue, one at a time, and run them."""
         with self.changed:
-            if job.is_final:
-                raise ApiError(
-                    409, errors.NOT_CANCELLABLE, f"Job {job.id} is already in state {job.state}."
-                )
-            self.end(job, CANCELLED, "Cancelled by the user.", None)
+            while (job := self._next_job(device)) is not None:
+                self._begin(job)
+                if job.outcome == "job-cancelled":
+                    self.end(job, State.CANCELLED, "Cancelled by the service.")
+                elif job.outcome == "job-failed":
+                    self.end(job, State.FAILED, "Internal error: the device failed.", INTERNAL)
+                elif job.outcome == "job-too-long" or job.estimate > job.max_seconds:
+                    used = min(job.estimate, job.max_seconds)
+                    reason = f"Ran too long: the job was stopped after {used:g} s."
+                    self.end(job, State.RAN_TOO_LONG, reason, 1305, used)
+                elif job.outcome != "job-stuck":  # it stays running; the device goes on
+                    self._run(job, sampler)
 
-    # Records
+    def _begin(self, job: Job) -> None:
+        job.state, job.started = State.RUNNING, self.now()
+        session = job.owner
+        if session is not None and session.closed is None:
+            session.state, session.used = "active", job.started
+            session.started = session.started or job.started
 
-    def job_records(self) -> list[JobRecord]:
-        """Snapshots of all jobs that were accepted, oldest first."""
-        with self.changed:
+    def _next_job(self, device: Device) -> Job | None:
+        """Wait for the next job of a device; None if the server stops."""
+        while not self._stopping:
             self.advance()
-            return [job.record() for job in self._jobs.values()]
+            jobs = [job for job in self._pending.values() if job.device is device]
+            queued = [job for job in jobs if job.state == State.QUEUED]
+            first = min(queued, key=lambda job: job.ready, default=None)
+            wait = None if first is None else first.ready - self.now()
+            if wait is not None and wait <= 0:
+                return first
+            self.changed.wait(wait)
+        return None
 
-    def session_records(self) -> list[SessionRecord]:
-        """Snapshots of all sessions, oldest first."""
-        with self.changed:
+    def _run(self, job: Job, sampler: DeviceSampler) -> None:
+        began = self.now()
+        self.changed.release()
+        try:
+            job.result = sampler.run(job.submission)
+            failed = None
+        except ApiError as error:
+            failed = error
+        except Exception as error:
+            logger.exception("job %s failed in the simulator", job.id)
+            failed = ApiError(500, INTERNAL, f"Internal error: {error!r}")
+        finally:
+            self.changed.acquire()
             self.advance()
-            return [session.record() for session in self._sessions.values()]
+        if failed is not None:
+            self.end(job, State.FAILED, failed.message, failed.code)
+            return
+        job.run_seconds = self.now() - began
+        until = began + job.estimate
+        while self._realtime and self.now() < until and not job.is_final:
+            self.changed.wait(until - self.now())
+            if self._stopping:
+                break
+        self.end(job, State.COMPLETED, used=job.estimate)

@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qailab.rehearsal.limits import PRICE_PER_SECOND
+from qailab.rehearsal.account import PRICE_PER_SECOND
 from qailab.rehearsal.records import (
-    CANCELLED,
-    COMPLETED,
-    FAILED,
-    RAN_TOO_LONG,
     FaultRecord,
     JobRecord,
     RequestRecord,
     SessionRecord,
+    State,
+    find_resent,
 )
+
+COLOURS = {
+    State.COMPLETED: "tab:green",
+    State.FAILED: "tab:red",
+    State.RAN_TOO_LONG: "tab:purple",
+    State.CANCELLED: "tab:orange",
+    State.RUNNING: "tab:blue",
+    State.QUEUED: "tab:gray",
+}
 
 
 @dataclass(frozen=True)
 class Report:
     """The records of a rehearsal and their sums.
 
-    Args:
-        backends: names of the devices.
-        jobs: the jobs.
-        sessions: the sessions.
-        requests: the requests.
-        faults: the faults that were injected.
-        seconds: how long the server has run.
-        price_per_second: of a QPU, US dollars; jobs are charged by their QPU seconds. (A
-            dedicated session is charged for the whole time it is active, idle time included, which
-            a rehearsal in less than real time cannot tell.)
+    Jobs are charged by their QPU seconds. (A dedicated session is charged for the whole time it is
+    active, idle time included, which a rehearsal in less than real time cannot tell.)
     """
 
-    backends: tuple[str, ...]
+    backends: tuple[str, ...]  # names of the devices
     jobs: tuple[JobRecord, ...]
     sessions: tuple[SessionRecord, ...]
     requests: tuple[RequestRecord, ...]
     faults: tuple[FaultRecord, ...]
-    seconds: float
-    price_per_second: float = PRICE_PER_SECOND
+    seconds: float  # how long the server has run
+    price_per_second: float = PRICE_PER_SECOND  # of a QPU, US dollars
 
     def survived(self, fault: FaultRecord) -> bool:
         """Whether work went on after a fault.
@@ -53,59 +53,51 @@ class Report:
         """
         hit = [job.content for job in self.jobs if job.id == fault.job]
         return any(
-            job.state == COMPLETED
+            job.state == State.COMPLETED
             and (job.ended or 0.0) >= fault.time
             and (not hit or job.content in hit)
             for job in self.jobs
         )
 
     def sums(self, backend: str | None = None) -> dict[str, float]:
-        """Numbers of one device, or of all.
-
-        Returns:
-            ``jobs``, by their state, ``rows``, ``executions``; seconds in queue, run time here and
-            QPU time, and ``cost`` in US dollars.
-        """
+        """Numbers of one device, or of all."""
         jobs = [job for job in self.jobs if backend in (None, job.backend)]
         states = Counter(job.state for job in jobs)
         qpu = sum(job.qpu_seconds for job in jobs)
+        waits = [job.started - job.created for job in jobs if job.started is not None]
         return {
             "jobs": len(jobs),
-            "completed": states[COMPLETED],
-            "failed": states[FAILED] + states[RAN_TOO_LONG],
-            "cancelled": states[CANCELLED],
+            "completed": states[State.COMPLETED],
+            "failed": states[State.FAILED] + states[State.RAN_TOO_LONG],
+            "cancelled": states[State.CANCELLED],
             "unfinished": sum(not job.is_final for job in jobs),
             "rows": sum(job.rows for job in jobs),
             "executions": sum(job.executions for job in jobs),
-            "queue_seconds": sum(
-                job.started - job.created for job in jobs if job.started is not None
-            ),
-            "run_seconds": sum(job.run_seconds for job in jobs),
+            "queue_seconds": sum(waits, 0.0),
+            "run_seconds": sum((job.run_seconds for job in jobs), 0.0),
             "qpu_seconds": qpu,
             "cost_usd": qpu * self.price_per_second,
         }
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as JSON values."""
-        from qailab.rehearsal.server import find_duplicates
-
-        statuses = Counter(str(request.status or "dropped") for request in self.requests)
+        statuses = [request.status for request in self.requests]
         return {
             "seconds": self.seconds,
             "price_per_second_usd": self.price_per_second,
             "total": self.sums(),
             "backends": {name: self.sums(name) for name in self.backends},
             "requests": {
-                "count": len(self.requests),
-                "sent_again": sum(_is_sent_again(request) for request in self.requests),
-                "by_status": dict(sorted(statuses.items())),
+                "count": len(statuses),
+                "sent_again": sum(status in (0, 429) or status >= 500 for status in statuses),
+                "by_status": _counted(str(status or "dropped") for status in statuses),
             },
             "faults": {
                 "injected": len(self.faults),
                 "survived": sum(self.survived(fault) for fault in self.faults),
-                "by_kind": dict(sorted(Counter(fault.kind for fault in self.faults).items())),
+                "by_kind": _counted(fault.kind for fault in self.faults),
             },
-            "duplicates": [[one.id, two.id] for one, two in find_duplicates(self.jobs)],
+            "duplicates": [[one.id, two.id] for one, two in find_resent(self.jobs)],
             "jobs": [asdict(job) for job in self.jobs],
             "sessions": [asdict(session) for session in self.sessions],
             "faults_injected": [asdict(fault) for fault in self.faults],
@@ -113,40 +105,28 @@ class Report:
 
     def table(self) -> str:
         """The sums, aligned, one column for each device, and what went wrong below."""
+        columns = {name: self.sums(name) for name in self.backends}
+        if len(columns) > 1:
+            columns["total"] = self.sums()
+        width = max(11, *map(len, columns))
+        lines = [" " * 13 + "".join(f"  {name:>{width}}" for name in columns)]
+        for name in self.sums():
+            form = ",.2f" if name == "cost_usd" else ",.1f" if "seconds" in name else ",d"
+            cells = [f"  {sums[name]:>{width}{form}}" for sums in columns.values()]
+            lines.append(f"{name.replace('_', ' '):13}" + "".join(cells))
         facts = self.as_dict()
-        columns = [*self.backends, "total"] if len(self.backends) > 1 else list(self.backends)
-        sums = [self.sums(None if name == "total" else name) for name in columns]
-        shown = {
-            "jobs": "d",
-            "completed": "d",
-            "failed": "d",
-            "cancelled": "d",
-            "unfinished": "d",
-            "rows": ",d",
-            "executions": ",d",
-            "queue_seconds": ".1f",
-            "run_seconds": ".1f",
-            "qpu_seconds": ".1f",
-            "cost_usd": ",.2f",
-        }
-        lines = [["", *columns]]
-        for name, form in shown.items():
-            lines.append([name.replace("_", " "), *(f"{column[name]:{form}}" for column in sums)])
         requests, faults = facts["requests"], facts["faults"]
         kinds = ", ".join(f"{count} {kind}" for kind, count in faults["by_kind"].items())
-        return "\n".join(
-            [
-                *_aligned(lines),
-                "",
-                f"sessions    {len(self.sessions)}",
-                f"requests    {requests['count']}, {requests['sent_again']} failed in a way that "
-                "is worth sending again",
-                f"faults      {faults['injected']} injected, {faults['survived']} survived"
-                + (f" ({kinds})" if kinds else ""),
-                f"duplicates  {len(facts['duplicates'])}",
-                f"cost        at {self.price_per_second:g} USD for a QPU second, estimated",
-            ]
-        )
+        below = {
+            "sessions": f"{len(self.sessions)}",
+            "requests": f"{requests['count']}, {requests['sent_again']} failed in a way that is "
+            "worth sending again",
+            "faults": f"{faults['injected']} injected, {faults['survived']} survived"
+            + (f" ({kinds})" if kinds else ""),
+            "duplicates": f"{len(facts['duplicates'])} jobs were sent a second time",
+            "cost": f"at {self.price_per_second:g} USD for a QPU second, estimated",
+        }
+        return "\n".join([*lines, "", *(f"{name:10}  {text}" for name, text in below.items())])
 
     def write(self, folder: str | Path) -> list[Path]:
         """Write ``report.json`` and, where matplotlib is installed, the plot ``jobs.png``.
@@ -157,32 +137,75 @@ class Report:
         Returns:
             What was written.
         """
-        from qailab.rehearsal.plot import plot_jobs
-
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        written = [place / "report.json"]
-        written[0].write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+        facts, plot = Path(folder) / "report.json", Path(folder) / "jobs.png"
+        facts.parent.mkdir(parents=True, exist_ok=True)
+        facts.write_text(json.dumps(self.as_dict(), indent=1) + "\n")
         try:
-            plot_jobs(self, place / "jobs.png")
+            self.plot(plot)
         except ImportError:
-            return written
-        return [*written, place / "jobs.png"]
+            return [facts]
+        return [facts, plot]
+
+    def plot(self, path: str | Path) -> None:
+        """Draw a bar for each job, from its start to its end; pale while it was queued.
+
+        Args:
+            path: of the picture; its suffix says which kind.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        # The plain figure and canvas: pyplot would pick a window system and keep global state.
+        figures: Any = importlib.import_module("matplotlib.figure")
+        patches: Any = importlib.import_module("matplotlib.patches")
+        lanes = [self._lanes(name) for name in self.backends]
+        heights = [max(len(lane), 2) for lane in lanes]
+        size = (10, 1.5 + min(0.3 * sum(heights), 10))
+        figure = figures.Figure(figsize=size, layout="constrained")
+        axes: Any = figure.subplots(
+            len(lanes), 1, sharex=True, squeeze=False, height_ratios=heights
+        )[:, 0]
+        for name, lanes_here, axis in zip(self.backends, lanes, axes, strict=True):
+            for height, lane in enumerate(lanes_here):
+                for job in lane:
+                    start, end = self._span(job)
+                    colour = COLOURS[job.state]
+                    queued = start - job.created
+                    axis.barh(height, queued, left=job.created, color=colour, alpha=0.25)
+                    axis.barh(height, end - start, left=start, color=colour, edgecolor=colour)
+            for fault in self.faults:
+                axis.axvline(fault.time, color="black", linewidth=0.5, linestyle=":")
+            axis.set_ylabel(name, rotation=0, ha="right", va="center")
+            axis.set_yticks([])
+        axes[-1].set_xlabel("seconds since the server started (pale: queued; dotted: a fault)")
+        states = {job.state for job in self.jobs}
+        handles = [
+            patches.Patch(color=colour, label=state)
+            for state, colour in COLOURS.items()
+            if state in states
+        ]
+        figure.legend(handles=handles, ncols=len(COLOURS), loc="outside upper center")
+        figure.savefig(path, dpi=120)
+
+    def _span(self, job: JobRecord) -> tuple[float, float]:
+        """When a job was started and ended, as far as it was."""
+        end = self.seconds if job.ended is None else job.ended
+        return (end if job.started is None else job.started), end
+
+    def _lanes(self, backend: str) -> list[list[JobRecord]]:
+        """Jobs of a device in as few lanes as none overlaps another in its lane."""
+        lanes: list[list[JobRecord]] = []
+        for job in self.jobs:
+            if job.backend != backend:
+                continue
+            for lane in lanes:
+                if self._span(lane[-1])[1] <= job.created:
+                    lane.append(job)
+                    break
+            else:
+                lanes.append([job])
+        return lanes
 
 
-def _is_sent_again(request: RequestRecord) -> bool:
-    return request.status in (0, 429) or request.status >= 500
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return [
-        "  ".join(
-            [
-                line[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-            ]
-        )
-        for line in lines
-    ]
+def _counted(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))

@@ -1,1 +1,5 @@
-"""The parts of ``scripts/benchmark.py``: workloads, timing, memory, claims, peers, report."""
+"""The parts of ``scripts/benchmark.py``: a module for each subcommand, and what they share.
+
+:mod:`workload` what is computed; :mod:`timing` how it is timed; :mod:`report` files and plots;
+:mod:`gradients` with :mod:`peers`, :mod:`scale` with :mod:`arithmetic`, and :mod:`hardware`.
+"""

@@ -17,134 +17,71 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from tables import Column
 
-from benchmarks.modes import Mode
-from benchmarks.timing import Figure, Series
-from benchmarks.workload import Gradients, Workload, backward_of
+from benchmarks.gradients import Places
+from benchmarks.report import Report
+from benchmarks.timing import interleaved, medians
+from benchmarks.workload import Backward, Case, Workload, backward_of
 from qailab.torch import QLayer
 
-MOST_STANDARD_ERRORS = 6.0
+_MOST_STANDARD_ERRORS = 6.0
 """That two right gradients may differ: exceeded by chance once in 10**8 entries."""
-
-_SLOW_SECONDS = 8.0  # a peer that takes longer is measured once more, not three times
 _ROUNDS = 3
-
-Build = Callable[[Workload], Callable[[], Gradients]]
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Another library.
-
-    Args:
-        name: what the report calls it.
-        build: runs its forward pass; the function returned runs its backward pass.
-    """
-
-    name: str
-    build: Build
+_COLUMNS = (
+    Column("n"), Column("batch"), Column("where", width=26), Column("ms", ",.1f", 8),
+    Column("/ last pool", ",.2f"), Column("standard errors apart", ".1f"),
+)  # fmt: skip
 
 
-def all_peers() -> tuple[Peer, ...]:
-    """The libraries that are compared.
+def measure_peers(cases: Iterable[Case], places: Places, report: Report) -> None:
+    """Time qailab and its peers side by side, and check that their gradients agree.
 
     Raises:
-        SystemExit: if one is not installed; the message says how to install it.
+        SystemExit: if a peer's gradient differs: the comparison would say nothing.
     """
-    try:
-        import pennylane  # noqa: F401
-        import pennylane_lightning  # noqa: F401
-        import qiskit_machine_learning  # noqa: F401
-    except ImportError as error:
-        raise SystemExit(
-            f"--peers needs the extra 'bench' ({error}); run scripts/benchmark --peers, or "
-            "install it with: pip install 'qailab[bench]'"
-        ) from error
-    return (
-        Peer(LIGHTNING, lambda work: _pennylane(work, "lightning.qubit")),
-        Peer("PennyLane default.qubit", lambda work: _pennylane(work, "default.qubit")),
-        Peer(TORCH_CONNECTOR, _torch_connector),
+    table = report.table("peers", _COLUMNS, "Other libraries")
+    for case in cases:
+        work = Workload(case)
+        layers = {f"qailab, {name}": work.layer(backend) for name, backend in places.items()}
+        ours: dict[str, Backward] = {name: work.backward(each) for name, each in layers.items()}
+        gradients = [run() for run in ours.values()]
+        seconds: dict[str, list[float]] = {name: [] for name in ours}
+        apart: dict[str, float] = {}
+        for name, build in _PEERS.items():
+            run = build(work)
+            theirs = run()  # warms up as well
+            apart[name] = _standard_errors_apart(theirs, gradients[0], next(iter(layers.values())))
+            if apart[name] > _MOST_STANDARD_ERRORS:
+                raise SystemExit(
+                    f"{case}: the gradient of {name} is {apart[name]:.1f} standard errors from "
+                    f"qailab's (at most {_MOST_STANDARD_ERRORS:g})"
+                )
+            for each, times in interleaved(ours | {name: run}, _ROUNDS).items():
+                seconds.setdefault(each, []).extend(times)
+        base = statistics.median(seconds[list(ours)[-1]])
+        for name, own in medians(seconds).items():
+            table.add({
+                "n": case.qubits, "batch": case.batch, "where": name, "ms": 1e3 * own,
+                "/ last pool": own / base, "standard errors apart": apart.get(name),
+            })  # fmt: skip
+
+
+def _standard_errors_apart(
+    theirs: Sequence[torch.Tensor], ours: Sequence[torch.Tensor], layer: QLayer
+) -> float:
+    """The largest difference of two gradients, in standard errors of the difference."""
+    errors = (layer.input_std_error, layer.weight_std_error)
+    return max(
+        float(((other.double() - mine) / (math.sqrt(2) * error)).abs().max())
+        for mine, other, error in zip(ours, theirs, errors, strict=True)
     )
 
 
-LIGHTNING = "PennyLane lightning.qubit"
-TORCH_CONNECTOR = "qiskit-machine-learning"
-
-
-def measure_peers(work: Workload, modes: Sequence[Mode], peers: Sequence[Peer]) -> list[Figure]:
-    """Measure qailab and its peers side by side, and check that they agree.
-
-    Returns:
-        One figure for each mode and each peer.
-
-    Raises:
-        SystemExit: if a peer's gradient is another one than qailab's: the comparison would say
-            nothing.
-    """
-    ours = [Series(mode, work.backward(work.layer(mode.backend))) for mode in modes]
-    for each in ours:
-        each.run()
-    seconds: dict[str, list[float]] = {}
-    layer = work.layer(modes[0].backend)
-    reference = work.backward(layer)()
-    for peer in peers:
-        run = peer.build(work)
-        began = time.perf_counter()
-        gradients = run()  # warms up as well
-        slow = time.perf_counter() - began > _SLOW_SECONDS
-        _check_agreement(work, peer, gradients, reference, layer)
-        seconds[peer.name] = []
-        for _ in range(1 if slow else _ROUNDS):
-            began = time.perf_counter()
-            run()
-            seconds[peer.name].append(time.perf_counter() - began)
-            for each in ours:
-                each.measure()
-    rows = work.shifted_rows().num_rows
-    times = {each.mode.name: each.seconds for each in ours} | seconds
-    return [
-        Figure(
-            mode=name,
-            case=work.case,
-            rows=rows,
-            seconds=statistics.median(measured),
-            fastest=min(measured),
-            rounds=len(measured),
-            in_process_seconds=statistics.median(ours[0].seconds),
-        )
-        for name, measured in times.items()
-    ]
-
-
-def _check_agreement(
-    work: Workload, peer: Peer, theirs: Gradients, ours: Gradients, layer: QLayer
-) -> None:
-    worst = []
-    for mine, other, error in (
-        (ours.inputs, theirs.inputs, layer.input_std_error),
-        (ours.weights, theirs.weights, layer.weight_std_error),
-    ):
-        assert mine is not None
-        assert other is not None
-        assert error is not None
-        worst.append(float(((other.double() - mine) / (math.sqrt(2) * error)).abs().max()))
-    entries = work.inputs.numel() + work.weights.numel()
-    agree = max(worst) <= MOST_STANDARD_ERRORS
-    print(
-        f"  {work.case.name}, {peer.name}: gradient {'agrees' if agree else 'DISAGREES'}; largest "
-        f"difference of {entries} entries: inputs {worst[0]:.1f}, weights {worst[1]:.1f} standard "
-        f"errors (at most {MOST_STANDARD_ERRORS:g})"
-    )
-    if not agree:
-        raise SystemExit(f"{peer.name} computes another gradient; comparing times says nothing")
-
-
-def _pennylane(work: Workload, device: str) -> Callable[[], Gradients]:
+def _pennylane(work: Workload, device: str) -> Backward:
     import pennylane as qml
 
     gates = _gates(work)
@@ -170,16 +107,15 @@ def _pennylane(work: Workload, device: str) -> Callable[[], Gradients]:
     inputs = work.inputs.clone().requires_grad_()
     weights = work.weights.clone().requires_grad_()
     outputs = torch.stack([circuit(features, weights) for features in inputs])
-    return backward_of(outputs, inputs, weights, work.grad_output)
+    return backward_of(outputs, [inputs, weights], work.grad_output)
 
 
 def _gates(work: Workload) -> list[tuple[list[int], tuple[int, int] | None]]:
     """The circuit's gates: qubits, and for an RY its group (inputs, weights) and index in it."""
+    groups = (work.problem.input_parameters, work.problem.weight_parameters)
     place = {
         parameter: (group, index)
-        for group, parameters in enumerate(
-            (work.problem.input_parameters, work.problem.weight_parameters)
-        )
+        for group, parameters in enumerate(groups)
         for index, parameter in enumerate(parameters)
     }
     gates: list[tuple[list[int], tuple[int, int] | None]] = []
@@ -193,7 +129,7 @@ def _gates(work: Workload) -> list[tuple[list[int], tuple[int, int] | None]]:
     return gates
 
 
-def _torch_connector(work: Workload) -> Callable[[], Gradients]:
+def _torch_connector(work: Workload) -> Backward:
     from qiskit_aer.primitives import SamplerV2
     from qiskit_machine_learning.connectors import TorchConnector
     from qiskit_machine_learning.gradients import ParamShiftSamplerGradient
@@ -214,4 +150,11 @@ def _torch_connector(work: Workload) -> Callable[[], Gradients]:
     )
     layer = TorchConnector(network, initial_weights=work.weights.numpy())
     inputs = work.inputs.float().requires_grad_()  # its weights are float32
-    return backward_of(layer(inputs), inputs, layer.weight, work.grad_output)
+    return backward_of(layer(inputs), [inputs, layer.weight], work.grad_output)
+
+
+_PEERS: dict[str, Callable[[Workload], Backward]] = {
+    "PennyLane lightning.qubit": lambda work: _pennylane(work, "lightning.qubit"),
+    "PennyLane default.qubit": lambda work: _pennylane(work, "default.qubit"),
+    "qiskit-machine-learning": _torch_connector,
+}

@@ -1,139 +1,115 @@
-"""The report: tables on screen and a CSV file of the same figures."""
+"""What a run leaves: its figures as JSON, and plots of them."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.claims import Claim
-from benchmarks.timing import Figure
+from tables import Column, Table
+
+from benchmarks.timing import machine
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers and in grey.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "0.25")
+_MARKERS = ("o", "s", "D", "^", "v", "x")
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+Rows = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the table.
+class Report:
+    """The tables of a run, and the folder that it writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._machine = machine()
+        self._tables: dict[str, Table] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        print(self._machine)
+
+    def table(self, name: str, columns: Sequence[Column], title: str) -> Table:
+        """Begin a table; its rows are written under this name."""
+        table = self._tables[name] = Table(columns, title)
+        return table
+
+    def write(self) -> None:
+        """Write ``figures.json``, and a plot of each table that has one."""
+        figures = {name: table.rows for name, table in self._tables.items()}
+        about = {"command": sys.argv[1:], "machine": [self._machine, machine()]}
+        text = json.dumps(about | {"figures": figures}, indent=1)
+        (self._folder / "figures.json").write_text(text + "\n")
+        for name, draw in (("grid", _draw_times), ("efficiency", _draw_efficiency)):
+            if figures.get(name):
+                draw(self._folder / f"{name}.png", figures[name])
+        print(f"\nat the end: {machine()}, this run's own part included")
+        print(f"figures and plots are in {self._folder}")
+
+
+def _draw_times(path: Path, rows: Rows) -> None:
+    """The time of a backward pass over qubits, a panel for each batch size."""
+    bounds = [
+        row | {"where": "raw Aer (the bound)", "ms": row["raw Aer"]}
+        for row in rows
+        if row["where"] == rows[0]["where"]
+    ]
+    title = "ms for one backward pass by parameter shifts: lower is better"
+    _draw(path, [*rows, *bounds], ("n", "ms", "batch", "where"), title, yscale="log")
+
+
+def _draw_efficiency(path: Path, rows: Rows) -> None:
+    """Scheduling efficiency over the number of actors, a panel for each kind of speeds."""
+    title = "Scheduling efficiency of a pool, by ms of a chunk: higher is better"
+    names = ("actors", "efficiency", "speeds", "ms/chunk")
+    _draw(path, rows, names, title, xscale="log", ylim=(0.0, 1.04))
+
+
+def _draw(
+    path: Path, rows: Rows, names: tuple[str, str, str, str], title: str, **axes: Any
+) -> None:
+    """Draw columns of a table.
 
     Args:
-        title: its name on screen.
-        field: its name in the CSV file.
-        value: what stands in it, or None for nothing.
-        digits: decimals on screen.
+        path: the PNG.
+        rows: of the table.
+        names: columns for x and y, for the panels, and for the lines in each.
+        title: above all panels.
+        axes: properties of matplotlib's axes.
     """
+    import matplotlib  # here: it would add to the memory that is measured
 
-    title: str
-    field: str
-    value: Callable[[Figure], str | float | None]
-    digits: int = 0
+    matplotlib.use("Agg")  # no display is needed, and none is looked for
+    import matplotlib.pyplot as plt
 
-    def text(self, figure: Figure) -> str:
-        """The cell on screen."""
-        value = self.value(figure)
-        if value is None:
-            return "-"
-        text = value if isinstance(value, str) else f"{value:,.{self.digits}f}"
-        scaled = self.field in ("bound_ms", "of_bound") and figure.bound_scaled
-        return text + "*" * scaled
-
-
-def _ratio(figure: Figure, other: float | None) -> float | None:
-    return None if other is None else figure.seconds / other
-
-
-COLUMNS = (
-    Column("n", "qubits", lambda f: f.case.qubits),
-    Column("batch", "batch", lambda f: f.case.batch),
-    Column("rows", "rows", lambda f: f.rows),
-    Column("where", "mode", lambda f: f.mode),
-    Column("ms", "ms", lambda f: 1e3 * f.seconds, 1),
-    Column("best ms", "fastest_ms", lambda f: 1e3 * f.fastest, 1),
-    Column("rows/s", "rows_per_second", lambda f: f.rows_per_second),
-    Column(
-        "raw Aer ms",
-        "bound_ms",
-        lambda f: None if f.bound_seconds is None else 1e3 * f.bound_seconds,
-        1,
-    ),
-    Column("/ raw Aer", "of_bound", lambda f: _ratio(f, f.bound_seconds), 2),
-    Column("/ in-proc", "of_in_process", lambda f: _ratio(f, f.in_process_seconds), 2),
-    Column("bytes/row", "bytes_per_row", lambda f: f.bytes_per_row, 1),
-    Column("driver MiB", "driver_peak_mib", lambda f: f.driver_mib),
-    Column("actor MiB", "actor_peak_mib", lambda f: f.actor_mib),
-    Column("rounds", "rounds", lambda f: f.rounds),
-)
-
-FOOTNOTE = """\
-ms: one backward pass for inputs and weights, median over the rounds; best: of the round that
-other work on the machine disturbed least. raw Aer: the bound, the same rows in the same rounds
-(* measured on a stretch of them, scaled to all). /: median over median, lower is better.
-MiB: peak resident memory, libraries and what earlier work left behind included."""
-
-
-class Table:
-    """Prints figures as they come, in aligned columns.
-
-    Args:
-        modes: the names that will come, for the width of their column.
-    """
-
-    def __init__(self, modes: Iterable[str]) -> None:
-        widest = {"mode": max(map(len, modes)), "qubits": 3, "batch": 5, "rounds": 6}
-        self._widths = [max(len(c.title), widest.get(c.field, 7)) for c in COLUMNS]
-        self._case = ""
-
-    def heading(self) -> None:
-        """Print the titles."""
-        print(self._line([column.title for column in COLUMNS]))
-        print("  ".join("-" * width for width in self._widths))
-
-    def add(self, figures: Sequence[Figure]) -> None:
-        """Print one line for each figure, and a blank line between sizes."""
-        for figure in figures:
-            if self._case and figure.case.name != self._case:
-                print()
-            self._case = figure.case.name
-            print(self._line([column.text(figure) for column in COLUMNS]), flush=True)
-
-    def _line(self, cells: Sequence[str]) -> str:
-        aligned = [
-            cell.ljust(width) if column.field == "mode" else cell.rjust(width)
-            for cell, width, column in zip(cells, self._widths, COLUMNS, strict=True)
-        ]
-        return "  ".join(aligned).rstrip()
-
-
-def print_claims(claims: Sequence[Claim]) -> None:
-    """Print what must hold, one line for each demand."""
-    print("\nMust hold")
-    header = ("what", "required", "measured", "verdict", "detail")
-    lines = [header, *map(_claim_cells, claims)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print(("  " + "  ".join(cells)).rstrip())
-
-
-def write_figures(path: Path, figures: Sequence[Figure]) -> None:
-    """Write one line for each figure; an empty cell is what was not measured."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([column.field for column in COLUMNS] + ["shots", "inputs", "bound_scaled"])
-        for figure in figures:
-            cells = [column.value(figure) for column in COLUMNS]
-            writer.writerow(
-                [f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells]
-                + [figure.case.shots, int(figure.case.for_inputs), int(figure.bound_scaled)]
-            )
-
-
-def write_claims(path: Path, claims: Sequence[Claim]) -> None:
-    """Write one line for each demand."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["what", "required", "measured", "verdict", "detail"])
-        writer.writerows(map(_claim_cells, claims))
-
-
-def _claim_cells(claim: Claim) -> tuple[str, ...]:
-    return (claim.what, claim.required, claim.measured, claim.verdict, claim.detail)
+    x, y, panel, series = names
+    kinds, lines = (list(dict.fromkeys(row[name] for row in rows)) for name in (panel, series))
+    with plt.rc_context(_STYLE):
+        sheet, panels = plt.subplots(
+            1, len(kinds), figsize=(max(7.0, 1 + 3.6 * len(kinds)), 4.6), sharey=True,
+            squeeze=False, layout="constrained",
+        )  # fmt: skip
+        for plot, kind in zip(panels[0], kinds, strict=True):
+            for line, colour, marker in zip(lines, _COLOURS, _MARKERS, strict=False):
+                own = [row for row in rows if (row[panel], row[series]) == (kind, line)]
+                own.sort(key=lambda row: row[x])
+                plot.plot([row[x] for row in own], [row[y] for row in own], label=str(line),
+                          color=colour, marker=marker)  # fmt: skip
+            ticks = sorted({row[x] for row in rows})
+            plot.set(xlabel=x, **axes)
+            plot.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            plot.set_xticks([], minor=True)
+            plot.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+            plot.set_title(f"{panel} {kind}", loc="left")
+            plot.grid(axis="y", which="both", color="0.9", linewidth=0.6)
+        sheet.suptitle(title)
+        handles, texts = panels[0][0].get_legend_handles_labels()
+        sheet.legend(handles, texts, loc="outside lower center", ncols=len(lines))
+        sheet.savefig(path, dpi=160)
+        plt.close(sheet)

@@ -1,7 +1,6 @@
-"""The parts of ``scripts/chaos.py``, in the order they are used.
+"""The parts of ``scripts/chaos.py``.
 
-:mod:`schedule` which faults, from the seed; :mod:`workload` what is trained; :mod:`processes` the
-processes of this machine that are ours; :mod:`arena` the private cluster; :mod:`injector` the
-faults as they happen; :mod:`trial` one run; :mod:`worker` the process that runs them;
-:mod:`supervisor` the one that watches it; :mod:`report` what came of it.
+:mod:`harness` runs seeded trials, each in a process of its own, and reports them; it uses
+:mod:`processes`. The trials: :mod:`pool`; :mod:`hardware` and :mod:`kills`, with their
+:mod:`scenario`. All compute what :mod:`training` has.
 """

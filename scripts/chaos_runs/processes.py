@@ -1,128 +1,81 @@
 """The processes of this machine that are ours: everything that descends from this one.
 
-A process whose parent dies would go to init, and out of sight; after `keep_orphans` it comes to
-this process instead. So what descends from here is all that was started here, and nothing else.
+A process whose parent dies goes to init, and out of sight; with `adopt_orphans` it comes to this
+process instead. So what descends from here is all that was started here, and nothing else.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 import time
-from collections import defaultdict
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
-_STAT_PARENT, _STAT_BEGAN = 1, 19  # fields of /proc/PID/stat after the name; see proc(5)
+_ACTOR_TITLE = "ray::LauncherActor"  # what `ps` shows for a pool's actor
 
 
-@dataclass(frozen=True)
-class Process:
-    """A process; a later one with the same number is another.
-
-    Args:
-        pid: its number.
-        began: when it began, in ticks since boot.
-    """
-
-    pid: int
-    began: int
-
-    @property
-    def alive(self) -> bool:
-        """Whether it is there; one that ended and was not waited for is not."""
-        fields = _stat(self.pid)
-        return fields is not None and int(fields[_STAT_BEGAN]) == self.began and fields[0] != "Z"
-
-    @property
-    def title(self) -> str:
-        """What it calls itself."""
-        with suppress(OSError):
-            text = Path(f"/proc/{self.pid}/cmdline").read_bytes().replace(b"\0", b" ")
-            return text.decode(errors="replace").strip()
-        return ""
-
-    def send(self, number: signal.Signals) -> bool:
-        """Send a signal, if it is still there; whether it was."""
-        if not self.alive:
-            return False
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-            return True
-        return False
-
-
-def keep_orphans() -> None:
-    """Become the parent of those descendants whose own parents die."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+def adopt_orphans(adopt: bool) -> None:
+    """Become the parent of those descendants whose own parents die, or leave them to init."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
-def descendants(of: int | None = None) -> list[Process]:
-    """All living processes that a process started, directly or through others.
-
-    Args:
-        of: its number; None for this process.
-    """
-    children: dict[int, list[Process]] = defaultdict(list)
-    for entry in os.listdir("/proc"):
-        fields = _stat(int(entry)) if entry.isdigit() else None
-        if fields is not None:
-            process = Process(int(entry), int(fields[_STAT_BEGAN]))
-            children[int(fields[_STAT_PARENT])].append(process)
-    found: list[Process] = []
-    parents = [os.getpid() if of is None else of]
-    while parents:
-        mine = children.pop(parents.pop(), [])
-        found += mine
-        parents += [process.pid for process in mine]
-    return [process for process in found if process.alive]
+def descendants(of: int | None = None) -> list[psutil.Process]:
+    """All living processes that a process started, directly or through others; None: this one."""
+    with suppress(psutil.Error):
+        return [each for each in psutil.Process(of).children(recursive=True) if alive(each)]
+    return []
 
 
-def descendant(pid: int) -> Process | None:
-    """The process with a number, if this one started it."""
-    return next((process for process in descendants() if process.pid == pid), None)
+def actors(of: int | None = None) -> list[psutil.Process]:
+    """The actors of pools among `descendants`."""
+    return [each for each in descendants(of) if title(each).startswith(_ACTOR_TITLE)]
 
 
-def wait_until_gone(processes: Iterable[Process], seconds: float) -> list[Process]:
+def alive(process: psutil.Process) -> bool:
+    """Whether it is there; one that ended and was not waited for is not."""
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def title(process: psutil.Process) -> str:
+    """Its command line."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def send(process: psutil.Process, number: signal.Signals) -> bool:
+    """Send a signal, if the process is still there; whether it was."""
+    with suppress(psutil.Error):
+        process.send_signal(number)
+        return True
+    return False
+
+
+def wait_until_gone(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
     """Wait for processes to end; those that did not."""
     deadline = time.monotonic() + seconds
-    left = [process for process in processes if process.alive]
-    while left and time.monotonic() < deadline:
+    while (left := [each for each in processes if alive(each)]) and time.monotonic() < deadline:
         time.sleep(0.05)
-        left = [process for process in left if process.alive]
     return left
 
 
-def end_all(spare: Collection[Process] = (), seconds: float = 10.0) -> list[Process]:
-    """Kill everything that this process started.
+def end_descendants(spare: Collection[psutil.Process], seconds: float = 20.0) -> None:
+    """Kill everything that this process started, except ``spare``.
 
-    Args:
-        spare: what is to live.
-        seconds: how long to try.
-
-    Returns:
-        What did not end.
+    Raises:
+        RuntimeError: if something does not end within ``seconds``.
     """
     deadline = time.monotonic() + seconds
-    while (left := _without(spare)) and time.monotonic() < deadline:
+    while left := [each for each in descendants() if each not in spare]:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"these do not end: {left}")
         for process in left:  # again, as they may have started others meanwhile
-            process.send(signal.SIGKILL)
+            send(process, signal.SIGKILL)
         wait_until_gone(left, 1.0)
-    return left
-
-
-def _without(spare: Collection[Process]) -> list[Process]:
-    return [process for process in descendants() if process not in spare]
-
-
-def _stat(pid: int) -> list[str] | None:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return text.rpartition(")")[2].split()

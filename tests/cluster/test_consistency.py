@@ -1,4 +1,4 @@
-"""Versions, ports and secrets: alike, or absent, in all files of cluster/."""
+"""Versions, ports, paths and secrets: alike, or absent, in all files of cluster/."""
 
 import inspect
 import re
@@ -10,7 +10,20 @@ from ray.dashboard.consts import DASHBOARD_METRIC_PORT
 from ray.dashboard.modules.reporter import reporter_head
 from ray.scripts.scripts import start
 
-from tests.cluster.files import CLUSTER, PINS, RAY_UP, README, TAG, TEXTS, documents, ray_starts
+from tests.support.cluster_files import (
+    CLUSTER,
+    PINS,
+    PROJECT,
+    PYTHON,
+    RAY_UP,
+    README,
+    ROOT,
+    TAG,
+    TEXTS,
+    documents,
+    ray_starts,
+    readme_commands,
+)
 
 SECRETS = {
     "AWS access key": r"\bA(?:KIA|SIA)[0-9A-Z]{16}\b",
@@ -22,78 +35,43 @@ SECRETS = {
     "secret beside its name": r"(?i)(?:token|secret|password|api_?key)[\"']?\s*[:=]\s*[\"']?"
     r"(?!(?:REPLACE|qailab|token|<|\$|\{|/|~|Never|none|true|false)\b|[<$/~{])[\w+/-]{12,}",
 }
+# Documentation's, private or local ones: a file that was not filled in reaches nothing.
+ADDRESSES = ("192.0.2.", "198.51.100.", "203.0.113.", "10.", "127.", "0.0.0.0", "169.254.169.254")
+DOCKERFILE = (CLUSTER / "Dockerfile").read_text()
+INSTRUCTIONS = re.sub(r"\\\n", " ", re.sub(r"(?m)^ *#.*\n", "", DOCKERFILE)).split("\n")
+INSTRUCTIONS = [one for one in INSTRUCTIONS if one.strip()]
 
 
-def names(path):
-    return str(path.relative_to(CLUSTER))
-
-
-@pytest.mark.parametrize("what", SECRETS)
-@pytest.mark.parametrize("path", TEXTS, ids=names)
-def test_nothing_looks_like_a_secret(path, what):
-    assert not re.search(SECRETS[what], path.read_text())
-
-
-@pytest.mark.parametrize(
-    ("what", "text"),
-    [
-        ("AWS access key", "AKIA" + "ABCDEFGH12345678"),
-        ("long random text", "x: " + "Ab3" * 15),
-        ("long random text", "0123456789abcdef" * 4),
-        ("secret beside its name", 'token: "' + "abcdefgh" * 2 + '"'),
-    ],
-)
-def test_what_looks_like_a_secret_is_found(what, text):
-    assert re.search(SECRETS[what], text)
-
-
-@pytest.mark.parametrize("path", TEXTS, ids=names)
-def test_images_and_versions_are_ours(path):
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(CLUSTER)))
+def test_versions_are_ours_and_there_are_no_secrets(path):
     text = path.read_text()
+    for what, pattern in SECRETS.items():
+        assert not re.search(pattern, text), what
     for tag in re.findall(r"registry\.example\.com/qailab:(\S+)", text):
         assert tag.removesuffix("-gpu") == TAG
     for version in re.findall(r"(?i)\bray(?:Version)?:? ?(\d+\.\d+\.\d+)", text):
         assert version == PINS["ray"]
+    for address in re.findall(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])", text):
+        assert address.startswith(ADDRESSES), address
 
 
 def test_cloud_sdks_are_one_version():
-    found = set()
-    for path in TEXTS:
-        found |= set(re.findall(r"(boto3|google-api-python-client)==([\d.]+)", path.read_text()))
-    assert len(found) == 2
-
-
-@pytest.mark.parametrize("path", TEXTS, ids=names)
-def test_addresses_are_nobodys(path):
-    """Documentation's, private or local ones: a file that was not filled in reaches nothing."""
-    allowed = ("192.0.2.", "198.51.100.", "203.0.113.", "10.", "127.", "0.0.0.0", "169.254.169.254")
-    for address in re.findall(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])", path.read_text()):
-        assert address.startswith(allowed), address
-
-
-def listed_ports():
-    """The ports of the README's table; of a range, both ends."""
-    rows = re.findall(r"^\| ([\d, -]+) \|", README.split("## Ports")[1], re.MULTILINE)
-    return {int(port) for row in rows for port in re.findall(r"\d+", row)}
+    texts = "".join(path.read_text() for path in TEXTS)
+    assert len(set(re.findall(r"(boto3|google-api-python-client)==([\d.]+)", texts))) == 2
 
 
 def test_ports_of_the_files_are_in_the_readme():
-    used = {2049, 22, 443}
+    used = {2049, 22, 443, 10001, AUTOSCALER_METRIC_PORT, DASHBOARD_METRIC_PORT}
     for name in RAY_UP:
         (config,) = documents(name)
         for arguments in ray_starts(config):
-            found = start.make_context("ray start", arguments).params
-            used |= {
-                value
-                for key, value in found.items()
-                if key.endswith("port") and isinstance(value, int)
-            }
-    for kind in documents("kubernetes/cluster.yaml"):
-        text = str(kind)
-        used |= {int(port) for port in re.findall(r"'(?:containerPort|port)': (\d+)", text)}
+            found = start.make_context("ray start", arguments).params.items()
+            used |= {n for key, n in found if key.endswith("port") and isinstance(n, int)}
+    text = str(documents("kubernetes/cluster.yaml"))
+    used |= {int(port) for port in re.findall(r"'(?:containerPort|port)': (\d+)", text)}
     used -= {53, 6443}  # the cluster's own names and its API server
-    used |= {AUTOSCALER_METRIC_PORT, DASHBOARD_METRIC_PORT}
-    assert used | {10001} == listed_ports()
+    rows = re.findall(r"^\| ([\d, -]+) \|", README.split("## Ports")[1], re.MULTILINE)
+    assert used == {int(port) for row in rows for port in re.findall(r"\d+", row)}
 
 
 def test_ports_are_rays():
@@ -108,25 +86,64 @@ def test_ports_are_rays():
 
 
 def test_prometheus_asks_what_ray_answers():
-    (config,) = documents("prometheus.yml")
-    (job,) = config["scrape_configs"]
-    (found,) = job["http_sd_configs"]
-    assert found["url"].startswith(f"http://127.0.0.1:{ray_constants.DEFAULT_DASHBOARD_PORT}/")
-    route = found["url"].split(f":{ray_constants.DEFAULT_DASHBOARD_PORT}")[1]
-    assert f'"{route}"' in inspect.getsource(reporter_head)
+    ((found,),) = [
+        job["http_sd_configs"] for job in documents("prometheus.yml")[0]["scrape_configs"]
+    ]
+    at = f"http://127.0.0.1:{ray_constants.DEFAULT_DASHBOARD_PORT}"
+    assert found["url"].startswith(f"{at}/")
+    assert f'"{found["url"].removeprefix(at)}"' in inspect.getsource(reporter_head)
     assert set(found["authorization"]) == {"credentials_file"}
-    text = (CLUSTER / "prometheus.yml").read_text()
-    assert f"/tmp/ray/{ray_constants.PROMETHEUS_SERVICE_DISCOVERY_FILE}" in text
-
-
-def test_prometheus_in_kubernetes_finds_the_pods():
-    (config,) = documents("kubernetes/prometheus.yml")
-    (job,) = config["scrape_configs"]
+    (job,) = documents("kubernetes/prometheus.yml")[0]["scrape_configs"]
     (found,) = job["kubernetes_sd_configs"]
     assert found == {"role": "pod", "namespaces": {"names": ["qailab"]}}
-    kept = {rule["source_labels"][0]: rule["regex"] for rule in job["relabel_configs"]
-            if rule.get("action") == "keep"}  # fmt: skip
-    assert kept == {
+    rules = [rule for rule in job["relabel_configs"] if rule.get("action") == "keep"]
+    assert {rule["source_labels"][0]: rule["regex"] for rule in rules} == {
         "__meta_kubernetes_pod_label_ray_io_is_ray_node": "yes",
         "__meta_kubernetes_pod_container_port_name": "metrics",
     }
+
+
+def test_the_image_has_two_stages_pinned_versions_no_root_and_no_secret():
+    froms = [i for i, one in enumerate(INSTRUCTIONS) if one.startswith("FROM")]
+    assert len(froms) == 2
+    last = INSTRUCTIONS[froms[1] :]
+    assert "USER 1000:1000" in last
+    assert not any("pip install" in one for one in last), "what builds stays in the first stage"
+    image = re.search(r"ARG PYTHON_IMAGE=python:(\d+\.\d+)\.\d+-", DOCKERFILE)
+    assert image[1] == PYTHON
+    installs = re.findall(r"pip install (?:--no-deps )?([^&;\n]*)", "\n".join(INSTRUCTIONS))
+    assert len(installs) == 4
+    for install in installs:
+        assert "--constraint scripts/constraints.txt" in install or "$AER==" in install
+    assert "sed -n 's/^qiskit-aer==//p' scripts/constraints.txt" in DOCKERFILE
+    assert {"ray", "torch", "qiskit-aer"} <= set(PINS)
+    assert "train" in PROJECT["project"]["optional-dependencies"]
+    assert f"--tag registry.example.com/qailab:{TAG} ." in DOCKERFILE
+    for one in INSTRUCTIONS:
+        if one.split()[0] in ("ARG", "ENV", "COPY", "ADD"):
+            assert not re.search("TOKEN|SECRET|PASSWORD|API_KEY|qiskit-ibm.json", one)
+
+
+def test_the_image_is_made_of_what_is_copied_and_nothing_else():
+    lines = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
+    everything, *lines = [line for line in lines if not line.startswith("#")]
+    assert everything == "*"
+    allowed = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    copies = [one for one in INSTRUCTIONS if one.startswith("COPY") and "--from" not in one]
+    assert allowed == {word.split("/")[0] for one in copies for word in one.split()[1:-1]}
+    assert all((ROOT / name).exists() for name in allowed)
+
+
+def test_the_readme_names_what_there_is():
+    for path in TEXTS:
+        if path.suffix not in (".dockerignore", ".md"):
+            assert path.name in README or str(path.relative_to(CLUSTER)) in README, path
+    for name in re.findall(r"\bcluster/[\w./-]+\.\w+", README):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (CLUSTER / name).exists(), name
+    shown = [" ".join(words) for words in readme_commands()]
+    for name in RAY_UP:
+        assert f"ray up --yes cluster/{name}" in shown
+        assert f"ray dashboard cluster/{name}" in shown
+        assert f"ray down --yes cluster/{name}" in shown

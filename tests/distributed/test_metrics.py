@@ -1,68 +1,22 @@
-"""A pool's metrics: what Ray is handed, what its endpoint exports, what the dashboard shows."""
+"""A pool's metrics: what Ray is handed, and what the dashboard asks for."""
 
-import itertools
 import json
 import logging
 import math
-import random
 import re
-import subprocess
-import sys
-import time
-import urllib.request
-import uuid
 from pathlib import Path
 
+import numpy as np
 import pytest
-import ray
 
-from qailab.backends import RehearsalBackend
-from qailab.distributed import LauncherPool, metrics
+from qailab.circuit import RotationalEncoder, build_circuit
 from qailab.distributed.metrics import CHUNK_SECONDS, METRICS, SAMPLE, PoolMetrics
-from tests.support.contracts import backward_batch, model
+from qailab.gradients import NoiseStream, RowBatch, ShiftedRows, canonicalize
+from tests.support.metrics import EXPORTED, report_everything, reported
+from tests.support.simulated_time import FastBackend, Fault, SimulatedPool, SimulatedTransport
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "qailab.json"
-SUFFIXES = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
-EXPORTED = {
-    f"ray_{name}{suffix}": {*metric.labels, *(["le"] if suffix == "_bucket" else [])}
-    for name, metric in METRICS.items()
-    for suffix in SUFFIXES[metric.kind]
-}
-"""Labels by exported name; that Ray does export these is shown at its endpoint below."""
-DEADLINE = 120  # Ray exports every ten seconds
-
-
-def report_everything(pool):
-    """One call at least for every metric."""
-    pool.answered("AerBackend", 64, 0.012)
-    pool.answered("AerBackend", 36, 0.3)
-    pool.answered("OtherBackend", 5, 70.0)
-    pool.used("OtherBackend", 2, 1.25)
-    pool.retried("AerBackend", 3, "lost")
-    pool.retried("AerBackend", 1, "transient")
-    pool.replaced("AerBackend")
-    pool.depth(waiting_rows=900, chunks_in_flight=4, actors_ready=2, actors=3)
-
-
-def reported(pool):
-    """What `report_everything` makes of all metrics but the histogram."""
-    aer, other = {"pool": pool, "backend": "AerBackend"}, {"pool": pool, "backend": "OtherBackend"}
-    mine = {"pool": pool}
-    return [
-        ("qailab_rows", aer, 100),
-        ("qailab_rows", other, 5),
-        ("qailab_chunks", aer, 2),
-        ("qailab_chunks", other, 1),
-        ("qailab_jobs", other, 2),
-        ("qailab_qpu_seconds", other, 1.25),
-        ("qailab_retries", {**aer, "reason": "lost"}, 3),
-        ("qailab_retries", {**aer, "reason": "transient"}, 1),
-        ("qailab_actors_replaced", aer, 1),
-        ("qailab_queue_rows", mine, 900),
-        ("qailab_chunks_in_flight", mine, 4),
-        ("qailab_actors_ready", mine, 2),
-        ("qailab_actors", mine, 3),
-    ]
+DEPTH = (900, 4, 2, 3)
 
 
 class FakeRay:
@@ -73,9 +27,6 @@ class FakeRay:
         self.broken = set()
         self.made = {}
         self.records = []
-
-    def is_initialized(self):
-        return self.connected
 
     def make(self, kind, name, description, *rest):
         if name in self.broken:
@@ -104,10 +55,12 @@ def fake(monkeypatch):
 
         return build
 
-    monkeypatch.setattr(metrics, "ray", fake)
-    monkeypatch.setattr(metrics, "Counter", stands_for("counter", "inc"))
-    monkeypatch.setattr(metrics, "Gauge", stands_for("gauge", "set"))
-    monkeypatch.setattr(metrics, "Histogram", stands_for("histogram", "observe"))
+    import ray.util.metrics
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: fake.connected)
+    monkeypatch.setattr(ray.util.metrics, "Counter", stands_for("counter", "inc"))
+    monkeypatch.setattr(ray.util.metrics, "Gauge", stands_for("gauge", "set"))
+    monkeypatch.setattr(ray.util.metrics, "Histogram", stands_for("histogram", "observe"))
     return fake
 
 
@@ -119,7 +72,7 @@ def test_sums_reach_ray_with_their_labels(fake):
     pool = PoolMetrics("p")
     report_everything(pool)
     assert not fake.records  # before the flush, nothing is
-    pool.flush()
+    pool.flush(DEPTH)
     observed = fake.of("qailab_chunk_seconds")
     others = [record for record in fake.records if record[0] != "qailab_chunk_seconds"]
     assert in_order(others) == in_order((n, t, float(v)) for n, t, v in reported("p"))
@@ -137,10 +90,11 @@ def test_sums_reach_ray_with_their_labels(fake):
 def test_a_flush_hands_over_what_is_new_and_how_things_stand(fake):
     pool = PoolMetrics("p")
     report_everything(pool)
-    pool.flush()
+    pool.flush(DEPTH)
     fake.records.clear()
-    pool.answered("AerBackend", 7, 0.5)
-    pool.flush()
+    pool.add("qailab_rows", "AerBackend", value=7)
+    pool.observe("AerBackend", 0.5)
+    pool.flush(DEPTH)
     assert [value for _, value in fake.of("qailab_rows")] == [7]
     assert [value for _, value in fake.of("qailab_chunk_seconds")] == [0.5]
     assert not fake.of("qailab_retries")
@@ -151,49 +105,31 @@ def test_a_flush_hands_over_what_is_new_and_how_things_stand(fake):
 def test_what_a_counter_cannot_take_is_left_out(fake, seconds, caplog):
     caplog.set_level(logging.DEBUG, "qailab.distributed")
     pool = PoolMetrics("p")
-    pool.used("AerBackend", 0, seconds)
-    pool.flush()
-    pool.used("AerBackend", 0, 2.0)
-    pool.flush()
-    assert fake.records == [("qailab_qpu_seconds", {"pool": "p", "backend": "AerBackend"}, 2.0)]
+    pool.add("qailab_qpu_seconds", "AerBackend", value=seconds)
+    pool.flush(DEPTH)
+    pool.add("qailab_qpu_seconds", "AerBackend", value=2.0)
+    pool.flush(DEPTH)
+    assert fake.of("qailab_qpu_seconds") == [({"pool": "p", "backend": "AerBackend"}, 2.0)]
     assert not caplog.records
 
 
-def test_many_chunks_are_sampled_evenly_and_counted_exactly(fake):
+def test_many_chunks_are_sampled_and_counted_exactly(fake):
     pool = PoolMetrics("p")
-    state = random.getstate()
-    for chunk in range(50 * SAMPLE):
-        pool.answered("AerBackend", 2, float(chunk))
-    pool.answered("OtherBackend", 1, 1.0)
-    pool.flush()
-    assert random.getstate() == state  # the user's seeds
-    assert [value for _, value in fake.of("qailab_chunks")] == [50 * SAMPLE, 1]
-    assert [value for _, value in fake.of("qailab_rows")] == [100 * SAMPLE, 1]
-    sample = [v for tags, v in fake.of("qailab_chunk_seconds") if tags["backend"] == "AerBackend"]
-    assert len(sample) == SAMPLE
-    mean, error = 25 * SAMPLE, 50 * SAMPLE / math.sqrt(12 * SAMPLE)
-    assert abs(sum(sample) / SAMPLE - mean) < 4 * error
+    for _ in range(3 * SAMPLE):
+        pool.add("qailab_chunks", "AerBackend")
+        pool.observe("AerBackend", 0.1)
+    pool.flush(DEPTH)
+    assert [value for _, value in fake.of("qailab_chunks")] == [3 * SAMPLE]
+    assert len(fake.of("qailab_chunk_seconds")) == SAMPLE
 
 
 def test_without_ray_nothing_happens(fake):
     fake.connected = False
     pool = PoolMetrics("p")
     report_everything(pool)
-    pool.flush()
+    pool.flush(DEPTH)
     assert not fake.made
     assert not fake.records
-
-
-def test_a_flush_does_not_start_ray():
-    program = (
-        "import ray\n"
-        "from qailab.distributed.metrics import PoolMetrics\n"
-        "pool = PoolMetrics('p')\n"
-        "pool.answered('AerBackend', 1, 0.1)\n"
-        "pool.flush()\n"
-        "assert not ray.is_initialized()\n"
-    )
-    subprocess.run([sys.executable, "-c", program], timeout=DEADLINE, check=True)
 
 
 def test_failures_of_ray_are_told_once_and_cost_only_their_metric(fake, caplog):
@@ -202,124 +138,33 @@ def test_failures_of_ray_are_told_once_and_cost_only_their_metric(fake, caplog):
     pool = PoolMetrics("p")
     for _ in range(2):
         report_everything(pool)
-        pool.flush()
+        pool.flush(DEPTH)
     assert {name for name, _, _ in fake.records} == set(METRICS) - fake.broken
     (record,) = caplog.records
     assert record.levelno == logging.DEBUG
     assert "of p" in record.getMessage()
 
 
-def test_buckets_range_from_a_millisecond_to_ten_minutes():
-    assert CHUNK_SECONDS[0] == 0.001
-    assert CHUNK_SECONDS[-1] == 600
-    assert list(CHUNK_SECONDS) == sorted(set(CHUNK_SECONDS))
-
-
-# At the endpoint of a real Ray.
-
-
-def endpoint():
-    (node,) = ray.nodes()
-    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-
-
-def scraped(pools):
-    """Values of all metrics of some pools: {(name, sorted labels): value}; and their types."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(endpoint(), timeout=5) as answer:
-            lines = answer.read().decode().splitlines()
-    except OSError:  # the agent is still starting
-        return {}, {}
-    values, types = {}, {}
-    for line in lines:
-        if line.startswith("# TYPE "):
-            _, _, name, types[name] = line.split()
-        elif match := re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line):
-            labels = dict(re.findall(r'(\w+)="([^"]*)"', match[2]))
-            if labels.get("pool") in pools:
-                known = EXPORTED.get(match[1], labels)
-                kept = tuple(sorted((k, v) for k, v in labels.items() if k in known))
-                values[match[1], kept] = float(match[3])
-    return values, types
-
-
-def expected(pool, times):
-    """What Ray exports of `report_everything`, so many times called."""
-    values = {}
-    for name, labels, value in reported(pool):
-        kind = METRICS[name].kind
-        key = f"ray_{name}{SUFFIXES[kind][0]}", tuple(sorted(labels.items()))
-        values[key] = value * (times if kind == "counter" else 1)
-    for backend, seconds in [("AerBackend", [0.012, 0.3]), ("OtherBackend", [70.0])]:
-        labels = {"pool": pool, "backend": backend}
-        key = tuple(sorted(labels.items()))
-        values["ray_qailab_chunk_seconds_count", key] = times * len(seconds)
-        for bound in (*CHUNK_SECONDS, math.inf):
-            le = "+Inf" if bound == math.inf else str(bound)
-            key = tuple(sorted({**labels, "le": le}.items()))
-            below = sum(value <= bound for value in seconds)
-            values["ray_qailab_chunk_seconds_bucket", key] = times * below
-    return values
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_ray_exports_all_metrics_of_several_pools():
-    names = [f"qailab-{uuid.uuid4().hex[:12]}" for _ in range(2)]
-    # The second pool of this process, and a second handle of the first one.
-    pools = [PoolMetrics(names[0]), PoolMetrics(names[1]), PoolMetrics(names[0])]
-    for pool in pools:
-        report_everything(pool)
-    wanted = expected(names[0], 2) | expected(names[1], 1)
-    deadline = time.monotonic() + DEADLINE
-    while True:
-        for pool in pools:
-            pool.flush()
-        values, types = scraped(names)
-        sums = [key for key in values if key[0].endswith("_seconds_sum")]  # from bucket midpoints
-        found = {key: value for key, value in values.items() if key not in sums}
-        if found == wanted or time.monotonic() > deadline:
-            break
-        time.sleep(1)
-    assert found == wanted
-    assert len(sums) == 4
-    assert {name: {key for key, _ in labels} for name, labels in values} == EXPORTED
-    for name, metric in METRICS.items():
-        exported = f"ray_{name}" + ("_total" if metric.kind == "counter" else "")
-        assert types[exported] == metric.kind
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_what_a_pool_does_is_exported():
-    _, canonical, angle_map, values = model()
-    batch = backward_batch(canonical, angle_map, values, shots=50)
-    device = RehearsalBackend(latency=0.002, failure_rate=0.2, seed=1)
-    with LauncherPool([device] * 2, chunk_rows=2, actor_options={"num_cpus": 0}) as pool:
-        pool.run(canonical, batch)
-        labels = ("backend", "RehearsalBackend"), ("pool", pool._name)
-        deadline = time.monotonic() + DEADLINE
-        while True:
-            stats = pool.stats()  # anew: the loser of a race answers, and is paid, after the end
-            wanted = {
-                ("ray_qailab_rows_total", labels): stats["rows"],
-                ("ray_qailab_chunks_total", labels): stats["chunks"],
-                ("ray_qailab_jobs_total", labels): stats["jobs"],
-                ("ray_qailab_qpu_seconds_total", labels): pytest.approx(stats["qpu_seconds"]),
-                ("ray_qailab_chunk_seconds_count", labels): stats["chunks"],
-                ("ray_qailab_retries_total", (*labels, ("reason", "transient"))): stats["retries"],
-                ("ray_qailab_queue_rows", (("pool", pool._name),)): 0,
-            }
-            values, _ = scraped([pool._name])
-            found = {key: values.get(key) for key in wanted}
-            if found == wanted or time.monotonic() > deadline:
-                break
-            time.sleep(1)
-        assert found == wanted
-        assert stats["retries"]
+def test_what_a_pool_does_is_reported(fake):
+    faults = [Fault(2.0, 0, "kill"), Fault(3.0, 1, "fail")]
+    pool = SimulatedPool([FastBackend()] * 2, SimulatedTransport([500.0] * 2, faults))
+    circuit = build_circuit(2, [RotationalEncoder("y", "input")])
+    canonical, _ = canonicalize(circuit, circuit.parameters)
+    rows = ShiftedRows(base=np.zeros((900, 2)), columns=np.arange(2))
+    pool.submit(canonical, RowBatch(rows, None, NoiseStream(0), np.ones((900, 4)))).result(0)
+    pool.telemetry.end(pool.scheduler.depth())
+    stats = pool.stats()
+    found = {name: value for name, tags, value in fake.records if "reason" not in tags}
+    retries = {tags["reason"]: value for tags, value in fake.of("qailab_retries")}
+    assert found["qailab_rows"] == stats["rows"] == rows.num_rows
+    assert found["qailab_chunks"] == stats["chunks"]
+    assert found["qailab_jobs"] == stats["jobs"]
+    assert found["qailab_qpu_seconds"] == pytest.approx(stats["qpu_seconds"])
+    assert found["qailab_actors_replaced"] == 1
+    assert (found["qailab_queue_rows"], found["qailab_actors"]) == (0, 2)
+    assert retries.pop("raced", 0) == stats["races"]
+    assert sum(retries.values()) == stats["retries"]
+    assert retries["transient"] == 1
 
 
 # The dashboard.
@@ -381,24 +226,3 @@ def test_the_dashboard_has_its_variables(dashboard):
     sources = [variables["pool"], *dashboard["panels"], *(t for _, t in queries(dashboard))]
     for asked in sources:
         assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-
-
-def test_panels_are_told_apart_and_do_not_overlap(dashboard):
-    panels = dashboard["panels"]
-    assert len({panel["id"] for panel in panels}) == len(panels)
-    assert all(
-        panel["title"] and panel["description"] and panel["fieldConfig"]["defaults"]["unit"]
-        for panel in panels
-    )
-    for panel in panels:
-        places = [target["refId"] for target in panel["targets"]]
-        assert len(set(places)) == len(places)
-    areas = [panel["gridPos"] for panel in panels]
-    assert all(area["x"] >= 0 and area["x"] + area["w"] <= 24 for area in areas)
-    for one, other in itertools.combinations(areas, 2):
-        assert (
-            one["x"] + one["w"] <= other["x"]
-            or other["x"] + other["w"] <= one["x"]
-            or one["y"] + one["h"] <= other["y"]
-            or other["y"] + other["h"] <= one["y"]
-        )

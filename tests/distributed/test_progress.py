@@ -1,6 +1,4 @@
-"""When a bar is shown; what it looks like is in test_programs.py."""
-
-from types import SimpleNamespace
+"""When a bar is shown; what it looks like is in the integration tests."""
 
 import pytest
 
@@ -27,14 +25,6 @@ class Bar:
         self.closed = True
 
 
-def job(number, rows, answered, began=0.0):
-    batch = SimpleNamespace(num_rows=rows)
-    return SimpleNamespace(number=number, batch=batch, answered=answered, began=began)
-
-
-SLOTS = [SimpleNamespace(state="ready"), SimpleNamespace(state="starting")]
-
-
 @pytest.fixture
 def bars(monkeypatch):
     made = []
@@ -49,35 +39,38 @@ def bars(monkeypatch):
 
 def test_short_evaluations_need_no_bar(bars):
     shown = Progress()
+    shown.began(0, 100, 0.0)
     for now in (0.0, 0.5, 1.9):
-        shown.show([job(0, 100, 10)], SLOTS, 0, now)
-    shown.show([], SLOTS, 0, 2.5)
+        shown.show("", now)
+    shown.ended(0)
+    shown.show("", 2.5)
     assert bars == []
 
 
-def test_one_bar_counts_the_rows_of_all_jobs(bars):
+def test_one_bar_counts_the_rows_of_all_evaluations(bars):
     shown = Progress()
-    first, second = job(0, 100, 40), job(1, 50, 0, began=1.0)
-    shown.show([first, second], SLOTS, 0, 2.1)
+    shown.began(0, 100, 0.0)
+    shown.began(1, 50, 1.0)
+    shown.answered(0, 40)
+    shown.show("actors 1/2", 2.1)
     (bar,) = bars
     assert (bar.first, bar.n, bar.total) == (40, 40, 150)
     assert bar.notes == ["actors 1/2"]
-    second.answered = 20
-    shown.show([second], SLOTS, 3, 3.0)  # the first has ended
+    shown.answered(1, 20)
+    shown.ended(0)  # it was cancelled: nobody waits for its rows
+    shown.show("actors 2/2", 3.0)
     assert (bar.n, bar.total) == (120, 150)
-    assert bar.notes[-1] == "actors 1/2, retries 3"
-    shown.show([], SLOTS, 3, 3.1)
+    shown.ended(1)
+    shown.show("", 3.1)
     assert bar.closed
 
 
-def test_who_does_not_want_it_or_cannot_see_it_gets_none(bars, monkeypatch):
-    Progress(wanted=False).show([job(0, 100, 40)], SLOTS, 0, 9.0)
-    assert bars == []
-    monkeypatch.undo()  # pytest's standard error is no terminal
-    hidden = Progress()
-    hidden.show([job(0, 100, 40)], SLOTS, 0, 9.0)
-    assert hidden._bar is None
-    assert not hidden._wanted
+def test_who_cannot_see_it_gets_none():
+    shown = Progress()  # pytest's standard error is no terminal
+    shown.began(0, 100, 0.0)
+    shown.show("", 9.0)
+    shown.show("", 10.0)
+    shown.close()
 
 
 def test_a_terminal_that_goes_away_is_no_reason_to_fail(bars, monkeypatch):
@@ -85,8 +78,11 @@ def test_a_terminal_that_goes_away_is_no_reason_to_fail(bars, monkeypatch):
         raise OSError("no such terminal")
 
     shown = Progress()
-    shown.show([job(0, 100, 40)], SLOTS, 0, 2.1)
+    shown.began(0, 100, 0.0)
+    shown.show("", 2.1)
     monkeypatch.setattr(bars[0], "update", broken)
     monkeypatch.setattr(bars[0], "close", broken)
-    shown.show([job(0, 100, 60)], SLOTS, 0, 3.1)
-    shown.show([], SLOTS, 0, 4.1)
+    shown.answered(0, 10)
+    shown.show("", 3.1)
+    shown.ended(0)
+    shown.show("", 4.1)

@@ -14,7 +14,7 @@ def test_a_batch_arrives_as_it_was_sent(batch):
     assert (arrived.rows.start, arrived.rows.stop) == (batch.rows.start, batch.rows.stop)
     np.testing.assert_array_equal(arrived.rows.angles(), batch.rows.angles())
     np.testing.assert_array_equal(arrived.rows.samples(), batch.rows.samples())
-    np.testing.assert_array_equal(arrived.vectors, batch.vectors)
+    np.testing.assert_array_equal(arrived.cotangents, batch.cotangents)
 
 
 def test_other_rules_and_empty_angles():

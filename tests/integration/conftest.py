@@ -1,5 +1,6 @@
 """Fixtures of the tests that start Ray, servers or processes."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -22,3 +23,33 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def start_server(monkeypatch, tmp_path):
+    """Starts rehearsal servers, and points the client of this process at the last one."""
+    from tests.support.servers import server_with  # loads the client, which takes two seconds
+
+    running = []
+
+    def start(*backends, **options):
+        server = server_with(*backends, **options)
+        running.append(server)
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        return server
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yield start
+    for server in running:
+        server.stop()
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("rehearsal-")], names
+
+
+@pytest.fixture
+def rehearse(start_server):
+    """Starts servers with the client connected to them."""
+    from tests.support.servers import Rehearsal
+
+    return lambda *backends, **options: Rehearsal(start_server(*backends, **options))

@@ -2,12 +2,14 @@
 
 ::
 
-    backend (recipe) -> live -> jobs -> sending, waiting -> devices: service (IBM), local (testing)
-                          |       |
-                      sessions  journal, spending (budget)
+    backend (config) -> connection -> jobs -> devices: service (IBM), local (testing mode)
+                          |            |
+                        account     record (memory, journal), sessions, budget
+
+README.md beside this file shows how to use it.
 """
 
 from qailab.backends.ibm.backend import IBMBackend
-from qailab.backends.ibm.waits import IBMWaits
+from qailab.backends.ibm.timeouts import IBMTimeouts, IBMWaits
 
-__all__ = ["IBMBackend", "IBMWaits"]
+__all__ = ["IBMBackend", "IBMTimeouts", "IBMWaits"]

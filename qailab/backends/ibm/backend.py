@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+import re
 import threading
 import uuid
+import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
 from qiskit.providers import BackendV2
 
 from qailab.arguments import check_choice, checked_integer
-from qailab.backends.base import (
-    NOTHING_USED,
-    ActorResources,
-    Backend,
-    BackendTraits,
-    Probabilities,
-    Usage,
-)
+from qailab.backends.base import ActorResources, Backend, BackendTraits, Probabilities
 from qailab.backends.budget import Budget
-from qailab.backends.ibm.arguments import checked_instance, checked_name, checked_seconds
-from qailab.backends.ibm.connecting import seconds_of
-from qailab.backends.ibm.devices import Device, Mode
-from qailab.backends.ibm.live import Live, Recipe, Sharing, check_width
-from qailab.backends.ibm.local import LocalDevice
-from qailab.backends.ibm.samplers import Kind, check_options, installed_kind
-from qailab.backends.ibm.tasks import Task
-from qailab.backends.ibm.waits import IBMWaits
+from qailab.backends.ibm.connection import Connection, IBMConfig
+from qailab.backends.ibm.devices import Mode
+from qailab.backends.ibm.jobs import Task
+from qailab.backends.ibm.programs import check_fits
+from qailab.backends.ibm.timeouts import IBMTimeouts, check_positive
 from qailab.backends.limits import IBMLimits
-from qailab.backends.shared_log import SharedLog
+from qailab.backends.shared import SharedState
 from qailab.errors import BackendError, InputError, InputTypeError
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import FloatArray, RowBatch
+from qailab.gradients.rows import RowBatch
 from qailab.journal import DIGEST_BYTES, Journal, Work
 
 _TABLE_BYTES = 512 << 20  # counts and frequencies of the rows that are run at once
 _DAY = 86_400.0
+_CLOSE_SECONDS = 30.0
+_TIME = re.compile(r"(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m)?\s*(?:(\d+)s)?")
+_UNITS = (86_400, 3_600, 60, 1)
 
 
 class IBMBackend(Backend):
@@ -74,9 +70,8 @@ class IBMBackend(Backend):
         poll_interval: seconds between two looks at a job, after some quick first ones.
         timeout: seconds a job may take, its time in the queue included.
         limits: what a job may be.
-        waits: how long to wait for what else, and how often to try.
-        sampler: which of IBM's Samplers: ``"client"`` (the current one), ``"server"`` (SamplerV2),
-            or None for the current one where the installed client has it.
+        timeouts: how long to wait for what else, and how often to retry.
+        waits: the old name of ``timeouts``.
 
     Raises:
         InputError: if an option is not valid.
@@ -107,26 +102,25 @@ class IBMBackend(Backend):
         poll_interval: float = 2.0,
         timeout: float = _DAY,
         limits: IBMLimits | None = None,
-        waits: IBMWaits | None = None,
-        sampler: Kind | None = None,
+        timeouts: IBMTimeouts | None = None,
+        waits: IBMTimeouts | None = None,
     ) -> None:
+        if waits is not None:
+            warnings.warn("waits= is timeouts= now", DeprecationWarning, stacklevel=2)
+            timeouts = waits
         check_choice("mode", mode, get_args(Mode))
         checked_integer("optimization_level", optimization_level, least=0, most=3)
-        if sampler is not None:
-            check_choice("sampler", sampler, get_args(Kind))
         if mode == "job" and session_id is not None:
             raise InputError("mode 'job' has no session; leave session_id out, or use 'session'")
         for what, value in (("session_id", session_id), ("account", account),
                             ("instance", instance), ("channel", channel)):  # fmt: skip
             if value is not None and (not isinstance(value, str) or not value):
                 raise InputTypeError(f"{what} must be text, or None; got {value!r}")
-        if budget is not None and not isinstance(budget, Budget):
-            raise InputTypeError(f"budget must be a Budget, got {budget!r}")
-        self.name = checked_name(name)
+        self.name = _checked_name(name)
         self.mode: Mode = mode
+        self.budget = None if budget is None else _checked(Budget, "budget", budget)
         self.journal = None if journal is None else os.path.abspath(os.fspath(journal))
-        self.budget = budget
-        self.recipe = Recipe(
+        self.config = IBMConfig(
             name=self.name,
             mode=mode,
             session_id=session_id,
@@ -137,15 +131,18 @@ class IBMBackend(Backend):
             options=dict(options or {}),
             optimization_level=optimization_level,
             seed_transpiler=checked_integer("seed_transpiler", seed_transpiler, least=0),
-            poll_seconds=checked_seconds("poll_interval", poll_interval),
-            timeout=checked_seconds("timeout", timeout),
-            limits=checked_instance(IBMLimits, "limits", limits),
-            waits=checked_instance(IBMWaits, "waits", waits),
-            sampler=sampler,
+            budget=self.budget,
+            journal=self.journal,
+            poll_seconds=check_positive("poll_interval", poll_interval),
+            timeout=check_positive("timeout", timeout),
+            limits=_checked(IBMLimits, "limits", IBMLimits() if limits is None else limits),
+            timeouts=_checked(
+                IBMTimeouts, "timeouts", IBMTimeouts() if timeouts is None else timeouts
+            ),
         )
         if options:  # only then, as IBM's client takes seconds to import
-            check_options(sampler or installed_kind(), options)
-        if self.is_local:  # a simulator: rows cost nothing, and cores are what counts
+            _check_options(options)
+        if isinstance(self.name, BackendV2):  # rows cost nothing, and cores are what counts
             self.traits = BackendTraits(idempotent=True, call_overhead_seconds=0.05)
         else:
             self.traits = BackendTraits(
@@ -153,39 +150,40 @@ class IBMBackend(Backend):
                 max_concurrency=8,
                 call_overhead_seconds=2.0,
                 packs_jobs=True,
-                queue_name=name if isinstance(name, str) else None,
+                queue_name=self.name,
                 resources=ActorResources(num_cpus=0, custom={"qpu_session": 1}),
-                close_seconds=30.0,
+                close_seconds=_CLOSE_SECONDS,
             )
 
-    @property
-    def is_local(self) -> bool:
-        """Whether it is IBM's local testing mode."""
-        return isinstance(self.name, BackendV2)
+    def max_rows_per_call(self, circuit: CanonicalCircuit, shots: int | None) -> int:
+        if shots is None:
+            raise BackendError(
+                f"shots=None asks for exact probabilities, which hardware does not have; {self!r} "
+                "needs a positive number of shots"
+            )
+        if isinstance(self.name, BackendV2):  # a device is asked only where the rows run
+            limit = getattr(self.name, "max_shots", None)
+            check_fits(circuit, shots, str(self.name.name), self.name.num_qubits, limit)
+        return max(2, _TABLE_BYTES // (16 * circuit.num_outcomes))
 
     def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
-        """Check what can be checked here: a device is asked only where the rows run.
+        """Check what can be checked here, and note the circuit in the journal.
 
         Raises:
             BackendError: if the circuit or the shots do not fit a device that is given itself.
             JournalError: if the journal is another model's, or cannot be used.
         """
-        self._check_shots(shots)
-        if isinstance(self.name, BackendV2):
-            device = LocalDevice(self.name, "client", {})
-            check_width(circuit, device)
-            _check_most_shots(shots or 1, device)
+        self.max_rows_per_call(circuit, shots)
         if self.journal is not None and os.path.isdir(os.path.dirname(self.journal)):
             checked: set[str] = self.__dict__.setdefault("_live_checked", set())
             if circuit.key not in checked:  # every forward pass comes here
-                facts = (circuit.key, circuit.circuit.num_qubits, circuit.num_angles)
                 with Journal(self.journal) as journal:
-                    journal.check_model(*facts)
-                    journal.register(*facts)
+                    qubits = circuit.circuit.num_qubits
+                    journal.register(circuit.key, qubits, circuit.num_angles)
                 checked.add(circuit.key)
 
-    def share_logs(self, group: str, log_of: Callable[[str], SharedLog]) -> None:
-        self._live_sharing = Sharing(group, log_of)
+    def share(self, state: SharedState) -> None:
+        self._live_state = state
 
     def open(self) -> None:
         """Connect to the service, with this machine's credentials, and find the backend.
@@ -195,113 +193,143 @@ class IBMBackend(Backend):
             TransientBackendError: if IBM cannot be reached.
             JournalError: if the journal cannot be used here.
         """
-        if "_live_device" in self.__dict__:
+        if "_live_connection" in self.__dict__:
             return
-        sharing: Sharing | None = self.__dict__.get("_live_sharing")
-        live = Live(self.recipe, self.journal, self.budget, sharing)
-        self._live_device = live
-        if sharing is None:  # nobody else closes the session, if the program ends without close()
-            self._live_end = weakref.finalize(self, live.close)
+        state: SharedState | None = self.__dict__.get("_live_state")
+        connection = Connection(self.config, state)
+        self._live_connection = connection
+        if state is None:  # nobody else closes the session, if the program ends without close()
+            self._live_end = weakref.finalize(self, connection.close, _CLOSE_SECONDS / 2)
 
     def close(self) -> None:
         """Close the session that was opened, for all who share it."""
-        live: Live | None = self.__dict__.pop("_live_device", None)
+        connection: Connection | None = self.__dict__.pop("_live_connection", None)
         end = self.__dict__.pop("_live_end", None)
         if end is not None:
             end.detach()
-        if live is not None:
-            live.close()
-
-    def max_rows_per_call(self, circuit: CanonicalCircuit, shots: int | None) -> int:
-        return max(2, _TABLE_BYTES // (16 * circuit.num_outcomes))
+        if connection is not None:
+            connection.close(_CLOSE_SECONDS / 2)  # the rest is for the last request
 
     def probabilities(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
     ) -> Probabilities:
         if batch.num_rows == 0:
             return Probabilities(np.empty((0, circuit.num_outcomes)))
-        self._check_shots(batch.shots)
+        self.max_rows_per_call(circuit, batch.shots)
         assert batch.shots is not None
-        if "_live_sharing" not in self.__dict__:  # nobody has looked before
+        if "_live_state" not in self.__dict__:  # nobody has looked before
             self.validate(circuit, batch.shots)
-        live = self._opened()
-        device, runner, program = live.prepare(circuit)
-        _check_most_shots(batch.shots, device)
-        angles = np.ascontiguousarray(batch.rows.angles())
-        group, limits = batch.rows.group, self.recipe.limits
-        task = Task(
-            program=program,
-            work=_work(circuit, batch, angles, self._seed(batch)),
-            angles=angles,
-            group=group,
-            most_rows=limits.rows_per_job(batch.shots, len(program.columns), group),
-            resent=batch.resent and not self.is_local,
-            stop=stop,
-        )
-        counts = runner.run(task)
-        sampled = counts / counts.sum(axis=1, keepdims=True, dtype=np.float64)
-        return Probabilities(sampled, usage=self._unreported(live))
-
-    def _unreported(self, live: Live) -> Usage:
-        with _OPENING:
-            now, before = live.usage, self.__dict__.get("_live_reported", NOTHING_USED)
-            self._live_reported = now
-        return Usage(now.jobs - before.jobs, now.qpu_seconds - before.qpu_seconds)
-
-    def _seed(self, batch: RowBatch) -> int:
-        """What tells an evaluation from others of the same rows and step.
-
-        With a journal nothing does: they have the same answers. Without one, each is sent anew.
-        """
-        if self.journal is not None or self.is_local:
-            return batch.noise.seed
-        name = batch.evaluation or uuid.uuid4().hex
-        content = f"{batch.noise.seed}/{name}".encode()
-        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
-
-    def _opened(self) -> Live:
         with _OPENING:
             self.open()
-            live: Live = self._live_device
-        return live
+            connection: Connection = self._live_connection
+        jobs, program = connection.prepare(circuit, batch.shots)
+        angles = np.ascontiguousarray(batch.rows.angles())
+        group = batch.rows.group
+        work, seed = self._work(circuit, batch, angles)
+        task = Task(
+            program=program,
+            work=work,
+            angles=angles,
+            seed=seed,
+            group=group,
+            max_rows=self.config.limits.rows_per_job(batch.shots, len(program.columns), group),
+            resent=batch.resent,
+            stop=stop,
+        )
+        counts = jobs.run(task)
+        sampled = counts / counts.sum(axis=1, keepdims=True, dtype=np.float64)
+        return Probabilities(sampled, usage=connection.take_usage())
 
-    def _check_shots(self, shots: int | None) -> None:
-        if shots is None:
-            raise BackendError(
-                f"shots=None asks for exact probabilities, which hardware does not have; {self!r} "
-                "needs a positive number of shots"
-            )
+    def _work(
+        self, circuit: CanonicalCircuit, batch: RowBatch, angles: np.ndarray[Any, Any]
+    ) -> tuple[Work, int]:
+        """What a record knows the rows by, and the seed of row 0 for a simulator.
+
+        With a journal nothing tells evaluations of the same rows and step apart: they have the same
+        answers. Without one each is sent anew, so that its name is part of its seed.
+        """
+        assert batch.shots is not None
+        digests = [
+            hashlib.blake2b(row.tobytes(), digest_size=DIGEST_BYTES).digest() for row in angles
+        ]
+        noise = batch.noise
+        work = Work(
+            circuit=circuit.key,
+            shots=batch.shots,
+            seed=noise.seed,
+            step=noise.step,
+            purpose=noise.purpose,
+            start=batch.rows.start,
+            stop=batch.rows.stop,
+            digests=b"".join(digests),
+        )
+        seed = int(work.key[:8], 16)
+        if self.journal is None:
+            name = f"{noise.seed}/{batch.evaluation or uuid.uuid4().hex}".encode()
+            digest = hashlib.blake2b(name, digest_size=8).digest()
+            work = dataclasses.replace(work, seed=int.from_bytes(digest, "big") >> 1)
+        return work, seed
 
     def __repr__(self) -> str:
-        name = str(self.name.name) if isinstance(self.name, BackendV2) else self.name
-        shown = [] if name is None else [repr(name)]
-        shown += [] if self.is_local else [f"mode={self.mode!r}"]
-        return f"IBMBackend({', '.join(shown)})"
+        if isinstance(self.name, BackendV2):
+            return f"IBMBackend({str(self.name.name)!r})"
+        shown = [] if self.name is None else [repr(self.name)]
+        return f"IBMBackend({', '.join([*shown, f'mode={self.mode!r}'])})"
 
 
 _OPENING = threading.Lock()  # of whichever backend: the first calls may come from many threads
 
 
-def _check_most_shots(shots: int, device: Device) -> None:
-    if device.max_shots is not None and shots > device.max_shots:
-        raise BackendError(
-            f"{shots:,} shots are more than {device.name} takes for a circuit "
-            f"({device.max_shots:,}); take at most that"
+def seconds_of(max_time: object) -> int:
+    """A session's longest life in seconds, from a number of them or words like ``"2h 30m"``.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    seconds = 0
+    if isinstance(max_time, int) and not isinstance(max_time, bool):
+        seconds = max_time
+    elif isinstance(max_time, str) and (found := _TIME.fullmatch(max_time.strip())):
+        seconds = sum(int(n or 0) * unit for n, unit in zip(found.groups(), _UNITS, strict=True))
+    if seconds <= 0:
+        raise InputError(
+            "max_time must be a positive number of seconds, or days, hours, minutes and seconds in "
+            f"this order, such as '1h', '25m' or '2h 30m 40s'; got {max_time!r}"
         )
+    return seconds
 
 
-def _work(circuit: CanonicalCircuit, batch: RowBatch, angles: FloatArray, seed: int) -> Work:
-    """What the journal knows these rows by."""
-    assert batch.shots is not None
-    digests = [hashlib.blake2b(row.tobytes(), digest_size=DIGEST_BYTES).digest() for row in angles]
-    noise = batch.noise
-    return Work(
-        circuit=circuit.key,
-        shots=batch.shots,
-        seed=seed,
-        step=noise.step,
-        purpose=noise.purpose,
-        start=batch.rows.start,
-        stop=batch.rows.stop,
-        digests=b"".join(digests),
-    )
+def _checked(kind: type[Any], name: str, value: object) -> Any:
+    if not isinstance(value, kind):
+        raise InputTypeError(f"{name} must be of {kind.__name__}, got {value!r}")
+    return value
+
+
+def _checked_name(name: object) -> str | BackendV2 | None:
+    if name is None or (isinstance(name, str) and name):
+        return name
+    if not isinstance(name, BackendV2):
+        raise InputTypeError(
+            f"name must be a backend's name, None for the least busy one, a fake backend or an "
+            f"AerSimulator; got {name!r}"
+        )
+    if getattr(name, "service", None) is not None:
+        raise InputError(
+            f"give the backend's name, {name.name!r}: a live backend holds an account, which must "
+            "not travel; the client's own is used where the rows run"
+        )
+    return name
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise if the Sampler does not know these options."""
+    from qiskit_ibm_runtime.options_models.sampler import SamplerOptions
+
+    try:
+        SamplerOptions(**options)
+    except (TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(
+            f"options are not valid for IBM's Sampler: {said} (known are those of SamplerOptions: "
+            "https://quantum.cloud.ibm.com/docs/api/qiskit-ibm-runtime/options-sampler-options)"
+        ) from error

@@ -1,12 +1,10 @@
-"""The seam between jobs and the service that runs them.
-
-`service.ServiceDevice` is the real client, `local.LocalDevice` its local testing mode.
-"""
+"""The seam between jobs and where they run: `ServiceDevice` (IBM's service), `LocalDevice`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,75 +13,83 @@ from qailab.backends.ibm.programs import Program
 from qailab.gradients.rows import FloatArray
 
 Mode = Literal["session", "batch", "job"]
-State = Literal["waiting", "running", "done", "failed", "cancelled", "too long"]
 
 
-@dataclass(frozen=True)
-class JobState:
-    """Where a job is.
+class JobStatus(Enum):
+    """Where a job is at a device."""
 
-    Args:
-        state: one of `State`.
-        reason: why it has no result.
-    """
+    WAITING = auto()
+    RUNNING = auto()
+    DONE = auto()
+    FAILED = auto()
+    CANCELLED = auto()
+    TOO_LONG = auto()
 
-    state: State
-    reason: str = ""
+    @property
+    def is_final(self) -> bool:
+        return self not in (JobStatus.WAITING, JobStatus.RUNNING)
+
+
+class Found(NamedTuple):
+    """A job that was found by its tag."""
+
+    job_id: str
+    status: JobStatus
+    session: str | None
+
+    @property
+    def goes_on(self) -> bool:
+        return not self.status.is_final
 
 
 class Device(Protocol):
-    """Runs jobs. All calls raise what IBM's client raises; `faults.classify` says what it means."""
+    """Runs jobs. Every call may raise a `RequestError`.
 
-    @property
-    def name(self) -> str:
-        """The device's name."""
+    ``submit`` sends rows of angles ``(n, A)`` and returns the job's id; ``tag`` is what ``find``
+    finds the job by (the newest first), ``seed`` that of the noise where a simulator draws it,
+    ``mode`` the client's session or None. ``status`` says where a job is, and why it has no result;
+    ``counts`` is as `programs.counts_of` has them; ``usage`` is in QPU seconds, None as long as
+    they are not known; ``forget`` drops what is kept of a job here.
 
-    @property
-    def is_local(self) -> bool:
-        """Whether it is a simulation in this process: no sessions, no tags, no cost."""
+    Attributes:
+        name: the device's name.
+        target: the Qiskit backend to compile for.
+        max_shots: the most shots of a row, if it says.
+        settle_seconds: how long a request that nobody answered may take to appear.
+    """
 
-    @property
-    def target(self) -> Any:
-        """The Qiskit backend to compile for."""
-
-    @property
-    def max_shots(self) -> int | None:
-        """The most shots of a row, if it says."""
+    name: str
+    target: Any
+    max_shots: int | None
+    settle_seconds: float
 
     def submit(
         self, program: Program, angles: FloatArray, shots: int, *, tag: str, seed: int, mode: Any
-    ) -> str:
-        """Send a job.
+    ) -> str: ...
 
-        Args:
-            program: the circuit.
-            angles: its rows, shape ``(n, A)``.
-            shots: shots for each row.
-            tag: what to find the job by.
-            seed: of the noise, where a simulator draws it.
-            mode: what `Sessions` gives.
+    def status(self, job_id: str) -> tuple[JobStatus, str]: ...
 
-        Returns:
-            The job's id.
-        """
+    def counts(
+        self, job_id: str, num_bits: int, num_rows: int, shots: int
+    ) -> NDArray[np.uint32]: ...
 
-    def state(self, job_id: str) -> JobState:
-        """Where a job is."""
+    def usage(self, job_id: str) -> float | None: ...
 
-    def counts(self, job_id: str, num_bits: int, num_rows: int, shots: int) -> NDArray[np.uint32]:
-        """The result of a job that is done, as `results.counts_of` has it."""
+    def cancel(self, job_id: str) -> None: ...
 
-    def usage(self, job_id: str) -> float | None:
-        """QPU seconds of a job that has ended; None if they are not known yet."""
+    def find(self, tag: str) -> list[Found]: ...
 
-    def cancel(self, job_id: str) -> None:
-        """Cancel a job; an error if it has ended already."""
+    def forget(self, job_id: str) -> None: ...
 
-    def find(self, tag: str) -> list[str]:
-        """The ids of all jobs with a tag, the newest first."""
 
-    def session_of(self, job_id: str) -> str | None:
-        """The session of a job that was found; None if in none, or not known."""
-
-    def forget(self, job_id: str) -> None:
-        """Drop what is kept of a job here."""
+def merged_options(options: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a Sampler with more of them, nested ones as well; lists are joined."""
+    together = dict(options)
+    for name, value in more.items():
+        known = together.get(name)
+        if isinstance(known, Mapping) and isinstance(value, Mapping):
+            value = merged_options(known, value)
+        elif isinstance(known, list) and isinstance(value, list):
+            value = [*known, *value]
+        together[name] = value
+    return together

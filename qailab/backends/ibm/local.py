@@ -10,73 +10,69 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qailab.backends.ibm.devices import JobState
-from qailab.backends.ibm.programs import Program
-from qailab.backends.ibm.results import counts_of
-from qailab.backends.ibm.samplers import Kind, make_sampler, merged
+from qailab.backends.ibm.devices import Found, JobStatus, merged_options
+from qailab.backends.ibm.faults import Fault, FaultKind, RequestError
+from qailab.backends.ibm.programs import Program, counts_of
 from qailab.gradients.rows import FloatArray
-
-_RUNNING = {"INITIALIZING", "QUEUED", "VALIDATING", "RUNNING"}
 
 
 class LocalDevice:
-    """A `Device` in this process.
+    """A `Device` in this process: a fake backend or an ``AerSimulator``, which costs nothing."""
 
-    Args:
-        backend: a fake backend or an ``AerSimulator``.
-        sampler: which Sampler to use.
-        options: its options.
-    """
+    settle_seconds = 0.0
 
-    is_local = True
-
-    def __init__(self, backend: Any, sampler: Kind, options: Mapping[str, Any]) -> None:
+    def __init__(self, backend: Any, options: Mapping[str, Any]) -> None:
+        self.name = str(backend.name)
         self.target = backend
-        self._sampler = sampler
+        limit = getattr(backend, "max_shots", None)
+        self.max_shots = limit if isinstance(limit, int) else None
         self._options = options
         self._jobs: dict[str, Any] = {}
         self._lock = threading.Lock()
 
-    @property
-    def name(self) -> str:
-        return str(self.target.name)
-
-    @property
-    def max_shots(self) -> int | None:
-        limit = getattr(self.target, "max_shots", None)
-        return int(limit) if isinstance(limit, int) else None
-
     def submit(
         self, program: Program, angles: FloatArray, shots: int, *, tag: str, seed: int, mode: Any
     ) -> str:
+        from qiskit_ibm_runtime.executor_sampler import Sampler
+
         # Its simulators give the i-th row the noise of seed + 2113 * i.
-        options = merged({"simulator": {"seed_simulator": seed}}, self._options)
-        sampler = make_sampler(self._sampler, self.target, options)
-        job = sampler.run(program.pubs(angles), shots=shots)
+        options = merged_options({"simulator": {"seed_simulator": seed}}, self._options)
+        try:
+            job = Sampler(mode=self.target, options=options).run(program.pubs(angles), shots=shots)
+        except Exception as error:
+            raise _refused(error) from error
         job_id = f"local-{uuid.uuid4().hex[:12]}"
         with self._lock:
             self._jobs[job_id] = job
         return job_id
 
-    def state(self, job_id: str) -> JobState:
-        job = self._jobs[job_id]
-        return JobState("running" if job.status().name in _RUNNING else "done")
+    def status(self, job_id: str) -> tuple[JobStatus, str]:
+        job = self._jobs.get(job_id)
+        if job is None:
+            return JobStatus.CANCELLED, "cancelled"
+        return (JobStatus.DONE if job.in_final_state() else JobStatus.RUNNING), ""
 
     def counts(self, job_id: str, num_bits: int, num_rows: int, shots: int) -> NDArray[np.uint32]:
-        return counts_of(self._jobs[job_id].result(), num_bits, num_rows, shots)
+        try:
+            result = self._jobs[job_id].result()
+        except Exception as error:
+            raise _refused(error) from error
+        return counts_of(result, num_bits, num_rows, shots)
 
     def usage(self, job_id: str) -> float | None:
         return 0.0
 
     def cancel(self, job_id: str) -> None:
-        pass  # a simulation in a thread cannot be ended; its result is not waited for
+        self.forget(job_id)  # a simulation in a thread cannot be ended; nobody waits for it
 
-    def find(self, tag: str) -> list[str]:
+    def find(self, tag: str) -> list[Found]:
         return []
-
-    def session_of(self, job_id: str) -> str | None:
-        return None
 
     def forget(self, job_id: str) -> None:
         with self._lock:
             self._jobs.pop(job_id, None)
+
+
+def _refused(error: Exception) -> RequestError:
+    """No network is to blame: it would fail again."""
+    return RequestError(Fault(FaultKind.REFUSED, f"{type(error).__name__}: {error}"))

@@ -1,7 +1,8 @@
-"""From canonical circuits to what a device runs."""
+"""From canonical circuits to what a device runs, and from what it measured to counts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
 from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
 
-from qailab.errors import BackendError
+from qailab.errors import BackendError, EvaluationError
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray
 
@@ -36,17 +37,28 @@ class Program:
         return [(self.circuit,)] * len(angles)  # nothing to bind: one for each row
 
 
+def check_fits(circuit: CanonicalCircuit, shots: int, name: str, qubits: int, most: object) -> None:
+    """Raise a `BackendError` if a device has too few qubits, or takes fewer shots."""
+    needs = circuit.circuit.num_qubits
+    if needs > qubits:
+        raise BackendError(
+            f"the circuit has {needs} qubits, and {name} has {qubits}; use a larger device, or "
+            "fewer qubits"
+        )
+    if isinstance(most, int) and 0 < most < shots:
+        raise BackendError(
+            f"{shots:,} shots are more than {name} takes for a circuit ({most:,}); take at most "
+            "that"
+        )
+
+
 def compile_program(
     canonical: CanonicalCircuit, device: Any, *, optimization_level: int, seed: int
 ) -> Program:
-    """Lay a circuit out on a device and write it in its gates.
+    """Lay a circuit out on a device (a ``BackendV2``) and write it in its gates.
 
-    Args:
-        canonical: the circuit.
-        device: a Qiskit ``BackendV2``.
-        optimization_level: of Qiskit's transpiler; from level 2 on it may find that an angle does
-            not matter, and leave it out.
-        seed: of the transpiler, so that all processes lay it out alike.
+    From ``optimization_level`` 2 on, Qiskit may find that an angle does not matter, and leave it
+    out. With one ``seed`` all processes lay it out alike.
 
     Raises:
         BackendError: if the device cannot run it.
@@ -67,3 +79,73 @@ def compile_program(
     column_of = {angle.name: column for column, angle in enumerate(canonical.angles)}
     columns = [column_of[parameter.name] for parameter in isa.parameters]
     return Program(isa, np.array(columns, dtype=np.int64), len(canonical.measured_qubits))
+
+
+def counts_of(result: Any, num_bits: int, num_rows: int, shots: int) -> NDArray[np.uint32]:
+    """Count how often each outcome came, shape ``(num_rows, 2**num_bits)``.
+
+    Args:
+        result: a Sampler's result, or the executor's plain one: one item of ``num_rows`` rows or
+            that many of one.
+        num_bits: measured bits of each shot.
+        num_rows: how many rows were asked for.
+        shots: how many shots of each were.
+
+    Raises:
+        EvaluationError: if it is not the result that was asked for.
+    """
+    tables = [_measured(item, num_bits) for item in result]
+    measured = tables[0] if len(tables) == 1 else np.concatenate(tables)
+    # Twirling rounds shots up to whole randomizations.
+    outcomes = 1 << num_bits
+    if len(measured) != num_rows or measured.shape[1] < shots or measured.max() >= outcomes:
+        raise EvaluationError(
+            f"the job answered outcomes of shape {measured.shape} (rows, shots) up to "
+            f"{measured.max(initial=0)}, not {(num_rows, shots)} of {num_bits} bits"
+        )
+    # One count for all rows: each has its own stretch of numbers.
+    index = measured.astype(np.int64)
+    index += (np.arange(num_rows, dtype=np.int64) * outcomes)[:, None]
+    counted = np.bincount(index.ravel(), minlength=num_rows * outcomes)
+    return counted.astype(np.uint32).reshape(num_rows, outcomes)
+
+
+def _measured(item: Any, num_bits: int) -> NDArray[np.unsignedinteger[Any]]:
+    """The outcome of each shot, shape ``(rows, shots)``, whatever the registers are called."""
+    if isinstance(item, Mapping):  # the executor's
+        measured = np.asarray(next(iter(item.values())))
+    else:
+        registers = list(item.data.values())
+        measured = registers[0] if len(registers) == 1 else item.join_data()
+    width = measured.shape[-1] if isinstance(measured, np.ndarray) else measured.num_bits
+    if width != num_bits:
+        raise EvaluationError(f"the job answered {width} bits a shot, not {num_bits}")
+    kind = np.min_scalar_type((1 << num_bits) - 1)
+    if isinstance(measured, np.ndarray):  # a bit for each place, the least significant first
+        bits = measured.reshape(-1, *measured.shape[-2:]).astype(np.bool_).view(np.uint8)
+        index = bits[..., 0].astype(kind)
+        for place in range(1, width):  # four times as fast as np.packbits along so short an axis
+            index |= bits[..., place].astype(kind) << kind.type(place)
+        return index
+    packed = measured.array.reshape(-1, *measured.array.shape[-2:])  # the most significant first
+    index = packed[..., 0].astype(kind)
+    for place in range(1, packed.shape[-1]):
+        index <<= 8
+        index |= packed[..., place]
+    return index
+
+
+def measured_bits(job: Any) -> Any:
+    """The result of a job of the client-side Sampler, downloaded once.
+
+    Its bits as they came where they are all there is to do: the Sampler's own way to a `BitArray`
+    takes longer than everything else on this side. Twirled ones and several registers need it.
+    """
+    from qiskit_ibm_runtime.decoders.executor.decoder import ExecutorResultDecoder
+    from qiskit_ibm_runtime.decoders.executor_sampler.decoder import ClientSideSamplerResultDecoder
+
+    plain = job.result(decoder=ExecutorResultDecoder)
+    twirled = (plain.passthrough_data or {}).get("post_processor", {}).get("twirling", True)
+    if twirled or any(len(item) != 1 for item in plain):
+        return ClientSideSamplerResultDecoder.decode(plain)
+    return plain

@@ -1,12 +1,9 @@
-"""A device behind IBM's service, through the real client.
-
-No call waits for ever, and no request is sent twice without the caller's doing (`transport`).
-"""
+"""A device behind IBM's service, and its sessions, through the real client."""
 
 from __future__ import annotations
 
 import logging
-import os
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -14,170 +11,94 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qailab.backends.ibm.devices import JobState, Mode, State
-from qailab.backends.ibm.faults import RAN_TOO_LONG_CODE
-from qailab.backends.ibm.programs import Program
-from qailab.backends.ibm.results import counts_of_job
-from qailab.backends.ibm.samplers import Kind, make_sampler, merged
-from qailab.backends.ibm.transport import bound_requests, within
+from qailab.backends.ibm.devices import Found, JobStatus, Mode, merged_options
+from qailab.backends.ibm.faults import Fault, FaultKind, RequestError, redact
+from qailab.backends.ibm.programs import Program, counts_of, measured_bits
+from qailab.backends.ibm.timeouts import IBMTimeouts
+from qailab.backends.ibm.transport import bind_requests, call_within
 from qailab.gradients.rows import FloatArray
+
+logger = logging.getLogger("qailab.backends")
 
 Result = TypeVar("Result")
 
-_STATES: dict[str, State] = {
-    "INITIALIZING": "waiting",
-    "QUEUED": "waiting",
-    "RUNNING": "running",
-    "DONE": "done",
-    "ERROR": "failed",
-    "CANCELLED": "cancelled",
-}
-_TOO_LONG = f"{RAN_TOO_LONG_CODE}"
-_SLACK = 1.5  # of a call's deadline over a request's: a call may be a few requests
-
-
-def _state_of(status: str) -> State:
-    """What a status means; the client passes on those that it does not know."""
-    known = _STATES.get(status)
-    if known is not None:
-        return known
-    word = status.upper()
-    if word.startswith(("CANCEL", "ABORT")):
-        return "cancelled"
-    if word.startswith(("FAIL", "ERROR")):
-        return "failed"
-    return "done" if word.startswith(("COMPLETE", "DONE")) else "running"
-
-
-def open_service(
-    account: str | None, instance: str | None, channel: str | None, seconds: float
-) -> Any:
-    """IBM's service, with the credentials that the client finds on this machine.
-
-    Args:
-        account: the name of a saved account.
-        instance: the instance, by name or CRN.
-        channel: the client's channel.
-        seconds: how long the server may be silent.
-    """
-    # Read at import. Without it the client inspects the whole call stack for every request.
-    os.environ.setdefault("USAGE_DATA_OPT_OUT", "True")
-    # It warns of what is meant: an account from the environment, a deprecated sampler.
-    logging.getLogger("qiskit_ibm_runtime").setLevel(logging.ERROR)
-
-    def open_it() -> Any:
-        from qiskit_ibm_runtime import QiskitRuntimeService
-
-        given = {"name": account, "instance": instance, "channel": channel}
-        return QiskitRuntimeService(**{k: v for k, v in given.items() if v is not None})
-
-    service = within(2 * seconds, open_it, what="connecting to IBM Quantum")
-    bound_requests(service, seconds)
-    return service
-
-
-def backend_names(service: Any) -> list[str]:
-    """The names of all backends; the client's own list leaves out those it had trouble with.
-
-    Args:
-        service: a ``QiskitRuntimeService``.
-    """
-    # The API's clients have no public name.
-    clients = list(service._api_clients.values()) or [service._active_api_client]
-    return sorted({str(each["name"]) for client in clients for each in client.list_backends(True)})
+_CALL_SHARE = 1.5  # of a call's deadline over a request's: a call may be a few requests
 
 
 class ServiceDevice:
-    """A `Device` behind IBM's service.
-
-    Args:
-        service: a ``QiskitRuntimeService``.
-        backend: a backend of it.
-        sampler: which Sampler to use.
-        options: its options.
-        seconds: how long the server may be silent.
-    """
-
-    is_local = False
+    """A `Device` behind IBM's service: a backend of a ``QiskitRuntimeService``."""
 
     def __init__(
-        self, service: Any, backend: Any, sampler: Kind, options: Mapping[str, Any], seconds: float
+        self, service: Any, backend: Any, options: Mapping[str, Any], timeouts: IBMTimeouts
     ) -> None:
-        self.service = service
+        self.name = str(backend.name)
         self.target = backend
-        self._sampler = sampler
+        limit = getattr(backend.configuration(), "max_shots", None)
+        self.max_shots = int(limit) if isinstance(limit, int) and limit > 0 else None
+        self.settle_seconds = timeouts.settle_seconds
+        self._service = service
         self._options = options
-        self._seconds = seconds
+        self._seconds = _CALL_SHARE * timeouts.request_seconds
         self._jobs: dict[str, Any] = {}
         self._lock = threading.Lock()
-        bound_requests(service, seconds)  # a client may have been added for the backend's instance
-
-    @property
-    def name(self) -> str:
-        return str(self.target.name)
-
-    @property
-    def max_shots(self) -> int | None:
-        limit = getattr(self.target.configuration(), "max_shots", None)
-        return int(limit) if isinstance(limit, int) and limit > 0 else None
+        # The client makes another API client for the backend's instance, perhaps.
+        bind_requests(service, timeouts.request_seconds)
 
     def submit(
         self, program: Program, angles: FloatArray, shots: int, *, tag: str, seed: int, mode: Any
     ) -> str:
+        from qiskit_ibm_runtime.executor_sampler import Sampler
+
         tags = {"environment": {"job_tags": ["qailab", tag]}}
-        sampler = make_sampler(
-            self._sampler, self.target if mode is None else mode, merged(self._options, tags)
-        )
-        job = self._within(lambda: sampler.run(program.pubs(angles), shots=shots), "sending a job")
-        job_id = str(job.job_id())
-        with self._lock:
-            self._jobs[job_id] = job
+        options = merged_options(self._options, tags)
+
+        def send() -> tuple[Any, Any]:
+            sampler = Sampler(mode=self.target if mode is None else mode, options=options)
+            job = sampler.run(program.pubs(angles), shots=shots)
+            return job, job.job_id()
+
+        job, job_id = self._call("sending a job", send)
+        if not isinstance(job_id, str) or not job_id:
+            raise RequestError(Fault(FaultKind.LOST, f"the server gave a job the id {job_id!r}"))
+        self._keep(job_id, job)
         return job_id
 
-    def state(self, job_id: str) -> JobState:
-        job = self._job(job_id)
-        status = str(self._within(job.status, f"looking at job {job_id}"))
-        state = _state_of(status)
-        if state in ("waiting", "running", "done"):
-            return JobState(state)
-        # What `status` has just fetched; it has no public name beside an error's text.
-        reason = str(getattr(job, "_reason", None) or getattr(job, "_error_message", None) or "")
-        code = getattr(job, "_reason_code", None)
-        said = f"{status} {reason}".lower()
-        too_long = code == RAN_TOO_LONG_CODE or "ran too long" in said or _TOO_LONG in said
-        return JobState("too long" if too_long else state, reason or f"no reason given ({status})")
+    def status(self, job_id: str) -> tuple[JobStatus, str]:
+        return self._call(f"looking at job {job_id}", lambda: _status_of(self._job(job_id)))
 
     def counts(self, job_id: str, num_bits: int, num_rows: int, shots: int) -> NDArray[np.uint32]:
-        job = self._job(job_id)
-        return self._within(
-            lambda: counts_of_job(job, num_bits, num_rows, shots),
-            f"fetching the result of job {job_id}",
-        )
+        def fetch() -> NDArray[np.uint32]:
+            return counts_of(measured_bits(self._job(job_id)), num_bits, num_rows, shots)
+
+        return self._call(f"fetching the result of job {job_id}", fetch)
 
     def usage(self, job_id: str) -> float | None:
-        usage = self._within(self._job(job_id).metrics, f"usage of job {job_id}").get("usage") or {}
+        metrics = self._call(f"usage of job {job_id}", lambda: self._job(job_id).metrics())
+        usage = metrics.get("usage") or {}
         seconds = usage.get("quantum_seconds")
         if seconds is None:
             seconds = usage.get("qpu_charge_time_seconds")
         if seconds is None or usage.get("status") == "pending":
             return None
+        if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+            logger.warning("job %s: the service says that it used %r seconds", job_id, seconds)
+            return None
         return float(seconds)
 
     def cancel(self, job_id: str) -> None:
-        self._within(self._job(job_id).cancel, f"cancelling job {job_id}")
+        self._call(f"cancelling job {job_id}", lambda: self._job(job_id).cancel())
 
-    def find(self, tag: str) -> list[str]:
-        jobs = self._within(
-            lambda: self.service.jobs(job_tags=[tag], limit=None), f"looking for jobs tagged {tag}"
-        )
-        with self._lock:
-            self._jobs.update({str(job.job_id()): job for job in jobs})
-        return [str(job.job_id()) for job in jobs]
+    def find(self, tag: str) -> list[Found]:
+        def look() -> list[Found]:
+            jobs = self._service.jobs(job_tags=[tag], limit=None)
+            found = []
+            for job in jobs:
+                if tag in (job.tags or ()):
+                    self._keep(str(job.job_id()), job)
+                    found.append(Found(str(job.job_id()), _status_of(job)[0], job.session_id))
+            return found
 
-    def session_of(self, job_id: str) -> str | None:
-        # The public property asks the server where there is none.
-        session = getattr(self._jobs.get(job_id), "_session_id", None)
-        return str(session) if session else None
+        return self._call(f"looking for jobs tagged {tag}", look)
 
     def forget(self, job_id: str) -> None:
         with self._lock:
@@ -187,63 +108,99 @@ class ServiceDevice:
         with self._lock:
             job = self._jobs.get(job_id)
         if job is None:
-            job = self._within(lambda: self.service.job(job_id), f"looking for job {job_id}")
-            with self._lock:
-                self._jobs[job_id] = job
+            job = self._service.job(job_id)
+            self._keep(job_id, job)
         return job
 
-    def _within(self, call: Callable[[], Result], what: str) -> Result:
-        return within(_SLACK * self._seconds, call, what=what)
+    def _keep(self, job_id: str, job: Any) -> None:
+        with self._lock:
+            self._jobs[job_id] = job
+
+    def _call(self, what: str, call: Callable[[], Result]) -> Result:
+        return call_within(self._seconds, what, call)
+
+
+def _status_of(job: Any) -> tuple[JobStatus, str]:
+    from qiskit_ibm_runtime.exceptions import RuntimeJobMaxTimeoutError
+
+    said = str(job.status())
+    status = meaning_of(said)
+    if status is JobStatus.FAILED:
+        try:
+            job.result()  # says why: no request, as the client knows that it is final
+        except RuntimeJobMaxTimeoutError as error:
+            return JobStatus.TOO_LONG, redact(str(error))
+        except Exception as error:
+            return status, redact(str(error))
+    return status, said if status.is_final else ""
+
+
+def meaning_of(said: str) -> JobStatus:
+    """What a status means; the client passes on those of the server that it does not know."""
+    word = said.upper()
+    for beginnings, status in _STATUSES.items():
+        if word.startswith(beginnings):
+            too_long = status is JobStatus.CANCELLED and "TOO LONG" in word
+            return JobStatus.TOO_LONG if too_long else status
+    return JobStatus.RUNNING
+
+
+_STATUSES = {
+    ("INITIALIZING", "QUEUED"): JobStatus.WAITING,
+    ("DONE", "COMPLETE"): JobStatus.DONE,
+    ("ERROR", "FAIL"): JobStatus.FAILED,
+    ("CANCEL", "ABORT"): JobStatus.CANCELLED,
+}
 
 
 class ServiceSessions:
-    """Sessions and batches of a backend at the service.
+    """Sessions and batches of a backend at the service; they live for ``max_seconds``."""
 
-    Args:
-        service: a ``QiskitRuntimeService``.
-        backend: the backend.
-        max_seconds: how long a session may live.
-        seconds: how long the server may be silent.
-    """
-
-    def __init__(self, service: Any, backend: Any, max_seconds: int, seconds: float) -> None:
+    def __init__(
+        self, service: Any, backend: Any, max_seconds: int, request_seconds: float
+    ) -> None:
         self._service = service
         self._backend = backend
         self._max_seconds = max_seconds
-        self._seconds = seconds
+        self._seconds = 2 * request_seconds
 
     def open(self, mode: Mode) -> Any:
         """Open one; it must be closed, or it costs until its time is up."""
-        kind = _session_kind(mode)
-        return within(
-            _SLACK * self._seconds,
+        kind = session_kind(mode)
+        return call_within(
+            self._seconds,
+            f"opening a {mode}",
             lambda: kind(self._backend, max_time=self._max_seconds),
-            what=f"opening a {mode}",
         )
 
     def attach(self, session_id: str, mode: Mode) -> Any:
-        """One that was opened elsewhere."""
-        kind = _session_kind(mode)
-        return within(
-            2 * self._seconds,
-            lambda: kind.from_id(session_id, self._service),
-            what=f"looking for {mode} {session_id}",
+        """One that was opened elsewhere; a `RequestError` of status 404 if there is none."""
+        return call_within(
+            self._seconds,
+            f"looking for {mode} {session_id}",
+            lambda: session_kind(mode).from_id(session_id, self._service),
         )
 
-    def takes_jobs(self, session_id: str) -> bool:
+    def close(self, session: Any) -> None:
+        """Close one: it takes no more jobs, and those that wait are still run."""
+        call_within(self._seconds, "closing a session", session.close)
+
+    def takes_jobs(self, session_id: str, mode: Mode) -> bool:
         """Whether it takes more jobs."""
-        from qiskit_ibm_runtime import Session
+        try:
+            session = self.attach(session_id, mode)
+        except RequestError as error:
+            if error.fault.kind is FaultKind.REFUSED:
+                return error.fault.status != 404
+            raise
+        what = f"looking at session {session_id}"
+        details = call_within(self._seconds, what, session.details) or {}
+        closed = details.get("state") in ("closed", "pending_closed")
+        return not closed and details.get("accepting_jobs") is not False
 
-        session = Session(self._backend, create_new=False)
-        session._session_id = session_id
-        details = within(
-            _SLACK * self._seconds, session.details, what=f"looking at session {session_id}"
-        )
-        closed = (details or {}).get("state") in ("closed", "pending_closed")
-        return not closed and (details or {}).get("accepting_jobs") is not False
 
-
-def _session_kind(mode: Mode) -> Any:
+def session_kind(mode: Mode) -> Any:
+    """The client's class of a mode."""
     from qiskit_ibm_runtime import Batch, Session
 
     return Batch if mode == "batch" else Session

@@ -1,12 +1,11 @@
 """One session for all processes that use a device, however many ask for it at once.
 
-What happened to it is a `SharedLog`, which decides who opens the next one; no process needs to
-live for another to go on::
+What they agree on is a value of a `SharedState`; no process needs to live for another to go on::
 
-    opening --> open --> gone --> opening ...
-       +--> refused: the plan has none, and all go on in the next mode
+    {"mode": what the plan allows, "opening": {"owner", "time"} or null,
+     "sessions": [{"session", "mode", "state": "open" or "closed", "given", "created", "updated"}]}
 
-In a journal, `qailab.journal.sessions` reads "open" and "gone" for its report.
+The last of the sessions is the current one, if it is open. A journal's report reads them.
 """
 
 from __future__ import annotations
@@ -15,12 +14,14 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
-from typing import Any, Protocol
+from typing import Any
 
 from qailab.backends.ibm.devices import Mode
-from qailab.backends.ibm.faults import classify
-from qailab.backends.shared_log import SharedLog
+from qailab.backends.ibm.faults import RequestError
+from qailab.backends.ibm.service import ServiceSessions
+from qailab.backends.shared import SharedState
 from qailab.journal import owner_alive, this_owner
 
 logger = logging.getLogger("qailab.backends")
@@ -29,156 +30,201 @@ OPENING_SECONDS = 120.0
 """After this long, whoever was opening a session has died over it, and another one tries; at once
 where one can see that it has."""
 _FALLBACK: dict[Mode, Mode] = {"session": "batch", "batch": "job"}
+_KEPT = 100  # sessions in the value, so that it stays small
+_PAUSES = (0.01, 1.0)
 
-
-class Opener(Protocol):
-    """The calls of the service that sessions need."""
-
-    def open(self, mode: Mode) -> Any:
-        """Open a session or batch of the client's."""
-
-    def attach(self, session_id: str, mode: Mode) -> Any:
-        """A session or batch that was opened elsewhere."""
+Value = dict[str, Any]
 
 
 class Sessions:
-    """Gives what a Sampler's ``mode`` is to be: a session, a batch, or nothing (job mode).
+    """Gives what a Sampler's ``mode`` is: a session, a batch, or nothing (job mode).
 
     Args:
         mode: what is wanted.
-        opener: the service.
-        log: what all processes agree on.
+        service: opens and closes them.
+        state: what all processes agree on.
+        name: the value's name in it.
         session_id: a session to use, which somebody else opened, and will close.
     """
 
     def __init__(
-        self, mode: Mode, opener: Opener, log: SharedLog, session_id: str | None = None
+        self,
+        mode: Mode,
+        service: ServiceSessions,
+        state: SharedState,
+        name: str,
+        session_id: str | None = None,
     ) -> None:
-        self._mode = mode
-        self._opener = opener
-        self._log = log
+        self.mode = mode
+        self._service = service
+        self._state = state
+        self._name = name
         self._given = session_id
         self._lock = threading.Lock()
-        self._number = 0
-        self._last: dict[str, Any] = {}
-        self._live: dict[str, Any] = {}
-
-    @property
-    def mode(self) -> Mode:
-        """How jobs are sent, now that it is known what the plan allows."""
-        return self._mode
+        self._attached: dict[str, Any] = {}
 
     def current(self, stop: threading.Event | None = None) -> tuple[str | None, Any]:
         """The session's id and the client's object for it, ``(None, None)`` in job mode.
 
         Raises:
             CancelledError: if ``stop`` was set while another process was opening it.
-            Exception: whatever the client raises when it cannot be opened.
+            RequestError: if it cannot be opened.
+        """
+        stop = threading.Event() if stop is None else stop
+        pause, longest = _PAUSES
+        with self._lock:
+            while True:
+                version, value = self._read()
+                session_id = _open_one(value)
+                if self.mode == "job":
+                    return None, None
+                if session_id is not None:
+                    try:
+                        return session_id, self._attach(session_id)
+                    except RequestError as error:
+                        if error.fault.status != 404:
+                            raise
+                    self._note_closed(session_id)
+                elif self._given is not None and not value["sessions"]:
+                    self._put(version, _with_session(value, self._given, self.mode, given=True))
+                elif value["opening"] is None or _is_stale(value["opening"]):
+                    opening = {"owner": this_owner(), "time": time.time()}
+                    if self._put(version, {**value, "opening": opening}):
+                        self._open(opening)
+                else:
+                    if stop.wait(pause):
+                        raise CancelledError("waiting for a session was cancelled")
+                    pause = min(2 * pause, longest)
+
+    def has_ended(self, session_id: str) -> bool:
+        """Whether a session takes no more jobs: the next `current` opens another one."""
+        if self._service.takes_jobs(session_id, self.mode):
+            return False
+        with self._lock:
+            if self._note_closed(session_id):
+                logger.warning("%s %s takes no more jobs: it is replaced", self.mode, session_id)
+        return True
+
+    def close(self, seconds: float) -> None:
+        """Close the session that is open, if it is ours: it is, then, closed for all.
+
+        It is retried for so many seconds; a warning names a session that could not be closed.
         """
         with self._lock:
-            pause = 0.01
-            while True:
-                self._catch_up()
-                if self._mode == "job":
-                    return None, None
-                event = self._last.get("event")
-                if event == "open":
-                    try:
-                        return self._attached(self._last["id"])
-                    except Exception as error:
-                        if classify(error).status != 404:
-                            raise
-                        self._append(event="gone", id=self._last["id"])
-                        continue
-                if self._given is not None and event is None:
-                    self._append(event="open", id=self._given, mode=self._mode, given=True)
-                elif event != "opening" or self._is_stale():
-                    if self._append(event="opening", owner=this_owner()):
-                        self._open()
-                else:
-                    if (stop or threading.Event()).wait(pause):
-                        raise CancelledError("waiting for a session was cancelled")
-                    pause = min(2 * pause, 1.0)
-
-    def replace(self, session_id: str, why: str) -> None:
-        """Note that a session takes no more jobs: the next `current` opens another one."""
-        with self._lock:
-            self._catch_up()
-            if self._last.get("event") == "open" and self._last["id"] == session_id:
-                given = " (given as session_id)" if self._last.get("given") else ""
-                logger.warning("%s %s%s is replaced: %s", self._mode, session_id, given, why)
-                self._append(event="gone", id=session_id)
-            self._live.pop(session_id, None)
-
-    def close(self) -> None:
-        """Close the session that is open, if it is ours: it is, then, closed for all."""
-        with self._lock:
-            self._catch_up()
-            if self._last.get("event") != "open" or self._last.get("given"):
+            value = self._read()[1]
+            session_id = _open_one(value)
+            if session_id is None or value["sessions"][-1]["given"]:
                 return
-            session_id = self._last["id"]
-            if self._append(event="gone", id=session_id):
-                self._end(session_id)
-
-    def _end(self, session_id: str) -> None:
-        """Close one at the service; try more than once, as an open one costs."""
-        for pause in (0.2, 1.0, None):
-            try:
-                self._attached(session_id)[1].close()
-                return
-            except Exception as error:
-                if pause is None or classify(error).kind == "refused":
-                    raise
+            end, pause = time.monotonic() + seconds, 0.2
+            while (error := self._failure_to_close(session_id)) is not None:
+                if time.monotonic() + pause > end:
+                    logger.warning(
+                        "%s %s could not be closed, and may cost until its max_time; close it at "
+                        "quantum.cloud.ibm.com (%s)",
+                        *(self.mode, session_id, error),
+                    )
+                    return
                 time.sleep(pause)
+                pause *= 2
+            self._note_closed(session_id)
 
-    def _open(self) -> None:
+    def _failure_to_close(self, session_id: str) -> RequestError | None:
         try:
-            session = self._opener.open(self._mode)
-        except Exception as error:
-            fault = classify(error)
+            self._service.close(self._attach(session_id))
+        except RequestError as error:
+            try:
+                return error if self._service.takes_jobs(session_id, self.mode) else None
+            except RequestError:
+                return error
+        return None
+
+    def _open(self, opening: Value) -> None:
+        """Open a session, now that it is ours to do."""
+        try:
+            session = self._service.open(self.mode)
+        except RequestError as error:
+            fault = error.fault
             if fault.is_session_refused:
-                self._append(event="refused", mode=self._mode, text=fault.text)
+                instead = {"mode": _FALLBACK[self.mode], "text": fault.text, "opening": None}
+                self._change(lambda value: {**value, **instead})
                 return
-            self._append(event="failed", text=fault.text)
+            self._change(lambda value: {**value, "opening": None}, only=opening)
             raise
-        session_id = str(session.session_id)
-        if self._append(event="open", id=session_id, mode=self._mode):
-            self._live[session_id] = session
-        else:  # it took so long that another process has opened one meanwhile
-            session.close()
+        session_id, mode = str(session.session_id), self.mode
+        if self._change(
+            lambda value: _with_session({**value, "opening": None}, session_id, mode, given=False),
+            only=opening,
+        ):
+            self._attached[session_id] = session
+        else:  # it took so long that another process was quicker
+            self._service.close(session)
 
-    def _attached(self, session_id: str) -> tuple[str, Any]:
-        if session_id not in self._live:
-            self._live[session_id] = self._opener.attach(session_id, self._mode)
-        return session_id, self._live[session_id]
+    def _attach(self, session_id: str) -> Any:
+        if session_id not in self._attached:
+            self._attached[session_id] = self._service.attach(session_id, self.mode)
+        return self._attached[session_id]
 
-    def _is_stale(self) -> bool:
-        if owner_alive(self._last.get("owner", "")) is False:
-            return True
-        return time.time() - float(self._last.get("time", 0.0)) > OPENING_SECONDS
+    def _note_closed(self, session_id: str) -> bool:
+        """Note that a session takes no more jobs; False if that was known."""
+        self._attached.pop(session_id, None)
 
-    def _catch_up(self) -> None:
-        for entry in self._log.read(self._number):
-            self._apply(entry)
+        def closed(value: Value) -> Value | None:
+            if _open_one(value) != session_id:
+                return None
+            *others, session = value["sessions"]
+            ended = {**session, "state": "closed", "updated": time.time()}
+            return {**value, "sessions": [*others, ended]}
 
-    def _append(self, **event: Any) -> bool:
-        """Append an event unless another process was faster."""
-        entry = json.dumps({**event, "time": time.time()}).encode()
-        if self._log.append(self._number, entry):
-            self._apply(entry)
-            return True
-        self._catch_up()
-        return False
+        return self._change(closed)
 
-    def _apply(self, entry: bytes) -> None:
-        self._number += 1
-        self._last = json.loads(entry)
-        if self._last["event"] == "refused" and self._last["mode"] == self._mode:
-            instead = _FALLBACK[self._mode]
+    def _read(self) -> tuple[int, Value]:
+        version, content = self._state.get(self._name)
+        if content is None:
+            return version, {"mode": None, "opening": None, "sessions": []}
+        value: Value = json.loads(content)
+        allowed: Mode = value["mode"] or self.mode
+        if allowed != self.mode:
             logger.warning(
                 "this plan has no mode %r (%s); jobs are sent in mode %r",
-                self._mode,
-                self._last["text"],
-                instead,
+                *(self.mode, value.get("text", ""), allowed),
             )
-            self._mode = instead
+            self.mode = allowed
+        return version, value
+
+    def _put(self, version: int, value: Value) -> bool:
+        return self._state.put(self._name, version, json.dumps(value).encode())
+
+    def _change(
+        self, change: Callable[[Value], Value | None], *, only: Value | None = None
+    ) -> bool:
+        """Change the value, whoever else does.
+
+        Returns:
+            False if ``change`` declined with None, or somebody else opens a session by now than
+            the ``only`` one.
+        """
+        while True:
+            version, value = self._read()
+            changed = None if only not in (None, value["opening"]) else change(value)
+            if changed is None:
+                return False
+            if self._put(version, changed):
+                self._read()
+                return True
+
+
+def _open_one(value: Value) -> str | None:
+    """The id of the session that is open."""
+    sessions: list[Value] = value["sessions"]
+    return sessions[-1]["session"] if sessions and sessions[-1]["state"] == "open" else None
+
+
+def _with_session(value: Value, session_id: str, mode: Mode, *, given: bool) -> Value:
+    session = {"session": session_id, "mode": mode, "state": "open", "given": given}
+    session |= {"created": time.time(), "updated": time.time()}
+    return {**value, "sessions": [*value["sessions"], session][-_KEPT:]}
+
+
+def _is_stale(opening: Value) -> bool:
+    dead = owner_alive(opening["owner"]) is False
+    return dead or time.time() - float(opening["time"]) > OPENING_SECONDS

@@ -1,17 +1,21 @@
-"""Deadlines for IBM's client, and an end to its retries.
+"""Requests of IBM's client: a deadline for each, sent once, with an access token that is good.
 
 The client waits for an answer for ever, and sends a job again by itself when the server answers
 500, although that job may have been accepted (https://github.com/Qiskit/qiskit-ibm-runtime/issues/1114).
 Where no access token is to be had for a moment, it holds up all calls for a minute, and sends the
-API key itself instead.
+API key itself instead; one that the server refuses is used until it expires.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
+
+from qailab.backends.ibm.faults import FaultKind, RequestError, classify
+from qailab.errors import QailabError
 
 Result = TypeVar("Result")
 
@@ -23,107 +27,126 @@ class DeadlinePassed(Exception):
 
 
 class _Call(threading.local):
-    """What this thread's call is told, if it is one of `within`."""
+    """What the thread of a call knows of it."""
 
-    left_behind: threading.Event | None = None
+    left: threading.Event | None = None  # set when nobody waits for it any more
+    failed_requests = 0
 
 
 _CALL = _Call()
 
 
-def within(seconds: float, call: Callable[[], Result], *, what: str) -> Result:
-    """``call()``, unless it takes too long; it is then left behind in its thread.
+def call_within(seconds: float, what: str, call: Callable[[], Result]) -> Result:
+    """Call the client, for so many seconds at most; it is then left behind in its thread.
 
     What it has sent by then may still arrive, but it sends nothing more: a job that is sent after
     nobody waits for it would be one too many.
 
-    Args:
-        seconds: how long it may take.
-        call: what to do.
-        what: what that is, in words.
-
     Raises:
-        DeadlinePassed: if it takes longer.
+        RequestError: if it fails, or takes longer.
+        QailabError: those of this package pass unchanged.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
-    left_behind = threading.Event()
+    left = threading.Event()
 
     def run() -> None:
-        _CALL.left_behind = left_behind
+        _CALL.left, _CALL.failed_requests = left, 0
         try:
             results.append(call())
-        except BaseException as error:
+        except QailabError as error:
             errors.append(error)
+        except BaseException as error:
+            fault = classify(error)
+            # The client takes a listing that failed for an empty one.
+            if "QiskitBackendNotFoundError" in fault.names and not _CALL.failed_requests:
+                fault = replace(fault, kind=FaultKind.REFUSED, status=404)
+            errors.append(RequestError(fault))
 
     thread = threading.Thread(target=run, name=f"qailab-ibm: {what}", daemon=True)
     try:
         thread.start()
     except RuntimeError:  # the interpreter is ending, and starts no more threads
-        return call()
-    thread.join(seconds)
+        run()
+    else:
+        thread.join(seconds)
     if errors:
-        raise errors[0]
+        raise errors[0].with_traceback(None)
     if not results:
-        left_behind.set()
-        raise DeadlinePassed(f"no answer within {seconds:g} s: {what}")
+        left.set()
+        late = DeadlinePassed(f"no answer within {seconds:g} s: {what}")
+        raise RequestError(classify(late))
     return results[0]
 
 
-def bound_requests(service: Any, seconds: float) -> None:
-    """Have every request of a service end in time, and be sent once. Safe to call twice.
-
-    Args:
-        service: a ``QiskitRuntimeService``.
-        seconds: how long a server may be silent.
-    """
+def bind_requests(service: Any, seconds: float) -> None:
+    """Have every request of a service end in time, and be sent once. Safe to call twice."""
     from requests.adapters import HTTPAdapter
-    from requests.auth import AuthBase
 
     class BoundAdapter(HTTPAdapter):
         """An adapter that neither waits for ever nor sends anything twice."""
 
         def send(self, request: Any, *places: Any, **options: Any) -> Any:
-            if _CALL.left_behind is not None and _CALL.left_behind.is_set():
+            if _CALL.left is not None and _CALL.left.is_set():
                 raise DeadlinePassed("nobody waits for this call any more")
             options["timeout"] = (CONNECT_SECONDS, seconds)
-            return super().send(request, *places, **options)
+            _CALL.failed_requests += 1
+            response = super().send(request, *places, **options)
+            if response.status_code < 400:
+                _CALL.failed_requests -= 1
+            return response
 
-    class TokenAuth(AuthBase):
-        """The client's authentication; without a token it fails, and the next call tries again."""
-
-        def __init__(self, auth: Any) -> None:
-            self.auth = auth
-            self.auth.tm.http_config = {"timeout": (CONNECT_SECONDS, seconds)}
-
-        def __call__(self, request: Any) -> Any:
-            manager = self.auth.tm
-            try:
-                token = manager.get_token()
-            except Exception:
-                # Or all calls wait for the one that has just failed, for up to a minute.
-                manager.request_time = 0
-                if manager.access_token is None or manager.expire_time < time.time():
-                    raise
-                token = manager.access_token  # refreshed early: this one is good for a while
-            request.headers.update({"Service-CRN": self.auth.crn})
-            request.headers.update({"Authorization": f"Bearer {token}"})
-            return request
-
-    for session in _sessions(service):
-        auth: Any = getattr(session, "auth", None)
-        if hasattr(auth, "tm") and hasattr(auth, "crn"):
-            session.auth = TokenAuth(auth)
-            auth.tm.request_time = 0  # a fault while it connected
+    # There is no public way to the client's HTTP sessions, which it makes without a timeout, and
+    # with five retries.
+    for session in {client._session for client in service._api_clients.values()}:
+        if isinstance(session.auth, _TokenAuth):
+            continue
+        session.auth = _TokenAuth(session.auth, seconds)
         adapter = BoundAdapter(max_retries=0, pool_maxsize=32)
         for prefix in list(session.adapters):
             session.mount(prefix, adapter)
 
 
-def _sessions(service: Any) -> Iterator[Any]:
-    """The HTTP sessions of a service's API clients; they have no public name."""
-    for value in vars(service).values():
-        for client in value.values() if isinstance(value, dict) else (value,):
-            session = getattr(client, "_session", None)
-            if hasattr(session, "mount"):
-                yield session
+class _TokenAuth:
+    """The client's authentication; without a token a request fails, and the next tries again.
+
+    A request that is answered with 401 or 403 is sent again with a new token, once.
+    """
+
+    def __init__(self, auth: Any, seconds: float) -> None:
+        self._auth = auth
+        self._tokens = auth.tm
+        self._tokens.http_config = {"timeout": (CONNECT_SECONDS, seconds)}
+        self._tokens.request_time = 0  # a fault while it connected
+
+    def __call__(self, request: Any) -> Any:
+        self._sign(request)
+        request.register_hook("response", self._renew)
+        return request
+
+    def _sign(self, request: Any) -> None:
+        tokens = self._tokens
+        try:
+            token = tokens.get_token()
+        except Exception:
+            # Or all calls wait for the one that has just failed, for up to a minute.
+            tokens.request_time = 0
+            if tokens.access_token is None or tokens.expire_time < time.time():
+                raise
+            token = tokens.access_token  # refreshed early: this one is good for a while
+        request.headers["Service-CRN"] = self._auth.crn
+        request.headers["Authorization"] = f"Bearer {token}"
+
+    def _renew(self, response: Any, **options: Any) -> Any:
+        if response.status_code not in (401, 403):
+            return response
+        request = response.request.copy()
+        if request.headers.get("Authorization") == f"Bearer {self._tokens.access_token}":
+            self._tokens.expire_time = 0
+        response.content  # noqa: B018 (read, so that the connection can be used again)
+        response.close()
+        self._sign(request)
+        again = response.connection.send(request, **options)
+        again.history.append(response)
+        again.request = request
+        return again

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qailab.backends import Budget, IBMBackend, IBMLimits, IBMWaits
-from qailab.backends.ibm.connecting import seconds_of
+from qailab.backends import Budget, IBMBackend, IBMLimits, IBMTimeouts, IBMWaits
+from qailab.backends.ibm.backend import seconds_of
 from qailab.circuit import build_circuit
 from qailab.errors import InputError, InputTypeError
 from qailab.launchers import CircuitProblem, ForwardPass, QuantumLauncher
-from tests.backends.ibm.conftest import FakeManilaV2
+from tests.backends.ibm.test_local import FakeManilaV2
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,11 @@ def test_all_times_are_understood(days, hours, minutes, seconds):
         ({"poll_interval": 0}, InputError, "poll_interval must be positive"),
         ({"timeout": float("inf")}, InputError, "timeout must be positive and finite"),
         ({"timeout": "1h"}, InputTypeError, "timeout must be a number of seconds"),
-        ({"budget": 600}, InputTypeError, "budget must be a Budget"),
-        ({"limits": {}}, InputTypeError, "limits must be IBMLimits"),
-        ({"waits": 3}, InputTypeError, "waits must be IBMWaits"),
-        ({"sampler": "legacy"}, InputError, "sampler"),
+        ({"budget": 600}, InputTypeError, "budget must be of Budget"),
+        ({"limits": {}}, InputTypeError, "limits must be of IBMLimits"),
+        ({"timeouts": 3}, InputTypeError, "timeouts must be of IBMTimeouts"),
         ({"options": {"twirl": True}}, InputError, "not valid for IBM's Sampler"),
         ({"options": {"max_execution_time": "long"}}, InputError, "max_execution_time"),
-        ({"options": {"twirl": True}, "sampler": "server"}, InputError, "not valid for IBM's"),
     ],
 )
 def test_options_that_are_refused(options, error, message):
@@ -81,9 +79,17 @@ def test_budgets_of_nothing():
 
 
 @pytest.mark.parametrize("wrong", [{"request_seconds": 0}, {"job_failures": -1}])
-def test_waits_for_nothing(wrong):
+def test_timeouts_of_nothing(wrong):
     with pytest.raises(InputError, match="must be positive"):
-        IBMWaits(**wrong)
+        IBMTimeouts(**wrong)
+
+
+def test_names_of_before():
+    with pytest.warns(DeprecationWarning, match="IBMTimeouts"):
+        waits = IBMWaits(patience_seconds=3.0, settle_seconds=1.0)
+    assert waits == IBMTimeouts(retry_seconds=3.0, settle_seconds=1.0)
+    with pytest.warns(DeprecationWarning, match="timeouts"):
+        assert IBMBackend("ibm_fez", waits=waits).config.timeouts is waits
 
 
 def test_exact_probabilities_are_refused_before_anything_is_looked_for():
@@ -104,6 +110,13 @@ def test_it_is_a_recipe():
     assert copy.budget == backend.budget
     assert copy.journal == backend.journal
     assert copy.journal.startswith("/")  # an actor has another working directory
-    assert backend.resources.num_cpus == 0
-    assert backend.resources.custom == {"qpu_session": 1}
-    assert IBMBackend(FakeManilaV2()).resources.num_cpus == 1
+
+
+def test_a_device_and_a_simulator_differ_in_their_traits():
+    device, simulator = IBMBackend("ibm_fez").traits, IBMBackend(FakeManilaV2()).traits
+    assert (device.packs_jobs, device.idempotent, device.detect_hangs) == (True, False, False)
+    assert (device.queue_name, device.resources.num_cpus) == ("ibm_fez", 0)
+    assert device.resources.custom == {"qpu_session": 1}
+    assert (simulator.packs_jobs, simulator.idempotent, simulator.detect_hangs) == (
+        False, True, True)  # fmt: skip
+    assert simulator.resources.num_cpus == 1

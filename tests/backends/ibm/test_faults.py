@@ -2,8 +2,10 @@
 
 import pytest
 
-from qailab.backends.ibm.faults import classify
-from qailab.backends.ibm.service import _state_of
+from qailab.backends.ibm.devices import JobStatus
+from qailab.backends.ibm.faults import FaultKind, RequestError, classify
+from qailab.backends.ibm.service import meaning_of
+from qailab.backends.ibm.transport import call_within
 
 
 class ApiError(Exception):
@@ -26,27 +28,27 @@ def wrapped(text, status):
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(400, "refused"), (401, "refused"), (404, "refused"), (409, "refused"), (429, "busy"),
-     (408, "busy"), (500, "lost"), (502, "lost"), (503, "lost"), (520, "lost")],
+    [(400, "REFUSED"), (401, "REFUSED"), (404, "REFUSED"), (409, "REFUSED"), (429, "BUSY"),
+     (408, "BUSY"), (500, "LOST"), (502, "LOST"), (503, "LOST"), (520, "LOST")],
 )  # fmt: skip
 def test_the_status_decides(status, kind):
     fault = wrapped("something", status)
-    assert (fault.kind, fault.status) == (kind, status)
+    assert (fault.kind, fault.status) == (FaultKind[kind], status)
 
 
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (KeyError("state"), "lost"),  # an answer that is cut off
-        (TypeError("'NoneType' object is not subscriptable"), "lost"),
-        (TimeoutError("read timed out"), "lost"),
-        (RuntimeError("('Connection aborted.', RemoteDisconnected())"), "lost"),
-        (RuntimeError("too many 500 error responses"), "lost"),
-        (ValueError("The number of values is wrong"), "refused"),
+        (KeyError("state"), "LOST"),  # an answer that is cut off
+        (TypeError("'NoneType' object is not subscriptable"), "LOST"),
+        (TimeoutError("read timed out"), "LOST"),
+        (RuntimeError("('Connection aborted.', RemoteDisconnected())"), "LOST"),
+        (RuntimeError("too many 500 error responses"), "LOST"),
+        (ValueError("The number of values is wrong"), "REFUSED"),
     ],
 )
 def test_errors_without_a_status(error, kind):
-    assert classify(error).kind == kind
+    assert classify(error).kind is FaultKind[kind]
 
 
 def test_an_answer_that_cannot_be_read_is_named():
@@ -98,9 +100,39 @@ def test_the_limit_of_pending_jobs(text, status, means):
 
 
 @pytest.mark.parametrize(
-    ("status", "state"),
-    [("DONE", "done"), ("COMPLETED", "done"), ("CANCELLED - RAN TOO LONG", "cancelled"),
-     ("FAILED", "failed"), ("ERROR", "failed"), ("QUEUED", "waiting"), ("SOMETHING", "running")],
+    ("status", "means"),
+    [("DONE", "DONE"), ("COMPLETED", "DONE"), ("CANCELLED - RAN TOO LONG", "TOO_LONG"),
+     ("CANCELLED", "CANCELLED"), ("FAILED", "FAILED"), ("ERROR", "FAILED"), ("QUEUED", "WAITING"),
+     ("SOMETHING", "RUNNING")],
 )  # fmt: skip
-def test_states_that_the_client_passes_on(status, state):
-    assert _state_of(status) == state
+def test_states_that_the_client_passes_on(status, means):
+    assert meaning_of(status) is JobStatus[means]
+
+
+def test_nothing_of_a_clients_error_is_left_that_could_have_the_key(monkeypatch):
+    monkeypatch.setenv("QISKIT_IBM_TOKEN", "s3cret")
+
+    def call():
+        try:
+            raise ApiError("no s3cret here", 503)
+        except ApiError as error:
+            raise RuntimeError("s3cret is not valid") from error
+
+    with pytest.raises(RequestError) as caught:
+        call_within(10, "asking", call)
+    assert str(caught.value) == "*** is not valid (HTTP 503)"
+    assert caught.value.__cause__ is caught.value.__context__ is None
+    assert "s3cret" not in repr(caught.value.fault)
+
+
+def test_a_listing_that_failed_is_no_proof_that_there_is_no_backend():
+    class QiskitBackendNotFoundError(Exception):
+        pass
+
+    def call():
+        raise QiskitBackendNotFoundError("No backend matches")
+
+    assert classify(QiskitBackendNotFoundError()).kind is FaultKind.LOST
+    with pytest.raises(RequestError) as caught:
+        call_within(10, "asking", call)  # no request failed: there is none
+    assert caught.value.fault.kind is FaultKind.REFUSED

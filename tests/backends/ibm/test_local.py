@@ -1,14 +1,20 @@
 """IBM's local testing mode: no network, no account."""
 
+import threading
+import warnings
+
 import numpy as np
 import pytest
 
-from qailab.backends import IBMBackend
-from qailab.backends.ibm.programs import compile_program
-from qailab.backends.ibm.results import counts_of
-from qailab.errors import BackendError
-from tests.backends.ibm.conftest import FakeManilaV2
-from tests.support.contracts import BackendContract, forward_batch, model
+from qailab.backends import Budget, IBMBackend
+from qailab.backends.ibm.programs import compile_program, counts_of
+from qailab.errors import BackendError, BudgetExceededError, EvaluationError
+from qailab.journal import Journal
+from tests.support.contracts import BackendContract, answers, forward_batch, model
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what the client's dependencies warn of while they load
+    from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
 
 class TestOnIdealSimulator(BackendContract):
@@ -20,21 +26,29 @@ class TestOnIdealSimulator(BackendContract):
         return IBMBackend(AerSimulator(max_parallel_threads=1))
 
 
-class TestOnFakeDevice(BackendContract):
-    cuts = 1
-    noiseless = False
+def test_a_fake_device_has_noise_that_its_seed_decides():
+    _, canonical, angle_map, values = model()
+    found = [
+        answers(IBMBackend(FakeManilaV2()), canonical, forward_batch(angle_map, values, 50, seed))
+        for seed in (1, 1, 2)
+    ]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
 
-    def backend(self):
-        return IBMBackend(FakeManilaV2())
 
-
-class TestServerSampler(BackendContract):
-    cuts = 3
-
-    def backend(self):
-        from qiskit_aer import AerSimulator
-
-        return IBMBackend(AerSimulator(max_parallel_threads=1), sampler="server")
+def test_journal_and_budget_work_without_a_device(tmp_path):
+    _, canonical, angle_map, values = model()
+    batch = forward_batch(angle_map, values, shots=50)
+    options = {"journal": tmp_path / "jobs.db", "budget": Budget(jobs=1)}
+    first = answers(IBMBackend(FakeManilaV2(), **options), canonical, batch)
+    np.testing.assert_array_equal(
+        answers(IBMBackend(FakeManilaV2(), **options), canonical, batch), first
+    )
+    with Journal(tmp_path / "jobs.db") as journal:
+        assert journal.totals().jobs == 1
+    other = forward_batch(angle_map, values, shots=51)
+    with pytest.raises(BudgetExceededError):
+        answers(IBMBackend(FakeManilaV2(), **options), canonical, other)
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
@@ -49,28 +63,44 @@ def test_compiled_circuits_take_the_angles_that_are_left(level):
     )
 
 
-def test_bits_of_any_registers_and_widths_are_counted_like_qiskit_does():
+def bits_of(registers):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 2, size=(4, 50, size)).astype(bool) for size in registers]
+
+
+@pytest.mark.parametrize("registers", [[3], [8], [9], [17], [2, 3], [5, 6, 7]])
+def test_bits_of_any_registers_and_widths_are_counted_like_qiskit_does(registers):
     from qiskit.primitives import BitArray, DataBin, PrimitiveResult, SamplerPubResult
 
-    rng = np.random.default_rng(0)
-    for registers in ([3], [8], [9], [17], [2, 3], [5, 6, 7]):
-        bits = [rng.integers(0, 2, size=(4, 50, size)).astype(bool) for size in registers]
-        arrays = {f"c{i}": BitArray.from_bool_array(b, order="little") for i, b in enumerate(bits)}
-        pub = SamplerPubResult(DataBin(**arrays, shape=(4,)))
-        counts = counts_of(PrimitiveResult([pub]), sum(registers), 4, 50)
-        joined = pub.join_data()
-        for row in range(4):
-            expected = np.zeros(1 << sum(registers), dtype=int)
-            for outcome, count in joined.get_int_counts(row).items():
-                expected[outcome] = count
-            np.testing.assert_array_equal(counts[row], expected)
+    bits = bits_of(registers)
+    arrays = {f"c{i}": BitArray.from_bool_array(b, order="little") for i, b in enumerate(bits)}
+    pub = SamplerPubResult(DataBin(**arrays, shape=(4,)))
+    counts = counts_of(PrimitiveResult([pub]), sum(registers), 4, 50)
+    if len(registers) == 1:  # as the executor gives them
+        np.testing.assert_array_equal(counts_of([{"c": bits[0]}], registers[0], 4, 50), counts)
+    joined = pub.join_data()
+    for row in range(4):
+        expected = np.zeros(1 << sum(registers), dtype=int)
+        for outcome, count in joined.get_int_counts(row).items():
+            expected[outcome] = count
+        np.testing.assert_array_equal(counts[row], expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shots", "bits"), [(5, 50, 3), (4, 51, 3), (4, 50, 2), (4, 50, 4)]
+)
+def test_a_result_that_was_not_asked_for_is_an_error(rows, shots, bits):
+    with pytest.raises(EvaluationError, match="the job answered"):
+        counts_of([{"c": bits_of([3])[0]}], bits, rows, shots)
 
 
 def test_what_does_not_fit_a_device_is_said_before_anything_runs():
     _, canonical, angle_map, values = model(qubits=6)
+    backend = IBMBackend(FakeManilaV2())
     with pytest.raises(BackendError, match="6 qubits, and fake_manila has 5"):
-        IBMBackend(FakeManilaV2()).validate(canonical, 100)
+        backend.validate(canonical, 100)
+    batch = forward_batch(angle_map, values, 10)
     with pytest.raises(BackendError, match="6 qubits, and fake_manila has 5"):
-        IBMBackend(FakeManilaV2()).evaluate(canonical, forward_batch(angle_map, values, 10))
+        backend.probabilities(canonical, batch, threading.Event())
     with pytest.raises(BackendError, match="shots=None"):
-        IBMBackend(FakeManilaV2()).validate(canonical, None)
+        backend.validate(canonical, None)

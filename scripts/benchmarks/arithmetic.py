@@ -1,0 +1,58 @@
+"""A backend that computes next to nothing: what scheduling is measured on.
+
+This module is imported in actors, and must not import torch.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from qailab.backends import Backend, BackendTraits, Probabilities
+from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.gradients import CanonicalCircuit, NoiseStream, RowBatch, ShiftedRows, canonicalize
+
+
+class ArithmeticBackend(Backend):
+    """Probabilities that tell all rows apart, at nearly no cost.
+
+    They are not those of the circuit. Only sums, products and quotients are used, so that a row's
+    bits depend neither on the machine nor on which rows it is answered with.
+    """
+
+    traits = BackendTraits(supports_exact=True, idempotent=True)
+
+    def open(self) -> None:
+        """Nothing is live."""
+
+    def probabilities(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Probabilities:
+        angles = batch.rows.angles()
+        total = (angles * np.arange(1.0, angles.shape[1] + 1.0)).sum(axis=1)
+        tilt = np.linspace(-1.0, 1.0, circuit.num_outcomes)
+        table = 1.0 + tilt / (1.0 + total * total)[:, None]
+        return Probabilities(table / circuit.num_outcomes)
+
+    def max_rows_per_call(self, circuit: CanonicalCircuit, shots: int | None) -> int:
+        return 4096
+
+    def __repr__(self) -> str:
+        return "ArithmeticBackend()"
+
+
+def circuit_of_angles(angles: int) -> CanonicalCircuit:
+    """A circuit of 2 qubits with so many angles, an even number of at least 6."""
+    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=angles // 2 - 2)]
+    circuit = build_circuit(2, blocks)
+    return canonicalize(circuit, list(circuit.parameters))[0]
+
+
+def backward_rows(circuit: CanonicalCircuit, samples: int, seed: int) -> RowBatch:
+    """The exact backward rows of some samples of random angles: two for each sample and angle."""
+    rng = np.random.default_rng(seed)
+    base = rng.uniform(0, 2 * np.pi, size=(samples, circuit.num_angles))
+    rows = ShiftedRows(base=base, columns=np.arange(circuit.num_angles))
+    cotangents = rng.normal(size=(samples, circuit.num_outcomes))
+    return RowBatch(rows, None, NoiseStream(seed), cotangents)

@@ -1,0 +1,193 @@
+"""Scale: how a pool uses many actors, and what it costs its driver.
+
+The actors are real Ray actors on this machine, but they simulate nothing: they sleep for the time
+that a device would take for a chunk (`EmulatedBackend`), and answer what this process would have
+answered, which is checked bit for bit. Pools have their default options, but for the fixed size of
+a chunk. What the machine's cores cannot carry is not the scheduler's fault, but counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import numpy as np
+from tables import Column, Table
+
+from benchmarks.arithmetic import ArithmeticBackend, backward_rows, circuit_of_angles
+from benchmarks.gradients import measure_small, open_places, open_pool
+from benchmarks.report import Report
+from benchmarks.timing import memory_mib, reset_peaks
+from qailab.backends import EmulatedBackend
+from qailab.distributed import LauncherPool
+from qailab.gradients import CanonicalCircuit, RowBatch
+
+Row = dict[str, Any]
+
+_SPEEDS = {"equal": (1,), "1:2:4:8": (1, 2, 4, 8), "kills": (1,)}
+_KILL_ACTORS, _KILL_LATENCIES, _KILL_EVERY = 8, (50.0, 200.0), 1.0
+_SECONDS = {"equal": 3.0, "1:2:4:8": 3.0, "kills": 12.0}  # of a run
+_MOST_CHUNKS = 8_000  # of a run: where a machine cannot keep up, it would take minutes to say so
+_WARM_UP_CHUNKS = 4  # for each actor: the first of a circuit says nothing about its speed
+_CHUNK_ROWS, _CHUNK_ANGLES = 12, 6  # the backward rows of one sample
+_MANY_ROWS_ANGLES = 50
+_READY_SECONDS = 300.0
+_MIB = 1 << 20
+
+_EFFICIENCY = (
+    Column("actors"), Column("speeds", width=7), Column("ms/chunk", "g"), Column("ready s", ".1f"),
+    Column("chunks", ","), Column("seconds", ".2f"), Column("efficiency", ".3f"),
+    Column("driver ms/chunk", ".2f"), Column("raced"), Column("again"), Column("kills"),
+)  # fmt: skip
+_FOOTNOTE = """\
+ready: until all actors of the pool were. efficiency: chunks over the sum of the devices' rates,
+over the time that it took; where actors are killed: seconds of accepted chunks over the seconds
+that actors were ready. ms/chunk: of the slowest actor. driver: CPU time of all its threads."""
+_MANY_ROWS = (
+    Column("rows", ",", 9), Column("chunks", ","), Column("seconds", ".2f"),
+    Column("driver CPU s", ".2f"), Column("driver MiB more", ",.1f"), Column("answers MiB", ",.1f"),
+)  # fmt: skip
+
+
+def run(options: argparse.Namespace, report: Report) -> None:
+    """Measure what the options ask for."""
+    with ExitStack() as stack:
+        # Its Ray serves all other pools, so that no figure has the start of a Ray in it.
+        two = open_pool([ArithmeticBackend()] * 2, stack)
+        if {"efficiency", "kills"} & set(options.only):
+            table = report.table("efficiency", _EFFICIENCY, "Scheduling efficiency")
+            for actors, speeds, latency in _cases(options):
+                _measure(table, actors, speeds, latency, options)
+            print(_FOOTNOTE)
+        if "rows" in options.only:
+            table = report.table("rows", _MANY_ROWS, "One evaluation of very many rows, 2 actors")
+            table.add(_many_rows(two, options.rows, options.seed))
+        if "small" in options.only:
+            measure_small(open_places((1, 2), stack), options.repetitions, options.seed, report)
+
+
+def _cases(options: argparse.Namespace) -> Iterator[tuple[int, str, float]]:
+    """Number of actors, kind of speeds, and milliseconds of a chunk."""
+    if "efficiency" in options.only:
+        for actors in sorted(options.actors):
+            for speeds in ("equal", "1:2:4:8") if actors >= 4 else ("equal",):
+                for latency in sorted(options.latencies):
+                    yield actors, speeds, latency
+    if "kills" in options.only:
+        for latency in sorted(set(_KILL_LATENCIES) & set(options.latencies)):
+            yield min(_KILL_ACTORS, max(options.actors)), "kills", latency
+
+
+def _measure(
+    table: Table, actors: int, speeds: str, latency: float, options: argparse.Namespace
+) -> None:
+    """Measure a pool of devices of their own."""
+    ratios = _SPEEDS[speeds]
+    times = [latency / 1000 / ratios[actor % len(ratios)] for actor in range(actors)]
+    devices = [EmulatedBackend(ArithmeticBackend(), latency=seconds) for seconds in times]
+    chunks = chunks_for(times, options.seconds or _SECONDS[speeds])
+    circuit = circuit_of_angles(_CHUNK_ANGLES)
+    batch = backward_rows(circuit, chunks, options.seed)
+    began = time.monotonic()
+    with LauncherPool(devices, chunk_rows=_CHUNK_ROWS, progress=False) as pool:
+        pool.wait(timeout=_READY_SECONDS)
+        ready = time.monotonic() - began
+        pool.run(circuit, backward_rows(circuit, _WARM_UP_CHUNKS * actors, options.seed + 1))
+        with _killer(pool, options.seed, active=speeds == "kills") as kills:
+            row = _timed(pool, circuit, batch)
+    ideal = chunks / sum(1.0 / seconds for seconds in times)
+    efficiency = ideal / row["seconds"]
+    if speeds == "kills":
+        efficiency = row["chunks"] * latency / 1000 / row["ready actor seconds"]
+    table.add({
+        "actors": actors, "speeds": speeds, "ms/chunk": latency, "ready s": ready,
+        "efficiency": efficiency, "kills": len(kills), **row,
+    })  # fmt: skip
+
+
+def chunks_for(times: Sequence[float], seconds: float) -> int:
+    """How many chunks keep all actors busy for about so long, and let them end together.
+
+    Args:
+        times: each actor's seconds for a chunk.
+        seconds: how long the run should take.
+    """
+    slowest = max(times)
+    of_a_round = round(sum(slowest / each for each in times))
+    return of_a_round * max(1, min(round(seconds / slowest), _MOST_CHUNKS // of_a_round))
+
+
+def _timed(pool: LauncherPool, circuit: CanonicalCircuit, batch: RowBatch) -> Row:
+    """Run a batch, and check its answers against this process's.
+
+    Raises:
+        SystemExit: if one differs by a bit: figures of such a run mean nothing.
+    """
+    before = pool.stats()
+    cpu, began = time.process_time(), time.perf_counter()
+    answers = pool.run(circuit, batch)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    after = pool.stats()
+    if not np.array_equal(answers, ArithmeticBackend().submit(circuit, batch).result()):
+        raise SystemExit(f"{pool!r} answers other than this process does")
+    ready = [sum(actor["ready_seconds"] for actor in each["actors"]) for each in (before, after)]
+    chunks = after["chunks"] - before["chunks"]
+    return {
+        "rows": batch.num_rows, "chunks": chunks, "seconds": seconds,
+        "driver CPU s": cpu, "driver ms/chunk": 1e3 * cpu / chunks,
+        "raced": after["races"] - before["races"], "again": after["retries"] - before["retries"],
+        "ready actor seconds": ready[1] - ready[0],
+    }  # fmt: skip
+
+
+@contextmanager
+def _killer(pool: LauncherPool, seed: int, *, active: bool) -> Iterator[list[int]]:
+    """Kill an actor that is ready, chosen at random, every second; their process ids.
+
+    Not while fewer than half are ready: a machine that starts actors more slowly than they are
+    killed would soon have none, and the pool would rightly give up.
+    """
+    over, choice, killed = threading.Event(), random.Random(seed), list[int]()
+
+    def loop() -> None:
+        while not over.wait(_KILL_EVERY):
+            actors = pool.stats()["actors"]
+            pids = [actor["pid"] for actor in actors if actor["state"] == "ready"]
+            if len(pids) >= len(actors) / 2:
+                with suppress(ProcessLookupError):  # it ended by itself meanwhile
+                    os.kill(pid := choice.choice(pids), signal.SIGKILL)
+                    killed.append(pid)
+
+    thread = threading.Thread(target=loop, name="killer")
+    if active:
+        thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        if active:
+            thread.join()
+
+
+def _many_rows(pool: LauncherPool, rows: int, seed: int) -> Row:
+    """Run so many rows on actors that compute next to nothing; a row of the table."""
+    circuit = circuit_of_angles(_MANY_ROWS_ANGLES)
+    samples = max(1, rows // (2 * circuit.num_angles))
+    batch = backward_rows(circuit, samples, seed)
+    pool.run(circuit, backward_rows(circuit, max(1, samples // 50), seed + 1))
+    here = [os.getpid()]
+    gc.collect()
+    reset_peaks(here)
+    before = memory_mib(here, "VmRSS")
+    answers = pool.run(circuit, batch)  # once for memory: to check answers takes more
+    peak, answers_mib = memory_mib(here), answers.nbytes / _MIB
+    more = None if peak is None or before is None else peak - before - answers_mib
+    return _timed(pool, circuit, batch) | {"driver MiB more": more, "answers MiB": answers_mib}

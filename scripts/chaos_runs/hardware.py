@@ -1,0 +1,287 @@
+"""Gradients and trainings on a rehearsal server while requests, jobs and sessions fail."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import signal
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from chaos_runs.harness import Logged, Report
+from chaos_runs.processes import actors, send
+from chaos_runs.scenario import (
+    JOB_SECONDS,
+    SIZE,
+    TIMEOUTS,
+    Scenario,
+    Where,
+    contents,
+    draw,
+    examine,
+    settle,
+)
+from chaos_runs.training import SHOTS, Derivative, derive, train
+from qailab.backends import Budget
+from qailab.errors import (
+    BackendBuildError,
+    BudgetExceededError,
+    EvaluationError,
+    QailabError,
+    TransientBackendError,
+)
+from qailab.rehearsal import Fault, JobRecord, RehearsalServer
+
+_LONGEST_START = 60.0
+_BUDGET_STEPS = 4
+_LOOK = "GET /jobs/ID"
+
+
+def run_faults(report: Report, folder: Path, options: dict[str, Any]) -> None:
+    """A gradient while faults hit, against the same one without.
+
+    ::
+
+        fresh server, no faults --> gradients --+
+        fresh server, faults    --> gradients --+--> equal? each row once? journal = server?
+    """
+    scenario = draw(report.seed, _where(report.seed, options["pool_every"]))
+    report.what = str(scenario)
+    with scenario.server(calm=True) as calm:
+        expected = _derive(scenario, folder, calm=True)
+        calm_contents = contents(calm.jobs)
+    faults = folder / "faults"
+    faults.mkdir()
+    with scenario.server() as server:
+        # Nobody is left to close the session of an actor that was killed just before the end.
+        closed = scenario.where != "killed actor"
+        if not closed:
+            threading.Thread(target=_kill_actor, args=(server, report), daemon=True).start()
+        found = _derive(scenario, faults)
+        rows, journal = SIZE.rows() * len(found), scenario.journal_in(faults)
+        examine(report, server, rows=rows, journal=journal, closed=closed)
+        same_jobs = contents(server.jobs) == calm_contents
+    for mine, theirs in zip(found, expected, strict=True):
+        report.problems += mine.problems(theirs, bitwise=same_jobs)
+    report.figures["bitwise"] = int(same_jobs)
+
+
+def _where(seed: int, pool_every: int) -> Where:
+    if not pool_every or seed % pool_every != pool_every - 1:
+        return "process"
+    return "killed actor" if seed // pool_every % 3 == 2 else "pool"
+
+
+def _derive(scenario: Scenario, folder: Path, *, calm: bool = False) -> list[Derivative]:
+    with scenario.backends(folder) as backends:
+        if scenario.where == "process":
+            return derive(backends, SIZE, scenario.seed)
+        if calm:  # without faults nobody needs a pool
+            return derive(backends[:1], SIZE, scenario.seed)
+        from qailab.distributed import LauncherPool
+
+        with LauncherPool(backends, progress=False) as pool:
+            return derive([pool], SIZE, scenario.seed)
+
+
+def _kill_actor(server: RehearsalServer, report: Report) -> None:
+    """Kill the process of an actor, a moment after the first job was sent."""
+    end = time.monotonic() + _LONGEST_START
+    while not server.jobs and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.02 * (report.seed % 11))
+    found = actors()
+    if found and send(found[report.seed % len(found)], signal.SIGKILL):
+        report.figures["kills"] = 1
+
+
+_HOPELESS: dict[str, tuple[type[QailabError], Fault]] = {
+    "400 for every job": (EvaluationError, Fault("http", status=400, times=0)),
+    "401 for everything": (BackendBuildError, Fault("http", "*", status=401, times=0)),
+    "401 for later looks": (BackendBuildError, Fault("http", _LOOK, status=401, times=0, after=2)),
+    "503 for every job": (TransientBackendError, Fault("http", status=503, times=0)),
+    "503 for everything": (TransientBackendError, Fault("http", "*", status=503, times=0)),
+    "503 for looks": (TransientBackendError, Fault("http", _LOOK, status=503, times=0)),
+    "429 for every job": (TransientBackendError, Fault("http", status=429, times=0)),
+    "dropped connections": (TransientBackendError, Fault("drop", "*", times=0, after=8)),
+    "pending limit": (TransientBackendError, Fault("pending-limit", times=0)),
+    "hanging requests": (
+        TransientBackendError, Fault("hang", "POST /jobs", seconds=30, processed=False, times=0),
+    ),
+    "stuck jobs": (TransientBackendError, Fault("job-stuck", times=0)),
+    "failing jobs": (EvaluationError, Fault("job-failed", times=0)),
+    "cancelled jobs": (EvaluationError, Fault("job-cancelled", times=0)),
+    "jobs that are too long": (EvaluationError, Fault("job-too-long", times=0)),
+}  # fmt: skip
+"""The fault, and the error that it must come to."""
+
+
+def run_hopeless(report: Report, folder: Path, options: dict[str, Any]) -> None:
+    """Faults that do not pass: an error of the right class, in time, and nothing left behind."""
+    name = list(_HOPELESS)[report.seed % len(_HOPELESS)]
+    kind, fault = _HOPELESS[name]
+    scenario = replace(draw(report.seed), plan="premium", faults=(fault,), journal=True)
+    report.what = f"{name} ({scenario.mode})"
+    patience, failures = 2.0, 3
+    # The last request begins before patience ends; each job that is too long is cut in halves.
+    deadline = patience + failures * (JOB_SECONDS + 4 * TIMEOUTS.request_seconds) + 5.0
+    timeouts = replace(TIMEOUTS, retry_seconds=patience, job_failures=failures)
+    with scenario.server() as server:
+        began = time.monotonic()
+        with scenario.backends(folder, timeouts=timeouts) as backends:
+            try:
+                derive(backends, SIZE, report.seed)
+                report.problems.append("no error")
+            except kind as error:
+                report.note = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
+        if (took := time.monotonic() - began) > deadline:
+            report.problems.append(f"took {took:.1f} s, more than {deadline:.1f}")
+        # Which dropped jobs are at the server, nobody could know.
+        settled = name != "dropped connections"
+        journal = scenario.journal_in(folder) if fault.kind.startswith("job-") else None
+        examine(report, server, journal=journal, settled=settled, closed=False)
+
+
+def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
+    """A job that arrives at the server when nobody waits for it any more.
+
+    Within ``request_seconds + settle_seconds`` it must be found, and not be sent again. Nobody can
+    exclude that one arrives after that (odd seeds); then it must be cancelled before it runs, or be
+    reported.
+    """
+    chance = random.Random(f"late {report.seed}")
+    patient, too_late = TIMEOUTS.request_seconds + TIMEOUTS.settle_seconds, bool(report.seed % 2)
+    late = patient + chance.uniform(0.7, 1.2) if too_late else chance.uniform(0.4, 0.85) * patient
+    drawn = draw(report.seed)
+    scenario = replace(
+        drawn, devices=("ibm_lagos",), mode="job", plan="premium", faults=(), rows_per_job=None,
+        queue_seconds=1.5,  # what comes too late meets the job that was sent instead of it
+    )  # fmt: skip
+    report.what = f"a job arrives {late:.2f} s late, {'' if scenario.journal else 'no '}journal"
+    warnings = Logged(logging.WARNING)
+    with scenario.server() as server, LateProxy(server.url, chance.randrange(2), late) as proxy:
+        for name, value in server.environment.items():
+            os.environ[name] = value.replace(server.url, proxy.url)
+        with scenario.backends(folder, timeout=20.0) as backends:
+            derive(backends, SIZE, report.seed)
+        settle(server)
+        twice = {job.id for pair in server.duplicates() for job in pair}
+        said = [text for text in warnings.texts if any(job in text for job in twice)]
+        if too_late and said:
+            report.note = said[0]
+        else:
+            examine(report, server, rows=SIZE.rows(), journal=scenario.journal_in(folder))
+
+
+class LateProxy(socketserver.ThreadingTCPServer):
+    """Stands before a server; holds one job back, and sends it on though nobody waits."""
+
+    daemon_threads = True
+
+    def __init__(self, url: str, late: int, seconds: float) -> None:
+        super().__init__(("127.0.0.1", 0), _Connection)
+        place = urlsplit(url)
+        self.place = (place.hostname, place.port)
+        self._late, self._seconds = late, seconds
+        self._posts = itertools.count()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def hold_back(self, data: bytes) -> None:
+        """Wait, if these bytes begin the ``POST /jobs`` whose turn it is."""
+        method, path, *_ = *data.split(b" ", 2), b""
+        job = method == b"POST" and path.partition(b"?")[0].endswith(b"/jobs")
+        if job and next(self._posts) == self._late:
+            time.sleep(self._seconds)
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown()
+        super().__exit__(*error)
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    server: LateProxy
+
+    def handle(self) -> None:
+        with socket.create_connection(self.server.place) as onward, suppress(OSError):
+            back = threading.Thread(target=self._answer, args=(onward,), daemon=True)
+            back.start()
+            while data := self.request.recv(1 << 16):
+                self.server.hold_back(data)
+                onward.sendall(data)
+            onward.shutdown(socket.SHUT_WR)
+            back.join()
+
+    def _answer(self, onward: socket.socket) -> None:
+        with suppress(OSError):  # nobody waits any more
+            while data := onward.recv(1 << 16):
+                self.request.sendall(data)
+            self.request.shutdown(socket.SHUT_WR)
+
+
+def run_budget(report: Report, folder: Path, options: dict[str, Any]) -> None:
+    """A training with a budget: by the server's figures it is passed by one job at most."""
+    chance = random.Random(f"budget {report.seed}")
+    drawn = draw(report.seed)
+    faults = tuple(fault for fault in drawn.faults if fault.kind != "job-stuck")
+    scenario = replace(
+        drawn, devices=drawn.devices[:1], rows_per_job=chance.choice((30, 16, 10)),
+        queue_seconds=0.0, faults=faults if report.seed % 2 else (),
+    )  # fmt: skip
+    limits = _limits(chance)
+    given = ", ".join(f"{limit:.6g} {name}" for name, limit in limits.items())
+    report.what = f"{given}; {scenario}"
+    with scenario.server() as server:
+        with scenario.backends(folder, budget=Budget(**limits)) as (backend,):
+            try:
+                train(backend, SIZE, seed=report.seed, steps=_BUDGET_STEPS)
+            except BudgetExceededError as error:
+                report.note = str(error).splitlines()[0]
+        examine(report, server, journal=scenario.journal_in(folder))
+        for name, limit in limits.items():
+            spent = [_SPENT[name](job) for job in server.jobs]
+            if sum(spent) > limit + max(spent, default=0) + 1e-6:
+                report.problems.append(f"{sum(spent):g} {name} were spent of {limit:g}")
+
+
+TRIALS: dict[str, Callable[[Report, Path, dict[str, Any]], None]] = {
+    "faults": run_faults,
+    "hopeless": run_hopeless,
+    "late": run_late,
+    "budget": run_budget,
+}
+
+_SPENT: dict[str, Callable[[JobRecord], float]] = {
+    "jobs": lambda job: 1,
+    "rows": lambda job: job.rows,
+    "shots": lambda job: job.executions,
+    "qpu_seconds": lambda job: job.qpu_seconds,
+}
+
+
+def _limits(chance: random.Random) -> dict[str, float]:
+    """Something between one job and all that the training takes."""
+    share, rows = chance.uniform(0.05, 1.1), _BUDGET_STEPS * SIZE.rows()
+    seconds = 3.0 + share * 80
+    choices: tuple[dict[str, float], ...] = (
+        {"jobs": max(1, round(share * 30))},
+        {"rows": max(4, round(share * rows))},
+        {"shots": max(4 * SHOTS, round(share * rows * SHOTS))},
+        {"qpu_seconds": seconds},
+        {"qpu_seconds": seconds, "jobs": max(1, round(share * 40))},
+    )
+    return chance.choice(choices)

@@ -1,0 +1,34 @@
+"""Options are checked before a pool connects to anything."""
+
+import pytest
+
+from qailab.backends import AerBackend
+from qailab.distributed import LauncherPool
+from qailab.errors import InputError, InputTypeError
+
+
+@pytest.mark.parametrize(
+    ("backends", "options", "says"),
+    [
+        ([], {}, "at least one"),
+        ("aer", {}, r"backends\[0\].*str"),
+        (AerBackend(), {}, "must be a list of backends"),
+        (["aer"], {}, r"backends\[0\].*str"),
+        ([AerBackend()], {"max_in_flight": 0}, "max_in_flight must be a positive integer"),
+        ([AerBackend()], {"chunk_rows": 0}, "positive integer or 'auto', got 0"),
+        ([AerBackend()], {"chunk_rows": "large"}, "'auto', got 'large'"),
+        ([AerBackend()], {"chunk_timeout": -1}, "chunk_timeout must be a positive number"),
+        ([AerBackend()], {"start_timeout": float("inf")}, "start_timeout must be a positive"),
+        ([AerBackend()], {"progress": 1}, "progress must be True or False"),
+        ([AerBackend()], {"actor_options": "many"}, "must be a mapping"),
+        ([AerBackend()], {"actor_options": [{}, {}]}, "each of 1 backends; got 2"),
+        ([AerBackend()], {"actor_options": {"num_cpus": "2"}}, "must be a number of CPUs"),
+        *(
+            ([AerBackend()], {"actor_options": {name: 1}}, f"must not set {name}")
+            for name in ("lifetime", "max_concurrency", "name", "max_restarts")
+        ),
+    ],
+)
+def test_bad_options(backends, options, says):
+    with pytest.raises((InputError, InputTypeError), match=says):
+        LauncherPool(backends, **options)

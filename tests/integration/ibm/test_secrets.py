@@ -1,0 +1,46 @@
+"""The API key is nowhere but where IBM's client finds it."""
+
+import logging
+import pickle
+from dataclasses import replace
+
+import pytest
+
+from qailab.errors import QailabError
+from tests.support.contracts import answers
+from tests.support.ibm import device, gradient_rows, on
+
+KEY = "s3cret-0123456789-abcdefghijklmnopqrstuvwxyz"
+
+
+def test_nothing_that_is_written_sent_or_shown_has_the_key(rehearse, tmp_path, caplog, capfd):
+    server = rehearse(
+        token=KEY,
+        faults=[on("http", "GET /jobs/ID", status=500), on("job-failed"), on("drop"),
+                on("http", status=401, after=4, times=0)],
+    )  # fmt: skip
+    caplog.set_level(logging.DEBUG)
+    canonical, rows = gradient_rows()
+    journal = tmp_path / "journal.sqlite"
+    backend = device(journal=journal, instance=server.environment["QISKIT_IBM_INSTANCE"])
+    logging.getLogger("qiskit_ibm_runtime").setLevel(logging.DEBUG)
+    answers(backend, canonical, rows)
+
+    def until_the_key_is_refused():
+        for step in range(5):
+            noise = type(rows.noise)(rows.noise.seed, step + 1, "backward")
+            answers(backend, canonical, replace(rows, noise=noise))
+
+    with pytest.raises(QailabError) as caught:
+        until_the_key_is_refused()
+    backend.close()
+    out, err = capfd.readouterr()
+    tags = "".join(tag for job in server.jobs for tag in job.tags)
+    seen = [str(caught.value), repr(backend), caplog.text, out, err, tags]
+    seen += [repr(one) for one in (caught.value.__cause__, caught.value.__context__)]
+    assert caplog.text
+    assert not [text for text in seen if KEY in text]
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert journal in written
+    for content in [pickle.dumps(backend), *(path.read_bytes() for path in written)]:
+        assert KEY.encode() not in content

@@ -1,0 +1,407 @@
+"""Jobs, sessions, journal and budget, on a rehearsal server."""
+
+import multiprocessing
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qailab.backends import AerBackend, Budget, IBMLimits, Usage
+from qailab.backends.base import evaluate
+from qailab.backends.shared import LocalState
+from qailab.errors import (
+    BackendBuildError,
+    BackendError,
+    BudgetExceededError,
+    EvaluationError,
+    JournalError,
+    TransientBackendError,
+)
+from qailab.journal import Journal
+from qailab.journal.report import read_report, tables
+from tests.support import oracles
+from tests.support.contracts import answers, forward_batch, model
+from tests.support.ibm import (
+    DEADLINE,
+    device,
+    gradient_rows,
+    live_jobs,
+    on,
+    standard_errors,
+    wait_until,
+)
+
+
+@pytest.mark.parametrize("mode", ["session", "batch", "job"])
+def test_one_job_for_all_rows(rehearse, mode):
+    server = rehearse()
+    circuit, canonical, angle_map, values = model(qubits=3, measure_qubits=[2, 0])
+    backend = device(mode=mode)
+    found = answers(backend, canonical, forward_batch(angle_map, values, 4000))
+    exact = [oracles.probabilities(circuit, circuit.parameters, v) for v in values]
+    marginal = np.array(exact).reshape(len(exact), -1)
+    assert np.abs(found - marginal).max() < 5 * 0.5 / np.sqrt(4000)
+    canonical, rows = gradient_rows()
+    second = evaluate(backend, canonical, rows, threading.Event())
+    assert second.answers.shape == (rows.num_rows, 2)
+    assert second.usage == Usage(jobs=1, qpu_seconds=server.jobs[1].qpu_seconds)
+    assert [job.rows for job in server.jobs] == [3, rows.num_rows]
+    assert {job.mode for job in server.jobs} == {mode}
+    assert {job.program for job in server.jobs} == {"executor"}
+    backend.close()
+    assert [session.state for session in server.sessions] == ["closed"] * (mode != "job")
+
+
+def test_rows_beyond_a_limit_become_several_jobs_side_by_side(rehearse):
+    server = rehearse(queue_seconds=0.2)
+    canonical, rows = gradient_rows(shots=50)
+    whole = answers(device(), canonical, rows)
+    limits = IBMLimits(executions_per_job=50 * 9, pending_jobs=3)  # 9 rows, so 8: pairs stay whole
+    before = len(server.jobs)
+    parts = answers(device(limits=limits), canonical, rows)
+    jobs = server.jobs[before:]
+    assert [job.rows for job in jobs] == [8] * 4 + [4] or sum(job.rows for job in jobs) == 36
+    assert all(job.rows % 2 == 0 and job.rows <= 8 for job in jobs)
+    at_once = max(sum(one.created <= at.created < (one.ended or 0) for one in jobs) for at in jobs)
+    assert at_once == 3
+    assert standard_errors(parts, whole).max() < 6
+
+
+def test_processes_share_one_session_and_the_last_close_ends_it(rehearse):
+    server = rehearse()
+    canonical, rows = gradient_rows()
+    state = LocalState()
+    backends = [device() for _ in range(3)]
+    for backend in backends:
+        backend.share(state)
+        backend.open()
+    assert server.sessions == []  # opened on first use
+    for backend in backends:
+        answers(backend, canonical, rows)
+    assert len({job.session for job in server.jobs}) == len(server.sessions) == 1
+    backends[0].close()
+    assert server.sessions[0].state == "closed"
+    for backend in backends[1:]:
+        backend.close()
+    assert len(server.sessions) == 1
+
+
+def test_a_session_that_ends_isreplace(rehearse):
+    server = rehearse(faults=[on("session-closed", after=1), on("session-expired", after=3)])
+    canonical, rows = gradient_rows()
+    backend = device()
+    for _ in range(4):
+        answers(backend, canonical, rows)
+    assert len(server.sessions) == 3
+    assert len(live_jobs(server)) == 4
+    backend.close()
+    assert {session.state for session in server.sessions} == {"closed"}
+
+
+def test_a_given_session_is_left_open(rehearse):
+    server = rehearse()
+    canonical, rows = gradient_rows()
+    first = device()
+    answers(first, canonical, rows)
+    second = device(session_id=server.sessions[0].id)
+    answers(second, canonical, rows)
+    second.close()
+    assert [session.state for session in server.sessions] == ["active"]
+    first.close()
+
+
+def test_the_open_plan_gets_batches(rehearse, caplog):
+    server = rehearse(plan="open")
+    canonical, rows = gradient_rows(shots=50)
+    backend = device(limits=IBMLimits(executions_per_job=50 * 4, pending_jobs=5))
+    answers(backend, canonical, rows)
+    assert {job.mode for job in server.jobs} == {"batch"}
+    assert "this plan has no mode 'session'" in caplog.text
+    assert len(live_jobs(server)) == 9  # though only three may be pending
+    backend.close()
+
+
+def test_the_least_busy_device_that_is_large_enough(rehearse):
+    server = rehearse("manila", "lagos")
+    _, canonical, angle_map, values = model(qubits=6)
+    backend = device(None)
+    answers(backend, canonical, forward_batch(angle_map, values, 10))
+    assert [job.backend for job in server.jobs] == ["ibm_lagos"]
+    backend.close()
+
+
+# The journal.
+
+
+def _run_and_die(path, environment, rows_seen):
+    import os
+
+    os.environ.update(environment)
+    canonical, rows = gradient_rows()
+    backend = device(journal=path)
+    backend.submit(canonical, rows)
+    rows_seen.wait(DEADLINE)
+    os.kill(os.getpid(), 9)
+
+
+def test_who_starts_again_takes_up_jobs_that_run_and_results_that_are_there(rehearse, tmp_path):
+    server = rehearse(queue_seconds=1.5)
+    path = tmp_path / "journal.sqlite"
+    context = multiprocessing.get_context("spawn")
+    die = context.Event()
+    process = context.Process(target=_run_and_die, args=(path, server.environment, die))
+    process.start()
+    wait_until(lambda: server.jobs)
+    die.set()
+    process.join(DEADLINE)
+    assert process.exitcode == -9
+    canonical, rows = gradient_rows()
+    backend = device(journal=path)
+    first = answers(backend, canonical, rows)
+    again = answers(backend, canonical, rows)
+    np.testing.assert_array_equal(first, again)
+    # Cut in another way, as with other devices, they are the same rows.
+    half = rows.num_rows // 2
+    parts = [rows.part(0, half), rows.part(half, rows.num_rows)]
+    pieces = [answers(backend, canonical, part) for part in parts]
+    np.testing.assert_array_equal(np.concatenate(pieces), first)
+    assert len(server.jobs) == len(server.sessions) == 1  # the session was taken up as well
+    backend.close()
+    with Journal(path) as journal:
+        totals = journal.totals()
+    assert (totals.jobs, totals.rows) == (1, rows.num_rows)
+
+
+def test_a_journal_of_another_model_is_refused(rehearse, tmp_path):
+    server = rehearse()
+    path = tmp_path / "journal.sqlite"
+    canonical, rows = gradient_rows()
+    backend = device(journal=path)
+    backend.validate(canonical, 200)
+    answers(backend, canonical, rows)
+    _, other, _, _ = model(qubits=3)
+    with pytest.raises(JournalError, match="another path"):
+        device(journal=path).validate(other, 200)
+    device(journal=path).validate(canonical, 200)
+    backend.close()
+    assert len(server.jobs) == 1
+
+
+# The budget.
+
+
+def test_a_budget_is_not_passed(rehearse, tmp_path):
+    server = rehearse()
+    canonical, rows = gradient_rows()
+    budget = Budget(jobs=2, rows=1000)
+    one, two = device(budget=budget), device(budget=budget, mode="job")
+    answers(one, canonical, rows)
+    answers(two, canonical, rows)
+    with pytest.raises(BudgetExceededError, match="36 rows of 200 shots"):
+        answers(one, canonical, rows)
+    assert len(server.jobs) == 2
+    one.close()
+
+
+def test_a_budget_of_seconds_lasts_as_long_as_the_journal(rehearse, tmp_path):
+    server = rehearse()
+    canonical, rows = gradient_rows()
+    each = 2 + 36 * 200 * 350e-6
+    path = tmp_path / "journal.sqlite"
+    sent = 0
+    for run in range(3):  # each time a new process could be
+        backend = device(journal=path, budget=Budget(qpu_seconds=3.5 * each), mode="job")
+        try:
+            for step in range(2):
+                noise = type(rows.noise)(run, step, "backward")
+                answers(backend, canonical, replace(rows, noise=noise))
+                sent += 1
+        except BudgetExceededError:
+            break
+        finally:
+            backend.close()
+    spent = sum(job.qpu_seconds for job in server.jobs)
+    assert len(server.jobs) == sent
+    assert spent <= 3.5 * each + max(job.qpu_seconds for job in server.jobs)
+    assert sent >= 3
+
+
+# Bad input.
+
+
+def test_wrong_accounts_and_names(rehearse, monkeypatch):
+    server = rehearse("manila", "lagos")
+    with pytest.raises(BackendBuildError, match=r"no backend 'ibm_nowhere'; there are: ibm.*lagos"):
+        device("ibm_nowhere").open()
+    monkeypatch.setenv("QISKIT_IBM_TOKEN", "not-the-right-one")
+    with pytest.raises(BackendBuildError, match="refuses the API key") as caught:
+        device().open()
+    assert "not-the-right-one" not in str(caught.value)
+    monkeypatch.delenv("QISKIT_IBM_TOKEN")
+    with pytest.raises(BackendBuildError, match="no IBM Quantum account"):
+        device().open()
+    assert server.jobs == []
+
+
+def test_a_session_of_another_device(rehearse):
+    server = rehearse("manila", "lagos")
+    canonical, rows = gradient_rows()
+    lagos = device("ibm_lagos")
+    answers(lagos, canonical, rows)
+    with pytest.raises(BackendBuildError, match="of backend ibm_lagos, not of"):
+        device(session_id=server.sessions[0].id).open()
+    with pytest.raises(BackendBuildError, match="nothing-like-it"):
+        device(session_id="nothing-like-it").open()
+    lagos.close()
+    assert len(server.jobs) == 1
+
+
+def test_too_many_shots_and_qubits(rehearse):
+    server = rehearse()
+    canonical, rows = gradient_rows(shots=10_000_000)
+    with pytest.raises(BackendError, match=r"shots are more than .*manila takes"):
+        answers(device(), canonical, rows)
+    _, wide, angle_map, values = model(qubits=6)
+    with pytest.raises(BackendError, match=r"6 qubits, and .*manila has 5"):
+        answers(device(), wide, forward_batch(angle_map, values, 10))
+    assert server.jobs == []
+
+
+def test_a_server_that_is_not_there(rehearse):
+    server = rehearse()
+    server.stop()
+    began = time.monotonic()
+    with pytest.raises((TransientBackendError, BackendBuildError)) as caught:
+        device().open()
+    assert time.monotonic() - began < DEADLINE
+    assert "API token" not in str(caught.value)
+
+
+# Faults.
+
+
+SURVIVABLE = [
+    on("http", status=429),
+    on("http", status=429, retry_after=1),
+    on("http", status=500, times=2),
+    on("http", status=401),  # the token is renewed, once
+    on("http", "GET /jobs/ID", status=401),
+    on("http", status=502),
+    on("http", status=503),
+    on("http", "GET /jobs/ID", status=500),
+    on("http", "GET /jobs/ID", status=429),
+    on("http", "GET /jobs/ID/results", status=503),
+    on("http", "GET /jobs/ID/metrics", status=500),
+    on("http", "POST /sessions", status=503),
+    on("drop"),
+    on("drop", "GET /jobs/ID/results"),
+    on("processed-then-500"),
+    on("answer-lost"),
+    on("answer-lost", "POST /sessions"),
+    on("hang", seconds=3.0, processed=True),
+    on("hang", seconds=3.0, processed=False),
+    on("hang", "GET /jobs/ID", seconds=3.0, processed=False),
+    on("pending-limit"),
+    on("restart", "GET /jobs/ID", seconds=0.7),
+    on("job-failed", times=2),
+    on("job-cancelled"),
+    on("job-too-long"),
+    on("session-expired"),
+    on("session-closed"),
+]
+
+
+@pytest.mark.parametrize("fault", SURVIVABLE, ids=lambda f: f"{f.label} {f.where}")
+def test_what_a_gradient_survives(rehearse, fault):
+    server = rehearse(faults=[fault])
+    canonical, rows = gradient_rows()
+    backend = device()
+    found = answers(backend, canonical, rows)
+    assert len(server.faults_injected) >= 1
+    assert server.duplicates() == []
+    assert sum(job.rows for job in live_jobs(server)) == rows.num_rows
+    backend.close()
+    exact = _exact_values(canonical, rows)
+    assert (np.abs(found[:, 0] - exact) / np.sqrt(found[:, 1] + 1e-6)).max() < 6
+
+
+UNSURVIVABLE = [
+    (on("http", status=400), EvaluationError),
+    (on("http", status=401, times=0), BackendBuildError),
+    (on("http", status=503, times=0), TransientBackendError),
+    (on("drop", times=0), TransientBackendError),
+    (on("job-failed", times=0), EvaluationError),
+    (on("job-cancelled", times=0), EvaluationError),
+    (on("job-too-long", times=0), EvaluationError),
+    (on("job-stuck", times=0), TransientBackendError),
+    (on("hang", "GET /jobs/ID", seconds=300.0, processed=False, times=0), TransientBackendError),
+]
+
+
+@pytest.mark.parametrize(("fault", "error"), UNSURVIVABLE, ids=lambda f: getattr(f, "label", ""))
+def test_what_it_does_not_survive_is_an_error_in_time(rehearse, fault, error):
+    server = rehearse(faults=[fault])
+    canonical, rows = gradient_rows(samples=1)
+    backend = device(timeout=2.0)
+    began = time.monotonic()
+    with pytest.raises(error) as caught:
+        answers(backend, canonical, rows)
+    assert time.monotonic() - began < 200
+    if server.jobs:
+        assert any(job.id in str(caught.value) for job in server.jobs)
+    assert server.duplicates() == []
+    backend.close()
+
+
+def _exact_values(canonical, rows):
+    return answers(AerBackend(), canonical, replace(rows, shots=None))[:, 0]
+
+
+# Sessions that cannot be closed, and the journal
+
+
+def test_closing_is_retried_and_what_stays_open_is_named(rehearse, caplog):
+    server = rehearse(faults=[on("http", "PATCH /sessions/ID", status=503, times=2)])
+    canonical, rows = gradient_rows(samples=1)
+    backend = device()
+    answers(backend, canonical, rows)
+    backend.close()
+    assert [session.state for session in server.sessions] == ["closed"]
+    assert "could not be closed" not in caplog.text
+
+
+def test_the_journal_tells_of_sessions_and_names_those_left_open(rehearse, tmp_path):
+    server = rehearse()
+    path = tmp_path / "journal.sqlite"
+    canonical, rows = gradient_rows(samples=1)
+    backend = device(mode="batch", journal=path)
+    answers(backend, canonical, rows)
+    left = read_report(path, price_per_second=1.0)  # as if it were killed now
+    session = server.sessions[0].id
+    assert [(job["mode"], job["session"]) for job in left.jobs] == [("batch", session)]
+    told = {"session": session, "backend": server.jobs[0].backend, "mode": "batch"}
+    assert [left.sessions[0] | told | {"state": "open", "given": False}] == left.sessions
+    assert f"1 session is open: batch {session} on" in tables(left, last=None, jobs=True)
+
+    theirs = device(mode="batch", journal=path, session_id=session)
+    answers(theirs, canonical, gradient_rows(samples=1, seed=2)[1])
+    theirs.close()
+    assert read_report(path, price_per_second=1.0).sessions[0]["state"] == "open"
+    backend.close()
+    report = read_report(path, price_per_second=1.0)
+    assert [job["mode"] for job in report.jobs] == ["batch", "batch"]
+    assert [session["state"] for session in report.sessions] == ["closed"]
+    assert "open" not in tables(report, last=None, jobs=True)
+
+
+def test_a_new_journal_takes_nothing_of_an_earlier_run(rehearse, tmp_path):
+    """Though a lost answer has it look for the job, and the rows are the same."""
+    server = rehearse(faults=[on("answer-lost", after=1)])
+    canonical, rows = gradient_rows(samples=1)
+    for name in ("one", "two"):
+        backend = device(mode="job", journal=tmp_path / f"{name}.db")
+        answers(backend, canonical, rows)
+        backend.close()
+    assert [job.state for job in server.jobs] == ["Completed"] * 2

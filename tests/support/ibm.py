@@ -1,0 +1,62 @@
+"""Devices of a rehearsal server, rows for them, and what the server has seen."""
+
+import os
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+
+from qailab.backends import IBMBackend, IBMTimeouts
+from qailab.rehearsal import Fault, FaultPlan, RehearsalServer
+from tests.support.contracts import backward_batch, model
+
+DEADLINE = 120
+QUICK = IBMTimeouts(request_seconds=1.0, retry_seconds=4.0, settle_seconds=1.0)
+
+
+def on(kind, where="POST /jobs", **options):
+    return Fault(kind, where, **options)
+
+
+@contextmanager
+def rehearsed(*backends, faults=(), seed=5, **options):
+    """A server that the client of this process is pointed at."""
+    plan = faults if isinstance(faults, FaultPlan) else FaultPlan(faults)
+    server = RehearsalServer(backends or ("manila",), faults=plan, seed=seed, **options)
+    before = dict(os.environ)
+    with server:
+        os.environ.update(server.environment)
+        try:
+            yield server
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def device(name="ibmq_manila", **options):
+    return IBMBackend(name, **{"timeouts": QUICK, "poll_interval": 0.1, **options})
+
+
+def gradient_rows(shots=200, seed=1, samples=3):
+    """A circuit and the rows of its gradient, 36 of 3 samples."""
+    _, canonical, angle_map, values = model(qubits=2, reps=1)
+    return canonical, backward_batch(canonical, angle_map, values[:samples], shots, seed)
+
+
+def standard_errors(answers, expected):
+    """How far answers are from others, in standard errors of their difference."""
+    spread = np.sqrt(answers[:, 1] + expected[:, 1]) + 1e-9
+    return np.abs(answers[:, 0] - expected[:, 0]) / spread
+
+
+def live_jobs(server):
+    """Jobs that gave, or may still give, a result."""
+    return [job for job in server.jobs if job.state in ("Queued", "Running", "Completed")]
+
+
+def wait_until(condition):
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        threading.Event().wait(0.02)
