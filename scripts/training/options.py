@@ -155,10 +155,12 @@ class Parser(argparse.ArgumentParser):
             ),
         )
 
-    def add_settings(self, compared: Sequence[str] = ()) -> None:
+    def add_settings(self, compared: Sequence[str] = (), without: Sequence[str] = ()) -> None:
         """Add the options of the settings; those that are compared take several values."""
         group = self.add_argument_group("what to train, with defaults; smaller ones on hardware")
         for each in fields(Settings):
+            if each.name in without:
+                continue
             kind, text, values = each.metadata["kind"], each.metadata["help"], each.default or "all"
             metavar = "N" if kind in (int, number_or_exact) else "X"
             if each.name in compared:
@@ -194,7 +196,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, arguments: Any = None, namespace: Any = None) -> Namespace:
         """Read the command line; ``given`` are the settings that were given."""
         options: Namespace = super().parse_args(arguments, namespace)
-        given = ((each.name, getattr(options, each.name)) for each in fields(Settings))
+        given = ((each.name, getattr(options, each.name, None)) for each in fields(Settings))
         options.given = {name: value for name, value in given if value is not None}
         return options
 
