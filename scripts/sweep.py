@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
         InputError: if a value is out of its range, the name is taken, or there is no such sweep.
     """
     parser = Parser("sweep", __doc__ or "")
-    parser.add_settings(compared=tuple(GRID), without=("backend",))
+    parser.add_settings({"epochs": 3} | GRID, without=("backend",))
     add = parser.add_places()
     add("--at-once", "N", "trials at a time (4)", type=positive, default=4)
     parser.add_name("sweeps", "of a new sweep")
