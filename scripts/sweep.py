@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
         InputError: if a value is out of its range, the name is taken, or there is no such sweep.
     """
     parser = Parser("sweep", __doc__ or "")
-    parser.add_settings(compared=tuple(GRID))
+    parser.add_settings({"epochs": 3} | GRID, without=("backend",))
     add = parser.add_places()
     add("--at-once", "N", "trials at a time (4)", type=positive, default=4)
     parser.add_name("sweeps", "of a new sweep")
@@ -90,15 +90,13 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 def run(options: Namespace, stop: Any) -> tuple[Any, int, int]:
     """Run the trials that are not done; a table of all, how many there are, and how many failed."""
+    folder = Path(options.storage, options.name)
+    print(f"Sweep {folder}: starting ...", flush=True)
     from training.backends import open_pool
 
     from qailab.backends import AerBackend
 
-    backends, folder = (
-        [AerBackend()] * (options.actors or cores()),
-        Path(options.storage, options.name),
-    )
-    print(f"Sweep {folder}: starting ...", flush=True)
+    backends = [AerBackend()] * (options.actors or cores())
     with contextlib.ExitStack() as closing:
         tuner = make_tuner(options, open_pool(closing, options, backends, options.at_once))
         signal.signal(signal.SIGTERM, stop)  # Ray has taken it for itself

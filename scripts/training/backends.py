@@ -46,6 +46,7 @@ def make_backends(options: Namespace, folder: RunFolder) -> list[Backend]:
     try:
         if settings.backend != "ibm":
             return [make_simulator(settings, **more)] * (options.actors or cores())
+        folder.journal.parent.mkdir(parents=True, exist_ok=True)  # before an actor opens it
         # Devices share the budget, and the journal: what was paid for is never sent again.
         shared = {"budget": Budget(qpu_seconds=options.budget_seconds), "journal": folder.journal}
         return [IBMBackend(name, **shared, **more) for name in options.devices or [None]]

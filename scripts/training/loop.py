@@ -109,10 +109,7 @@ class Training:
         self.checkpoint = self._snapshot(done, last.history, last.confusion)
 
     def _test(self) -> None:
-        """Classify the test samples and close the epoch.
-
-        Its forward pass is a step of the layer as well: always at this point, always one.
-        """
+        """Classify the test samples and close the epoch."""
         began, done = time.perf_counter(), self.checkpoint.progress
         tested = len(self.digits.test_labels)
         part = self._take_part(tested)

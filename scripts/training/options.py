@@ -10,9 +10,10 @@ import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from qailab.errors import InputError
@@ -155,16 +156,20 @@ class Parser(argparse.ArgumentParser):
             ),
         )
 
-    def add_settings(self, compared: Sequence[str] = ()) -> None:
-        """Add the options of the settings; those that are compared take several values."""
+    def add_settings(
+        self, defaults: Mapping[str, Any] = MappingProxyType({}), without: Sequence[str] = ()
+    ) -> None:
+        """Add the options of the settings; those whose default is a list take several values."""
         group = self.add_argument_group("what to train, with defaults; smaller ones on hardware")
         for each in fields(Settings):
-            kind, text, values = each.metadata["kind"], each.metadata["help"], each.default or "all"
+            if each.name in without:
+                continue
+            kind, default = each.metadata["kind"], defaults.get(each.name, each.default) or "all"
             metavar = "N" if kind in (int, number_or_exact) else "X"
-            if each.name in compared:
-                kind, metavar, values = _several(kind), "A,B", "several values: to compare them"
-            group.add_argument(option(each.name), type=kind, metavar=metavar,
-                               help=f"{text} ({values})")  # fmt: skip
+            if isinstance(default, list):
+                kind, metavar, default = _several(kind), "A,B", ",".join(map(str, default))
+            text = f"{each.metadata['help']} ({default})"
+            group.add_argument(option(each.name), type=kind, metavar=metavar, help=text)
 
     def add_places(self) -> Any:
         """Add the options about where to run; what adds more of them."""
@@ -194,7 +199,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, arguments: Any = None, namespace: Any = None) -> Namespace:
         """Read the command line; ``given`` are the settings that were given."""
         options: Namespace = super().parse_args(arguments, namespace)
-        given = ((each.name, getattr(options, each.name)) for each in fields(Settings))
+        given = ((each.name, getattr(options, each.name, None)) for each in fields(Settings))
         options.given = {name: value for name, value in given if value is not None}
         return options
 

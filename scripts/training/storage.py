@@ -52,8 +52,6 @@ class RunFolder:
         """
         if not self._is_local:
             raise InputError("--backend ibm keeps a journal: --storage must be a directory")
-        # An actor may open it before the driver has saved anything.
-        Path(self._path).mkdir(parents=True, exist_ok=True)
         return Path(self._path, "journal.sqlite")
 
     def read(self, file: str) -> bytes | None:
