@@ -131,7 +131,9 @@ def make_tuner(options: Namespace, pool: LauncherPool) -> Any:
             storage_path=str(folder.parent),
             failure_config=tune.FailureConfig(max_failures=3),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            progress_reporter=tune.CLIReporter(["epoch", "test_accuracy"], list(GRID)),
+            progress_reporter=tune.CLIReporter(
+                metric_columns=["epoch", "test_accuracy"], parameter_columns=list(GRID)
+            ),
             verbose=1,
         ),
     )

@@ -115,8 +115,8 @@ def train(
                     checkpoint.save(folder)
                 signals.check()
     except BaseException:
-        how = save_stopped(checkpoint, folder)
-        print(f"\n{how} To go on:\n  {options.again}", file=sys.stderr, flush=True)
+        how = f"{save_stopped(checkpoint, folder)} To go on:\n  {options.again}"
+        print(f"\n{how}{paid(folder, checkpoint)}", file=sys.stderr, flush=True)
         raise
     return checkpoint
 
@@ -151,17 +151,15 @@ def save_stopped(checkpoint: Checkpoint, folder: RunFolder) -> str:
         checkpoint.save(folder)
     except OSError as error:
         kept = f"{folder} keeps its last checkpoint, for this one cannot be saved ({error})"
-    return (
-        f"Stopped after {done.epoch} of {checkpoint.settings.epochs} epochs and {done.batch} "
-        f"steps; {kept}.{paid(folder, checkpoint)}"
-    )
+    epochs = checkpoint.settings.epochs
+    return f"Stopped after {done.epoch} of {epochs} epochs and {done.batch} steps; {kept}."
 
 
 def paid(folder: RunFolder, checkpoint: Checkpoint) -> str:
-    """A line that says where the jobs of a run on hardware are told, with what they came to."""
+    """The command that lists the jobs of a run on hardware, and what they came to."""
     if checkpoint.settings.backend != "ibm":
         return ""
-    return "\n" + shlex.join(["python", "-m", "qailab.journal", str(folder.journal)])
+    return "\nIts jobs: " + shlex.join(["python", "-m", "qailab.journal", str(folder.journal)])
 
 
 class StopSignals:
