@@ -3,7 +3,34 @@
 The package is read in the order data flows: :mod:`qailab.circuit`, :mod:`qailab.gradients`,
 :mod:`qailab.backends`, :mod:`qailab.launchers`, :mod:`qailab.distributed`, :mod:`qailab.torch`.
 Importing ``qailab`` itself loads none of them, so an actor that only simulates never pays for
-torch.
+torch; ``from qailab import QLayer`` loads what it names.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers, which do not run `__getattr__`
+    from qailab.backends import AerBackend, IBMBackend  # noqa: F401
+    from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit  # noqa: F401
+    from qailab.distributed import LauncherPool  # noqa: F401
+    from qailab.torch import ArgmaxQLayer, ExpectedValueQLayer, QLayer  # noqa: F401
+
+_NAMES = {
+    "backends": "AerBackend IBMBackend",
+    "circuit": "RealAmplitudesBlock RotationalEncoder build_circuit",
+    "distributed": "LauncherPool",
+    "torch": "ArgmaxQLayer ExpectedValueQLayer QLayer",
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'qailab' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"qailab.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

@@ -5,6 +5,7 @@
     QailabError
     ├── InputError (ValueError)             features, weights, shots, seeds, options
     │   └── InputTypeError (TypeError)      a tensor of the wrong dtype, an option of the wrong type
+    ├── UnsupportedError (NotImplementedError)  a derivative or transform that there is not
     ├── CircuitError (ValueError)           a circuit that cannot be measured or differentiated
     ├── BackendError (RuntimeError)         where circuits run
     │   ├── BackendBuildError               a simulator or session that cannot be built here
@@ -32,6 +33,10 @@ class InputError(QailabError, ValueError):
 
 class InputTypeError(InputError, TypeError):
     """A value that was passed in has the wrong type or dtype."""
+
+
+class UnsupportedError(QailabError, NotImplementedError):
+    """A derivative or a transform of torch that circuits do not have."""
 
 
 class CircuitError(QailabError, ValueError):

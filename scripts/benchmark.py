@@ -12,11 +12,10 @@
 
 *gradients*: one backward pass, for inputs and weights, of an RY encoder followed by RealAmplitudes
 (reps=3). Its sections: ``small``, 20 rows of 4 qubits, where the pool's own time shows; ``memory``,
-25,600 rows; ``grid``, all sizes; and the peers with ``--peers``. The bound is raw Aer: the same rows
-with ``save_probabilities``, all bindings in one call, one thread, then numpy's multinomial; where
-it would take more than 5 s, a stretch of the rows is run and scaled. (qailab can be faster: of the
-two shifts of an angle it simulates one.) All gradients are compared: bit for bit, or with those of
-the peers within 6 standard errors.
+25,600 rows; ``grid``, all sizes; and the peers with ``--peers``. The bound is raw Aer: the same
+rows with ``save_probabilities``, all bindings in one call, one thread, then numpy's multinomial.
+(qailab can be faster: of the two shifts of an angle it simulates one.) All gradients are compared:
+bit for bit, or with those of the peers within 6 standard errors.
 
 *scale*: actors that sleep as long as a device would take. Its sections: ``efficiency``, with equal
 speeds and 1:2:4:8; ``kills``, one of 8 actors killed every second; ``rows``, a million rows on 2

@@ -137,7 +137,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     reports: list[Report] = []
     status = None
     try:
-        for report in run_trials(_trials(options), folder):
+        for report in run_trials(_trials(options), vars(options), folder):
             reports.append(report)
             table.add(report.row())
             for problem in report.problems:
@@ -152,13 +152,13 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
 
 def _trials(options: argparse.Namespace) -> Iterator[Any]:
     from chaos_runs import hardware, kills, pool
-    from chaos_runs.harness import Trial
+    from chaos_runs.harness import Report
 
     runs = hardware.TRIALS | {"kills": kills.run, "pool": pool.run}
     for kind in ["pool"] if options.command == "pool" else options.kinds:
         count = _KINDS.get(kind, 10) if options.seeds is None else options.seeds
         for seed in range(options.first, options.first + count):
-            yield Trial(runs[kind], kind, seed, options.deadline, vars(options))
+            yield runs[kind], Report(kind, seed)
 
 
 def _stop(number: int, _: FrameType | None) -> None:

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.options import Parser, Settings, cores, given_settings, name_and_storage
+from training.options import Parser, Settings, cores, positive, take_name
 
 from qailab.errors import InputError, QailabError
 
@@ -69,14 +69,13 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
         InputError: if a value is out of its range, the name is taken, or there is no such sweep.
     """
     parser = Parser("sweep", __doc__ or "")
-    parser.add_settings(compared=tuple(GRID))
-    parser.add("where to run", "actors", "address", "actor_options", "at_once")
-    parser.add("the sweep", "name", "resume", "storage")
+    parser.add_settings({"epochs": 3} | GRID, without=("backend",))
+    add = parser.add_places()
+    add("--at-once", "N", "trials at a time (4)", type=positive, default=4)
+    parser.add_name("sweeps", "of a new sweep")
     options = parser.parse_args(arguments)
-    name, resume, storage = options.name, options.resume, options.storage or "sweeps"
-    options.name, options.storage = name_and_storage(name, resume, storage)
-    options.at_once = options.at_once or 4
-    given, folder = given_settings(options), Path(options.storage, options.name)
+    take_name(options)
+    given, folder = options.given, Path(options.storage, options.name)
     if options.resume and given:
         raise InputError(f"--resume keeps a sweep's settings: leave out {', '.join(given)}")
     if options.resume and not (folder / "tuner.pkl").is_file():
@@ -91,23 +90,15 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 def run(options: Namespace, stop: Any) -> tuple[Any, int, int]:
     """Run the trials that are not done; a table of all, how many there are, and how many failed."""
-    from qailab.backends import AerBackend
-    from qailab.distributed import LauncherPool
-    from qailab.distributed.connection import connect, disconnect
-
-    actors, folder = options.actors or cores(), Path(options.storage, options.name)
+    folder = Path(options.storage, options.name)
     print(f"Sweep {folder}: starting ...", flush=True)
+    from training.backends import open_pool
+
+    from qailab.backends import AerBackend
+
+    backends = [AerBackend()] * (options.actors or cores())
     with contextlib.ExitStack() as closing:
-        # A local Ray needs a CPU for each trial, too.
-        session = connect(options.address, actors + options.at_once)
-        closing.callback(disconnect, session)
-        pool = LauncherPool(
-            [AerBackend()] * actors,
-            address=options.address,
-            actor_options=options.actor_options,
-            progress=False,
-        )
-        tuner = make_tuner(options, closing.enter_context(pool))
+        tuner = make_tuner(options, open_pool(closing, options, backends, options.at_once))
         signal.signal(signal.SIGTERM, stop)  # Ray has taken it for itself
         results = tuner.fit()
     table = results.get_dataframe().rename(columns=lambda name: name.removeprefix("config/"))
@@ -140,7 +131,9 @@ def make_tuner(options: Namespace, pool: LauncherPool) -> Any:
             storage_path=str(folder.parent),
             failure_config=tune.FailureConfig(max_failures=3),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            progress_reporter=tune.CLIReporter(["epoch", "test_accuracy"], list(GRID)),
+            progress_reporter=tune.CLIReporter(
+                metric_columns=["epoch", "test_accuracy"], parameter_columns=list(GRID)
+            ),
             verbose=1,
         ),
     )
@@ -160,7 +153,7 @@ def trial(config: dict[str, Any], pool: LauncherPool) -> None:
 
 
 def draw(table: Any) -> Figure:
-    """Test accuracy by learning rate, a line for each circuit and number of shots."""
+    """Test accuracy by learning rate of the trials that are done, a line for each circuit."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
@@ -178,12 +171,13 @@ def draw(table: Any) -> Figure:
     axes.set_ylabel("test samples classified correctly")
     axes.grid(color="#d9dfe6", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(f"Accuracy of {len(done)} of {len(table)} trials", loc="left", fontsize=10)
+    title = f"{len(done)} of {len(table)} trials are done"
     if len(done):
-        best = done.iloc[0]
         axes.legend(frameon=False)
-        axes.set_title(f"Best: {best['test_accuracy']:.1%} with learning rate {best['lr']:g}, reps "
-                       f"{best['reps']}, shots {best['shots']}", loc="left")  # fmt: skip
+        best = done.to_dict("records")[0]
+        title = (f"Best: {best['test_accuracy']:.1%} with learning rate {best['lr']:g}, reps "
+                 f"{best['reps']}, shots {best['shots']}")  # fmt: skip
+    axes.set_title(title, loc="left")
     return figure
 
 

@@ -12,18 +12,19 @@ r"""Train a hybrid classifier on handwritten digits; every gradient is evaluated
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
-from training.options import Settings, check_backend, cores, parse
-from training.stopping import StopSignals
+from training.options import check_places, cores, parse
 from training.storage import RunFolder
 
-from qailab.errors import CheckpointError, InputError, JournalError, QailabError
+from qailab.errors import CheckpointError, InputError, QailabError
 
 if TYPE_CHECKING:  # what is slow to import comes when something is seen already
     from training.checkpoint import Checkpoint
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # what is slow to import comes when something is seen already
     from qailab.distributed import LauncherPool
 
 _DEVICES_SECONDS = 120.0  # for all devices to be connected to
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,8 +56,9 @@ def run(options: Namespace, signals: StopSignals) -> None:
         from training.checkpoint import find_checkpoint
 
         start = find_checkpoint(folder, options)
-    settings = options.settings if start is None else start.settings
-    check_backend(options, settings)
+        options.settings = start.settings
+    check_places(options)
+    settings = options.settings
     if options.estimate or (settings.backend == "ibm" and options.budget_seconds is None):
         from training.cost import cost_in_words, no_budget
 
@@ -65,18 +68,21 @@ def run(options: Namespace, signals: StopSignals) -> None:
         for gradient in ("param_shift", "spsa"):
             print(f"--gradient {gradient}:", cost_in_words(settings, start, gradient, devices))
         return
-    if start is not None and start.progress.epoch == settings.epochs:
+    first = 1 if start is None else start.progress.epoch + 1
+    if start is not None and first > settings.epochs:
         print(f"The run {folder} has had all its epochs; to train it further, give more --epochs.")
         report(folder, start)
         return
-    print(introduction(options, settings, folder, start), flush=True)
-    with starting_pool(options, settings, folder) as starting:
-        report(folder, train(options, settings, folder, start, starting, signals))
+    where = f"{options.actors or cores()} x {settings.backend}"
+    if settings.backend == "ibm":
+        where = " and ".join(options.devices or ["the least busy device"])
+    print(f"Run {folder}: epochs {first} to {settings.epochs} on {where}; starting ...", flush=True)
+    with starting_pool(options, folder) as starting:
+        report(folder, train(options, folder, start, starting, signals))
 
 
 def train(
     options: Namespace,
-    settings: Settings,
     folder: RunFolder,
     start: Checkpoint | None,
     starting: Future[LauncherPool],
@@ -88,79 +94,47 @@ def train(
 
     from qailab.backends import AerBackend
 
-    training = Training(settings, AerBackend(), start)
+    training = Training(options.settings, AerBackend(), start)
+    on_hardware = options.settings.backend == "ibm"
     pool = starting.result()
-    if settings.backend == "ibm":  # which device gets which rows must not depend on the faster
+    if on_hardware:  # which device gets which rows must not depend on who was faster
         pool.wait(timeout=_DEVICES_SECONDS)
     training.model.circuit.backend = pool
-    steps, per_epoch, checkpoint = training.steps(), training.steps_per_epoch, training.checkpoint
+    steps, checkpoint = training.steps(), training.checkpoint
     checkpoint.save(folder)
     if (options.workers or 1) > 1:
         from training.workers import steps_of_workers
 
         steps = steps_of_workers(checkpoint, pool, folder, options.workers)
     try:
-        with make_bar(checkpoint, per_epoch) as bar:
+        with make_bar(checkpoint, training.steps_per_epoch) as bar:
             for checkpoint in steps:
-                show(checkpoint, per_epoch, bar)
+                show(checkpoint, training.steps_per_epoch, bar)
                 # A step on a device takes up to hours, a checkpoint milliseconds.
-                if checkpoint.progress.batch == 0 or settings.backend == "ibm":
+                if checkpoint.progress.batch == 0 or on_hardware:
                     checkpoint.save(folder)
                 signals.check()
     except BaseException:
-        how = save_stopped(checkpoint, folder)
-        print(f"\n{how} To go on:\n  {options.again}", file=sys.stderr, flush=True)
+        how = f"{save_stopped(checkpoint, folder)} To go on:\n  {options.again}"
+        print(f"\n{how}{paid(folder, checkpoint)}", file=sys.stderr, flush=True)
         raise
     return checkpoint
 
 
 @contextlib.contextmanager
-def starting_pool(
-    options: Namespace, settings: Settings, folder: RunFolder
-) -> Iterator[Future[LauncherPool]]:
+def starting_pool(options: Namespace, folder: RunFolder) -> Iterator[Future[LauncherPool]]:
     """Start the actors in a thread, while torch is imported; close them in the end."""
-    from training.backends import make_backends
+    from training.backends import make_backends, open_pool
 
-    from qailab.distributed import LauncherPool
-    from qailab.distributed.connection import connect, disconnect
-
-    backends, workers = make_backends(options, settings, folder), options.workers or 1
-
-    def start() -> LauncherPool:
-        if workers > 1:  # a local Ray needs a CPU for each of them, too
-            session = connect(options.address, len(backends) + workers)
-            closing.callback(disconnect, session)
-        pool = LauncherPool(
-            backends,
-            address=options.address,
-            actor_options=options.actor_options,
-            progress=workers == 1,  # each would show it
-        )
-        return closing.enter_context(pool)
-
+    backends, workers = make_backends(options, folder), options.workers or 1
     # Ray takes 15 s to end when the thread that began it has ended before.
     with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as closing:
-        starting = thread.submit(start)
+        processes = workers if workers > 1 else 0
+        starting = thread.submit(open_pool, closing, options, backends, processes)
         try:
             yield starting
         finally:
             wait([starting])
-
-
-def introduction(
-    options: Namespace, settings: Settings, folder: RunFolder, start: Checkpoint | None
-) -> str:
-    """One line: what is about to be trained, on what."""
-    where = f"{options.actors or cores()} x {settings.backend}"
-    if settings.backend == "ibm":
-        where = " and ".join(options.devices or ["the least busy device"])
-    if (options.workers or 1) > 1:
-        where = f"{options.workers} workers and {where}"
-    epoch = 1 if start is None else start.progress.epoch + 1
-    return (
-        f"Run {folder}: epochs {epoch} to {settings.epochs}, {settings.qubits} qubits, "
-        f"{settings.shots} shots, on {where}; starting ..."
-    )
 
 
 def report(folder: RunFolder, checkpoint: Checkpoint) -> None:
@@ -177,25 +151,44 @@ def save_stopped(checkpoint: Checkpoint, folder: RunFolder) -> str:
         checkpoint.save(folder)
     except OSError as error:
         kept = f"{folder} keeps its last checkpoint, for this one cannot be saved ({error})"
-    return (
-        f"Stopped after {done.epoch} of {checkpoint.settings.epochs} epochs and {done.batch} "
-        f"steps; {kept}.{paid(folder, checkpoint)}"
-    )
+    epochs = checkpoint.settings.epochs
+    return f"Stopped after {done.epoch} of {epochs} epochs and {done.batch} steps; {kept}."
 
 
 def paid(folder: RunFolder, checkpoint: Checkpoint) -> str:
-    """A line that says what the jobs of a run on hardware have come to."""
+    """The command that lists the jobs of a run on hardware, and what they came to."""
     if checkpoint.settings.backend != "ibm":
         return ""
-    from qailab.journal import Journal
+    return "\nIts jobs: " + shlex.join(["python", "-m", "qailab.journal", str(folder.journal)])
 
-    how = shlex.join(["python", "-m", "qailab.journal", str(folder.journal)])
-    try:
-        with Journal(folder.journal) as journal:
-            totals = journal.totals()
-        return f"\n{totals.jobs:,} jobs, {totals.qpu_seconds:,.1f} QPU seconds so far: {how}"
-    except JournalError:  # perhaps what the run has just stopped for
-        return f"\nIts jobs: {how}"
+
+class StopSignals:
+    """Raises `KeyboardInterrupt` at the first SIGINT or SIGTERM; a context manager.
+
+    Later ones are answered with a line of text: the checkpoint is being written then.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def check(self) -> None:
+        """Raise the interrupt again: Python drops one raised in a destructor or a C callback."""
+        if self.received is not None:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, _: object) -> None:
+        if self.received is None:
+            self.received = number
+            raise KeyboardInterrupt
+        os.write(2, b"\nAlready stopping ...\n")  # print must not interrupt a print
+
+    def __enter__(self) -> StopSignals:
+        self._before = [signal.signal(number, self._handle) for number in _SIGNALS]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in zip(_SIGNALS, self._before, strict=True):
+            signal.signal(number, before)
 
 
 if __name__ == "__main__":

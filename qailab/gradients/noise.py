@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -53,6 +54,19 @@ class NoiseStream:
     def fresh(cls, purpose: Purpose) -> NoiseStream:
         """A stream that nobody has seen before (seeded by the operating system)."""
         return cls(seed=secrets.randbits(63), purpose=purpose)
+
+    @classmethod
+    def of(cls, what: str, seed: int, step: int, purpose: Purpose) -> NoiseStream:
+        """A stream of one thing's own: others with the same seed have independent noise.
+
+        Args:
+            what: names the thing, such as a circuit.
+            seed: the seed.
+            step: the step.
+            purpose: what the noise is for.
+        """
+        own = hashlib.blake2b(f"{check_seed(seed)} {what}".encode(), digest_size=8).digest()
+        return cls(int.from_bytes(own) >> 1, step, purpose)
 
     def for_purpose(self, purpose: Purpose) -> NoiseStream:
         """The independent stream of the same step for another purpose."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,10 @@ class Algorithm:
 
     shots: int | None
     seed: int | None
+
+    def with_shots(self, shots: int | None) -> Self:
+        """The same algorithm with other shots."""
+        return replace(self, shots=shots)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)

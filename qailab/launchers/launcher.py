@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from qiskit.circuit import Parameter
+from qiskit.providers import BackendV2
 
 from qailab.arguments import checked_integer
 from qailab.errors import InputError, InputTypeError, MemoryLimitError
@@ -132,6 +134,7 @@ class StepContext:
         first_sample: the number of the first sample, which shot noise depends on as well: where a
             batch is one worker's part of a larger one, its place in that.
         on_gradient: called with each gradient (for its standard errors).
+        evaluation: whether it is an evaluation; those have steps, and noise, of their own.
 
     Raises:
         InputError: if the first sample's number is negative.
@@ -141,6 +144,7 @@ class StepContext:
     step: int = 0
     first_sample: int = 0
     on_gradient: Callable[[Gradient], None] | None = None
+    evaluation: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         checked_integer("first_sample", self.first_sample, least=0)
@@ -155,6 +159,7 @@ class QuantumLauncher:
         algorithm: how; `ForwardPass` for `forward`, `BackwardPass` for `backward`.
         backend: where: a backend of this process, or a ``LauncherPool``.
         context: the seed, step and samples that this evaluation is of.
+        validate: whether to check that the circuit can run there.
 
     Raises:
         InputError: if the backend cannot give what the algorithm asks for.
@@ -165,11 +170,15 @@ class QuantumLauncher:
     algorithm: Algorithm
     backend: RowEvaluator
     context: StepContext = dataclasses.field(default=StepContext(), kw_only=True)
+    validate: dataclasses.InitVar[bool] = dataclasses.field(default=True, kw_only=True)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, validate: bool) -> None:
+        if not validate:
+            return
         if isinstance(self.backend, type) or not hasattr(self.backend, "submit"):
             raise InputTypeError(
-                f"backend must be a qailab backend or a LauncherPool, got {self.backend!r}"
+                f"backend must be a qailab backend or a LauncherPool, got {self.backend!r}; "
+                f"write {_meant(self.backend)}"
             )
         if self.algorithm.shots is None and not self.backend.supports_exact:
             raise InputError(
@@ -180,7 +189,7 @@ class QuantumLauncher:
 
     def at(self, context: StepContext) -> QuantumLauncher:
         """The same launcher at another step."""
-        return dataclasses.replace(self, context=context)
+        return dataclasses.replace(self, context=context, validate=False)
 
     def submit(
         self, inputs: ArrayLike, weights: ArrayLike, grad_output: ArrayLike | None = None
@@ -212,7 +221,8 @@ class QuantumLauncher:
 
         Args:
             inputs: features in radians (or what the circuit takes), shape ``(*, I)``.
-            weights: weights, shape ``(W,)``.
+            weights: weights, shape ``(W,)``; or ``(*G, W)``, one set for each group of inputs
+                ``(*G, *, I)``.
 
         Returns:
             A handle of the probabilities, shape ``(*, K)``.
@@ -244,8 +254,9 @@ class QuantumLauncher:
 
         Args:
             inputs: features, shape ``(*, I)``.
-            weights: weights, shape ``(W,)``.
-            grad_output: shape ``(*, K)``.
+            weights: weights, shape ``(W,)`` or ``(*G, W)``, as in `submit_forward`.
+            grad_output: shape ``(*, K)``. If any of it is not finite, nothing runs and the
+                gradient is nan, which gradient scalers look for.
             for_inputs: whether the gradient for the inputs is wanted.
             for_weights: whether the gradient for the weights is wanted.
 
@@ -253,13 +264,12 @@ class QuantumLauncher:
             A handle of the gradient.
 
         Raises:
-            InputError: if a shape is wrong or an input or weight is not finite. Infinities in
-                ``grad_output`` pass through, as gradient scalers expect.
+            InputError: if a shape is wrong or an input or weight is not finite.
         """
         if not isinstance(self.algorithm, BackwardPass):
             raise InputError(f"a backward pass needs a BackwardPass, not {self.algorithm!r}")
         lead, parameters = self._parameters(inputs, weights)
-        cotangents = np.asarray(grad_output, dtype=np.float64)
+        cotangents = _real("grad_output", grad_output)
         if cotangents.shape != (*lead, self.problem.num_outcomes):
             raise InputError(
                 f"grad_output must have shape {(*lead, self.problem.num_outcomes)}, "
@@ -280,9 +290,11 @@ class QuantumLauncher:
             cotangents.reshape(len(parameters), self.problem.num_outcomes),
         )
 
+        groups = np.shape(weights)[:-1]
+
         def finish(answers: FloatArray) -> Gradient:
-            with np.errstate(invalid="ignore", over="ignore"):  # infinities pass through
-                gradient = self._gradient(plan.reconstruct(answers), lead, for_inputs, for_weights)
+            each = plan.reconstruct(answers)
+            gradient = self._gradient(each, lead, groups, for_inputs, for_weights)
             if self.context.on_gradient is not None:
                 self.context.on_gradient(gradient)
             return gradient
@@ -290,11 +302,13 @@ class QuantumLauncher:
         return LaunchHandle(self._start(batch), finish)
 
     def _start(self, batch: RowBatch) -> Future[FloatArray]:
-        if batch.num_rows == 0:
+        cotangents = batch.cotangents
+        if batch.num_rows == 0 or not (cotangents is None or np.isfinite(cotangents).all()):
             done: Future[FloatArray] = Future()
-            done.set_result(np.empty((0, batch.answer_width(self.problem.num_outcomes))))
+            shape = (batch.num_rows, batch.answer_width(self.problem.num_outcomes))
+            done.set_result(np.full(shape, np.nan))
             return done
-        if batch.cotangents is None:
+        if cotangents is None:
             self._check_table(batch.num_rows)
         return self.backend.submit(self.problem.canonical, batch)
 
@@ -314,18 +328,26 @@ class QuantumLauncher:
         seed = self.algorithm.seed if self.context.seed is None else self.context.seed
         if seed is None:
             return NoiseStream.fresh(purpose)
-        return NoiseStream(seed, self.context.step, purpose)
+        # Layers with one seed, but other circuits, must not have the same noise row by row.
+        kind = "evaluation" if self.context.evaluation else "training"
+        return NoiseStream.of(f"{self.problem.key} {kind}", seed, self.context.step, purpose)
 
     def _gradient(
-        self, each: SampleGradients, lead: tuple[int, ...], for_inputs: bool, for_weights: bool
+        self,
+        each: SampleGradients,
+        lead: tuple[int, ...],
+        groups: tuple[int, ...],
+        for_inputs: bool,
+        for_weights: bool,
     ) -> Gradient:
         split = self.problem.num_inputs
+        by_group = (*groups, math.prod(lead[len(groups) :]), self.problem.num_weights)
 
         def of_inputs(values: FloatArray) -> FloatArray | None:
             return values[:, :split].reshape(*lead, split) if for_inputs else None
 
         def of_weights(values: FloatArray) -> FloatArray | None:
-            return values[:, split:].sum(axis=0) if for_weights else None
+            return values[:, split:].reshape(by_group).sum(axis=-2) if for_weights else None
 
         def root(variances: FloatArray | None) -> FloatArray | None:
             return None if variances is None else np.sqrt(variances)
@@ -350,31 +372,48 @@ class QuantumLauncher:
                 f"the circuit has {expected} input parameters, so inputs must have shape "
                 f"(*, {expected}); got {got} features (shape {features.shape})"
             )
-        if values.shape != (self.problem.num_weights,):
+        lead, groups = features.shape[:-1], values.shape[:-1]
+        if values.shape[-1:] != (self.problem.num_weights,) or lead[: len(groups)] != groups:
             raise InputError(
                 f"the circuit has {self.problem.num_weights} weights, so weights must have shape "
                 f"({self.problem.num_weights},); got {values.shape}"
             )
         _check_finite("inputs", features, self.problem.input_parameters)
         _check_finite("weights", values, self.problem.weight_parameters)
-        lead = features.shape[:-1]
-        samples = int(np.prod(lead))
-        table = np.empty((samples, expected + len(values)))
-        table[:, :expected] = features.reshape(samples, expected)
-        table[:, expected:] = values
-        return lead, table
+        table = np.empty((*lead, expected + values.shape[-1]))
+        table[..., :expected] = features
+        within = (1,) * (len(lead) - len(groups))  # the dimensions that share a set of weights
+        table[..., expected:] = values.reshape(*groups, *within, values.shape[-1])
+        return lead, table.reshape(math.prod(lead), table.shape[-1])
 
 
 def _real(what: str, values: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(values)
     if array.dtype.kind != "f":
-        raise InputTypeError(f"{what} must be floating-point numbers, got dtype {array.dtype}")
+        advice = {"c": "; pass the real part", "O": ""}.get(array.dtype.kind, "; use astype(float)")
+        raise InputTypeError(
+            f"{what} must be floating-point numbers, got dtype {array.dtype}{advice}"
+        )
     return array.astype(np.float64, copy=False)
 
 
+def _meant(backend: object) -> str:
+    """What somebody meant who passed this as a backend."""
+    if isinstance(backend, type):
+        return f"{backend.__name__}(), with parentheses"
+    if isinstance(backend, str) and backend.startswith("ibm_"):
+        return f"IBMBackend({backend!r})"
+    if isinstance(backend, list | tuple):
+        return "LauncherPool([...]), for several"
+    if isinstance(backend, BackendV2) and type(backend).__name__ != "AerSimulator":
+        return "AerBackend(from_backend=...) to simulate the device, IBMBackend(...) to run on it"
+    return "AerBackend(), which makes its AerSimulator by itself"
+
+
 def _check_finite(what: str, values: FloatArray, parameters: Sequence[Parameter]) -> None:
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = np.argwhere(~finite)
         where = ", ".join(map(str, bad[0]))
         raise InputError(
             f"{what}[{where}] (parameter {parameters[bad[0][-1]].name!r}) is "

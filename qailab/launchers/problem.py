@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from qiskit.circuit import Parameter, QuantumCircuit
 
 from qailab.errors import CircuitError, InputError, InputTypeError
@@ -65,6 +69,22 @@ class CircuitProblem:
     def num_outcomes(self) -> int:
         """The number of outcomes, K = 2**m for m measured bits."""
         return self.canonical.num_outcomes
+
+    @cached_property
+    def key(self) -> str:
+        """Names what is computed: the circuit, its angles' expressions, and the parameters' roles.
+
+        Angles are taken at generic points, so it does not matter how an expression is written.
+        """
+        size = self.num_inputs + self.num_weights
+        content = [self.canonical.key, self.num_inputs, self.num_weights]
+        for scale in (0.7, 5.0, -0.7, -5.0):  # one of them is where logarithms and roots are real
+            points = scale * np.random.default_rng(1).uniform(0.1, 1.0, size=(2, size))
+            with suppress(InputError):
+                angles = np.round(self.angle_map.values(points), 9) + 0.0  # there is no -0.0
+                content += [f"{angle:.9e}" for angle in angles.flat]
+                break
+        return hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()
 
     def _check_groups(self) -> None:
         inputs, weights = set(self.input_parameters), set(self.weight_parameters)

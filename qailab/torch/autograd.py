@@ -1,23 +1,70 @@
-"""Circuits as differentiable torch functions."""
+"""Circuits as differentiable torch functions.
+
+Each function has its gradient in a function of its own. That makes `torch.func.vmap` reach it, and
+gives every gradient that autograd might differentiate once more a node that raises when it does.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from qailab.errors import InputError, InputTypeError
+from qailab.errors import InputError, InputTypeError, UnsupportedError
 from qailab.gradients.rows import FloatArray
 from qailab.launchers import BackwardPass, ForwardPass, QuantumLauncher
 
+Gradients = tuple[Tensor | None, Tensor | None]
 
-class ExpVQCFunction(Function):
+
+class ReverseOnly(Function):
+    """A function without a forward-mode derivative."""
+
+    apply: ClassVar[Callable[..., Any]]  # torch leaves it untyped
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Torch inspects the signature at every call, unless it is there: a fifth of our own time.
+        cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Save nothing, unless a function says what."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        raise UnsupportedError(
+            "circuits have no forward-mode derivatives (jvp, jacfwd, hessian); use reverse mode: "
+            "backward(), torch.func.grad, vjp or jacrev"
+        )
+
+
+class _Gradient(ReverseOnly):
+    """The gradient of a function; it cannot be differentiated itself."""
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> NoReturn:
+        raise UnsupportedError(
+            "circuits are once_differentiable: a gradient that was made with create_graph=True "
+            "cannot be differentiated through a quantum layer; detach() it, or take differences "
+            "of first derivatives"
+        )
+
+
+class ExpVQCFunction(ReverseOnly):
     """Outcome probabilities of a circuit, differentiable in inputs and weights.
 
     ``ExpVQCFunction.apply(fn_in, weight, launcher_forward, launcher_backward)``
+
+    Under `torch.func.vmap` all samples are one evaluation, numbered through, so each has noise of
+    its own; over weights, too, which then have shape ``(*G, W)``, one set for each group ``*G`` of
+    inputs ``(*G, *, I)``.
 
     Args:
         fn_in: features, shape ``(*, I)``, any floating-point dtype, any device.
@@ -34,6 +81,7 @@ class ExpVQCFunction(Function):
         InputTypeError: if an input is not a floating-point tensor.
         InputError: if the launchers do not belong together, a shape is wrong, or a value is not
             finite.
+        UnsupportedError: if the gradient is differentiated again, or in forward mode.
     """
 
     @staticmethod
@@ -44,8 +92,8 @@ class ExpVQCFunction(Function):
         launcher_backward: QuantumLauncher,
     ) -> Tensor:
         _check_launchers(launcher_forward, launcher_backward)
-        handle = launcher_forward.submit_forward(_array("fn_in", fn_in), _array("weight", weight))
-        return _tensor(handle.result(), like=fn_in)
+        inputs, weights = array_of("inputs (fn_in)", fn_in), array_of("weight", weight)
+        return _tensor(launcher_forward.submit_forward(inputs, weights).result(), like=fn_in)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -54,27 +102,59 @@ class ExpVQCFunction(Function):
         ctx.launcher_backward = launcher_backward
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        fn_in, weight = ctx.saved_tensors
-        for_inputs, for_weights = ctx.needs_input_grad[:2]
-        if not (for_inputs or for_weights):
+        wanted = ctx.needs_input_grad[:2]
+        if not any(wanted):
             return None, None, None, None
-        launcher: QuantumLauncher = ctx.launcher_backward
-        handle = launcher.submit_backward(
-            _array("fn_in", fn_in),
-            _array("weight", weight),
-            _array("grad_output", grad_output),
+        tensors = (*ctx.saved_tensors, grad_output)
+        return (*_VQCGradient.apply(*tensors, ctx.launcher_backward, *wanted), None, None)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], fn_in: Tensor, weight: Tensor, *launchers: Any
+    ) -> tuple[Tensor, int]:
+        if in_dims[1] is None and weight.dim() == 1:  # one set of weights: one larger batch
+            fn_in = fn_in.movedim(in_dims[0] or 0, 0)
+        else:
+            fn_in, weight = _with_leading(info.batch_size, in_dims, fn_in, weight)
+        return ExpVQCFunction.apply(fn_in, weight, *launchers), 0
+
+
+class _VQCGradient(_Gradient):
+    """The gradients for ``fn_in`` and ``weight``, each None if it is not wanted."""
+
+    @staticmethod
+    def forward(
+        fn_in: Tensor,
+        weight: Tensor,
+        grad_output: Tensor,
+        launcher: QuantumLauncher,
+        for_inputs: bool,
+        for_weights: bool,
+    ) -> Gradients:
+        cotangents = array_of("grad_output", grad_output)
+        _warn_unless_finite(cotangents, grad_output.dtype)
+        gradient = launcher.submit_backward(
+            array_of("inputs (fn_in)", fn_in),
+            array_of("weight", weight),
+            cotangents,
             for_inputs=for_inputs,
             for_weights=for_weights,
+        ).result()
+        return (
+            _tensor(gradient.inputs, like=fn_in) if for_inputs else None,
+            _tensor(gradient.weights, like=weight) if for_weights else None,
         )
-        gradient = handle.result()
-        grad_in = _tensor(gradient.inputs, like=fn_in) if for_inputs else None
-        grad_weight = _tensor(gradient.weights, like=weight) if for_weights else None
-        return grad_in, grad_weight, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *args: Any
+    ) -> tuple[Gradients, tuple[int, int]]:
+        tensors = _with_leading(info.batch_size, in_dims, *args[:3])
+        return _VQCGradient.apply(*tensors, *args[3:]), (0, 0)
 
 
-class ArgMax(Function):
+class ArgMax(ReverseOnly):
     """The first index of the maximum along the last dimension, with a gradient to pass on.
 
     ``ArgMax.apply(fn_in)``
@@ -86,26 +166,92 @@ class ArgMax(Function):
         Indices, shape ``(*, 1)``, with ``fn_in``'s dtype and device. Backward puts the sum of
         ``grad_output`` along the last dimension on the arg-max index, zero elsewhere (a
         straight-through estimate: the true derivative is zero almost everywhere).
+
+    Raises:
+        InputError: if the dtype does not have every index below K.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(fn_in: Tensor) -> Tensor:
+        check_integers(fn_in.shape[-1], fn_in.dtype)
         return torch.argmax(fn_in, dim=-1, keepdim=True).to(fn_in.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        (fn_in,) = inputs
-        # The index again, not from the output: half precision has no integers beyond 2048.
-        ctx.save_for_backward(torch.argmax(fn_in, dim=-1, keepdim=True))
-        ctx.outcomes = fn_in.shape[-1]
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
-        (index,) = ctx.saved_tensors
+        gradient: Tensor = _ArgMaxGradient.apply(*ctx.saved_tensors, grad_output)
+        return gradient
+
+
+class _ArgMaxGradient(_Gradient):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(fn_in: Tensor, grad_output: Tensor) -> Tensor:
+        index = torch.argmax(fn_in, dim=-1, keepdim=True)
         total = grad_output.sum(dim=-1, keepdim=True)
-        gradient = total.new_zeros(*index.shape[:-1], ctx.outcomes)
-        return gradient.scatter_(-1, index, total)
+        return torch.zeros_like(fn_in).scatter(-1, index, total)
+
+
+def check_integers(outcomes: int, dtype: torch.dtype) -> None:
+    """Raise if a dtype does not have each of the integers below ``outcomes``.
+
+    Raises:
+        InputError: saying how many bits may be measured.
+    """
+    largest = round(2 / torch.finfo(dtype).eps)
+    if outcomes - 1 > largest:
+        raise InputError(
+            f"{dtype} has every integer up to {largest:,} only, and there are {outcomes:,} "
+            f"outcomes; use float32 or float64, or measure at most {largest.bit_length() - 1} bits"
+        )
+
+
+def check_floating(name: str, tensor: object) -> None:
+    """Raise if it is not a floating-point tensor with values.
+
+    Raises:
+        InputTypeError: saying how to make it one.
+        InputError: if it is on the meta device.
+    """
+    if not isinstance(tensor, Tensor):
+        raise InputTypeError(
+            f"{name} must be a tensor, got {type(tensor).__name__}; write torch.as_tensor(...), "
+            f"and .float() if it has integers"
+        )
+    if not tensor.is_floating_point():
+        advice = "pass .real, .abs() or .angle()" if tensor.is_complex() else "write .float()"
+        raise InputTypeError(
+            f"{name} must be a floating-point tensor, got {tensor.dtype}; {advice}"
+        )
+    if tensor.is_meta:
+        raise InputError(
+            f"{name} must have values, and is on the meta device; after to_empty(device=...) call "
+            f"reset_parameters() or load_state_dict()"
+        )
+
+
+def array_of(name: str, tensor: Tensor) -> FloatArray:
+    """The values of a floating-point tensor, in double precision.
+
+    Raises:
+        InputError: if it has none, or none that are floating-point numbers.
+        UnsupportedError: inside a transform that does not let its values be read.
+    """
+    check_floating(name, tensor)
+    try:
+        array: FloatArray = tensor.detach().to(device="cpu", dtype=torch.float64).numpy()
+    except RuntimeError as error:  # torch's older vmap, and fake tensors
+        raise UnsupportedError(
+            f"{name} has no values that can be read here ({error}): use torch.func.jacrev or vmap "
+            f"in place of is_grads_batched=True and vectorize=True; circuits cannot be exported"
+        ) from error
+    return array
 
 
 def _check_launchers(forward: QuantumLauncher, backward: QuantumLauncher) -> None:
@@ -116,19 +262,32 @@ def _check_launchers(forward: QuantumLauncher, backward: QuantumLauncher) -> Non
         if not isinstance(launcher.algorithm, kind):
             raise InputError(f"{name} must have a {kind.__name__}, got {launcher.algorithm!r}")
     first, second = forward.problem, backward.problem
-    if first is not second and first.canonical.key != second.canonical.key:
-        raise InputError(f"the launchers have different circuits: {first!r} and {second!r}")
-
-
-def _array(name: str, tensor: Tensor) -> FloatArray:
-    if not isinstance(tensor, Tensor):
-        raise InputTypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
-        raise InputTypeError(
-            f"{name} must be a floating-point tensor, got {tensor.dtype}; convert it with .float()"
+    if first is not second and first.key != second.key:
+        raise InputError(
+            f"the launchers have different circuits, or parameters with different expressions or "
+            f"roles: {first!r} and {second!r}"
         )
-    array: FloatArray = tensor.detach().to(device="cpu", dtype=torch.float64).numpy()
-    return array
+
+
+def _warn_unless_finite(cotangents: FloatArray, dtype: torch.dtype) -> None:
+    """Warn, except of float16's infinities: a gradient scaler looks for them, and skips a step."""
+    scaled = dtype == torch.float16 and not np.isnan(cotangents).any()
+    if not (scaled or np.isfinite(cotangents).all()):
+        warnings.warn(
+            "grad_output of a quantum layer has values that are not finite, so its gradient is nan "
+            "and no circuit ran. The log of a zero count does this: with shots, outcomes have "
+            "probability 0; write torch.log(probabilities.clamp_min(1e-6))",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _with_leading(size: int, dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
+    """Put the dimension that vmap maps over first; tensors without it are repeated."""
+    return [
+        tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        for dim, tensor in zip(dims, tensors, strict=False)
+    ]
 
 
 def _tensor(array: FloatArray | None, *, like: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from qiskit.circuit import Parameter, QuantumCircuit
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qailab.backends import AerBackend
 from qailab.errors import InputError
-from qailab.gradients.noise import check_seed
+from qailab.gradients.rows import FloatArray
 from qailab.launchers import (
     BackwardPass,
     CircuitProblem,
@@ -22,15 +22,33 @@ from qailab.launchers import (
     StepContext,
 )
 from qailab.launchers.algorithms import Method
-from qailab.torch.autograd import ArgMax, ExpVQCFunction
+from qailab.torch.autograd import ArgMax, ExpVQCFunction, check_floating, check_integers
+from qailab.torch.steps import RecentPasses, ReturnStep, TakeStep
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class QLayerOptions(TypedDict, total=False):
+    """The keywords of `QLayer`."""
+
+    backend: RowEvaluator | None
+    shots: int | None
+    gradient: Method
+    seed: int | None
+    input_params: Sequence[Parameter] | None
+    weight_params: Sequence[Parameter] | None
 
 
 class QLayer(nn.Module):
     """A circuit as a layer: features in, the probabilities of the measured outcomes out.
 
-    Shot noise is a function of ``(seed, step, row number)``. ``step`` counts forward passes, so
-    noise is fresh every time; both are part of the ``state_dict``, so a resumed run repeats the
-    run that was not interrupted. ``backward`` uses the step of its own forward pass.
+    Shot noise is a function of ``(circuit, seed, step, row number)``. ``step`` counts forward
+    passes, so noise is fresh every time; ``backward`` uses the step of its own forward pass, and
+    so does a pass that `torch.utils.checkpoint` runs again. Passes in ``eval()`` mode or without
+    grad are counted apart and have noise of their own, so evaluation never changes training.
+    Seed and counters are part of the ``state_dict``, so a resumed run repeats the run that was not
+    interrupted. A copy (``deepcopy``, pickle, ``load_state_dict``) goes on like the original, with
+    the same noise; give it a seed of its own (``copy.seed.fill_(n)``) for independent noise.
 
     Args:
         circuit: a measured circuit, from `qailab.circuit` or not.
@@ -48,13 +66,11 @@ class QLayer(nn.Module):
         out_features: number of outcomes, K = 2**m for m measured bits.
         weight: the weights, shape ``(W,)``, radians, uniform in [0, 2 pi) at first.
         seed: the seed, an int64 tensor.
-        step: how many forward passes there were, an int64 tensor.
+        step: how many forward passes there were in training, an int64 tensor.
+        evaluation_step: how many there were in evaluation, an int64 tensor.
         first_sample: the number of the next batch's first sample, 0 unless it is set. Where workers
             train on parts of one batch, each sets it to its part's place, so that samples have the
             same noise as if one worker had them all.
-        weight_std_error: standard error of each entry of the last backward's weight gradient
-            from shot noise, shape ``(W,)``; None before, or if no gradient was asked for.
-        input_std_error: the same for the inputs, shape ``(*, I)``.
 
     Raises:
         InputError: if an option is not valid.
@@ -69,6 +85,8 @@ class QLayer(nn.Module):
     weight: nn.Parameter
     seed: Tensor
     step: Tensor
+    evaluation_step: Tensor
+    __call__: Callable[..., Tensor]  # torch leaves it untyped
 
     def __init__(
         self,
@@ -84,9 +102,6 @@ class QLayer(nn.Module):
         super().__init__()
         problem = CircuitProblem(circuit, input_params, weight_params)
         where = AerBackend() if backend is None else backend
-        if seed is None:
-            seed = int(torch.randint(2**63 - 1, ()).item())
-        check_seed(seed)
         # The launchers' own seed is replaced at every step by the one in the state_dict.
         self._forward_launcher = QuantumLauncher(problem, ForwardPass(shots, seed), where)
         self._backward_launcher = QuantumLauncher(
@@ -95,15 +110,22 @@ class QLayer(nn.Module):
         self.in_features = problem.num_inputs
         self.out_features = problem.num_outcomes
         self.weight = nn.Parameter(torch.empty(problem.num_weights))
-        self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        for name in ("seed", "step", "evaluation_step"):
+            self.register_buffer(name, torch.empty((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_without_evaluations)  # type: ignore[no-untyped-call]
         self.first_sample = 0
-        self.weight_std_error: Tensor | None = None
-        self.input_std_error: Tensor | None = None
+        self._recent = RecentPasses()
+        self._last_gradient = Gradient(None, None, None, None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew, uniform in [0, 2 pi)."""
+        """Begin anew: other weights, uniform in [0, 2 pi), the given seed or another, no steps."""
+        seed = self._forward_launcher.algorithm.seed
+        if seed is None:
+            seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+        self.seed.fill_(seed)
+        self.step.zero_()
+        self.evaluation_step.zero_()
         nn.init.uniform_(self.weight, 0.0, 2.0 * torch.pi)
 
     @property
@@ -118,14 +140,35 @@ class QLayer(nn.Module):
 
     @backend.setter
     def backend(self, backend: RowEvaluator) -> None:
-        forward, backward = self._forward_launcher, self._backward_launcher
-        self._forward_launcher = QuantumLauncher(self.problem, forward.algorithm, backend)
-        self._backward_launcher = QuantumLauncher(self.problem, backward.algorithm, backend)
+        self._replace_launchers(backend, self.shots)
 
     @property
     def shots(self) -> int | None:
-        """Shots for each row; None for exact probabilities."""
+        """Shots for each row; None for exact probabilities. Assign others at any time."""
         return self._forward_launcher.algorithm.shots
+
+    @shots.setter
+    def shots(self, shots: int | None) -> None:
+        self._replace_launchers(self.backend, shots)
+
+    @property
+    def weight_std_error(self) -> Tensor | None:
+        """Standard error of each entry of the last weight gradient from shot noise, ``(W,)``.
+
+        None if there was none; under vmap with its dimensions in front.
+        """
+        return self._like_weight(self._last_gradient.weight_std_error)
+
+    @property
+    def input_std_error(self) -> Tensor | None:
+        """The same for the inputs, ``(*, I)``."""
+        return self._like_weight(self._last_gradient.input_std_error)
+
+    def _replace_launchers(self, backend: RowEvaluator, shots: int | None) -> None:
+        self._forward_launcher, self._backward_launcher = (  # both, or an error and neither
+            QuantumLauncher(self.problem, launcher.algorithm.with_shots(shots), backend)
+            for launcher in (self._forward_launcher, self._backward_launcher)
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Probabilities ``(*, K)`` for features ``(*, I)``.
@@ -137,24 +180,35 @@ class QLayer(nn.Module):
         return self._probabilities(inputs)
 
     def _probabilities(self, inputs: Tensor) -> Tensor:
-        context = StepContext(
-            int(self.seed), int(self.step), self.first_sample, self._keep_std_errors
-        )
-        forward = self._forward_launcher.at(context)
-        backward = self._backward_launcher.at(context)
-        apply: Callable[..., Tensor] = ExpVQCFunction.apply  # torch leaves it untyped
-        outputs = apply(inputs, self.weight, forward, backward)
-        self.step += 1
+        if torch.compiler.is_compiling():  # one graph break; fullgraph=True shows this line
+            disable: Callable[..., Callable[..., Tensor]] = torch.compiler.disable
+            return disable(QLayer._run, reason="circuits run outside of graphs")(self, inputs)
+        return self._run(inputs)
+
+    def _run(self, inputs: Tensor) -> Tensor:
+        check_floating("inputs", inputs)
+        evaluation = not (self.training and torch.is_grad_enabled())
+        counter = self.evaluation_step if evaluation else self.step
+        # Checkpoints run a pass again that first ran with grad, or without it in training mode.
+        recent = self._recent if self.training or torch.is_grad_enabled() else None
+        wanted = StepContext(None, 0, self.first_sample, self._keep_gradient, evaluation=evaluation)
+        context = TakeStep.apply(inputs, self.weight, self.seed, counter, wanted, recent)
+        try:
+            forward = self._forward_launcher.at(context)
+            backward = self._backward_launcher.at(context)
+            outputs: Tensor = ExpVQCFunction.apply(inputs, self.weight, forward, backward)
+        except BaseException:
+            ReturnStep.apply(counter, context.step)
+            raise
         return outputs
 
-    def _keep_std_errors(self, gradient: Gradient) -> None:
-        def tensor(values: Any) -> Tensor | None:
-            if values is None:
-                return None
-            return torch.as_tensor(values, dtype=self.weight.dtype, device=self.weight.device)
+    def _keep_gradient(self, gradient: Gradient) -> None:
+        self._last_gradient = gradient
 
-        self.weight_std_error = tensor(gradient.weight_std_error)
-        self.input_std_error = tensor(gradient.input_std_error)
+    def _like_weight(self, values: FloatArray | None) -> Tensor | None:
+        if values is None:
+            return None
+        return torch.tensor(values, dtype=self.weight.dtype, device=self.weight.device)
 
     def extra_repr(self) -> str:
         problem, backward = self.problem, self._backward_launcher.algorithm
@@ -180,7 +234,8 @@ class ExpectedValueQLayer(QLayer):
         **options: as for `QLayer`.
 
     Raises:
-        InputError: if ``rescale_output`` is not a pair of finite numbers.
+        InputError: if ``rescale_output`` is not a pair of finite numbers; or if the dtype of the
+            inputs has no numbers that large.
 
     Shape:
         - Input: ``(*, I)``
@@ -192,7 +247,7 @@ class ExpectedValueQLayer(QLayer):
         circuit: QuantumCircuit,
         *,
         rescale_output: tuple[float, float] | None = None,
-        **options: Any,
+        **options: Unpack[QLayerOptions],
     ) -> None:
         super().__init__(circuit, **options)
         self.rescale_output = None if rescale_output is None else _finite_pair(rescale_output)
@@ -200,13 +255,20 @@ class ExpectedValueQLayer(QLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Expected values ``(*, 1)`` for features ``(*, I)``."""
-        probabilities = self._probabilities(inputs)
-        outcomes = probabilities.shape[-1]
+        check_floating("inputs", inputs)
+        outcomes = self.problem.num_outcomes
         low, high = self.rescale_output or (0.0, outcomes - 1.0)
+        most = torch.finfo(inputs.dtype).max
+        if max(abs(low), abs(high)) > most:
+            raise InputError(
+                f"expected values between {low:g} and {high:g} do not fit {inputs.dtype}, whose "
+                f"largest number is {most:g}; use float32, bfloat16 or rescale_output"
+            )
+        probabilities = self._probabilities(_at_least_single(inputs))
         values = torch.linspace(
             low, high, outcomes, dtype=probabilities.dtype, device=probabilities.device
         )
-        return (probabilities * values).sum(dim=-1, keepdim=True)
+        return (probabilities * values).sum(dim=-1, keepdim=True).to(inputs.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rescale_output={self.rescale_output}"
@@ -217,19 +279,36 @@ class ArgmaxQLayer(QLayer):
 
     The gradient is `ArgMax`'s: it goes to the probability of the most probable outcome.
 
+    Raises:
+        InputError: if the dtype of the inputs does not have every integer below K.
+
     Shape:
         - Input: ``(*, I)``
         - Output: ``(*, 1)``
     """
 
-    def __init__(self, circuit: QuantumCircuit, **options: Any) -> None:
+    def __init__(self, circuit: QuantumCircuit, **options: Unpack[QLayerOptions]) -> None:
         super().__init__(circuit, **options)
         self.out_features = 1
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Most probable outcomes ``(*, 1)`` for features ``(*, I)``."""
-        apply: Callable[..., Tensor] = ArgMax.apply  # torch leaves it untyped
-        return apply(self._probabilities(inputs))
+        check_floating("inputs", inputs)
+        check_integers(self.problem.num_outcomes, inputs.dtype)
+        integers: Tensor = ArgMax.apply(self._probabilities(_at_least_single(inputs)))
+        return integers.to(inputs.dtype)
+
+
+def _at_least_single(inputs: Tensor) -> Tensor:
+    """Inputs whose probabilities are not rounded to half precision before they are summed up."""
+    return inputs.float() if inputs.dtype in _HALF else inputs
+
+
+def _without_evaluations(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Read a ``state_dict`` of qailab 0.1.0, which did not count evaluations."""
+    if f"{prefix}step" in state:
+        zero = torch.zeros((), dtype=torch.int64)
+        state.setdefault(f"{prefix}evaluation_step", zero)
 
 
 def _finite_pair(pair: object) -> tuple[float, float]:

@@ -14,8 +14,8 @@ from tables import Column
 
 from benchmarks.report import Report
 from benchmarks.timing import interleaved, medians, memory_mib, reset_peaks
-from benchmarks.workload import Case, RawAer, Workload, small_backward
-from qailab.backends import AerBackend
+from benchmarks.workload import Case, Workload, raw_aer, small_backward
+from qailab.backends import AerBackend, Backend
 from qailab.distributed import LauncherPool
 from qailab.launchers import RowEvaluator
 
@@ -26,41 +26,29 @@ _IN_PROCESS, _BOUND = "in-process", "raw Aer"
 _MEMORY = (10, 256)  # qubits and batch: 25,600 rows
 _READY_SECONDS = 120.0
 _GRID = (
-    Column("n"),
-    Column("batch"),
-    Column("rows", ",", 6),
-    Column("where", width=10),
-    Column("ms", ",.1f", 8),
-    Column(_BOUND, ",.1f", 8),
-    Column("/ raw", ".2f"),
-    Column("/ in-proc", ".2f"),
-    Column("bytes/row", ",.1f"),
-    Column("driver MiB", ",.0f"),
+    Column("n"), Column("batch"), Column("rows", ",", 6), Column("where", width=10),
+    Column("ms", ",.1f", 8), Column(_BOUND, ",.1f", 8), Column("/ raw", ".2f"),
+    Column("/ in-proc", ".2f"), Column("bytes/row", ",.1f"), Column("driver MiB", ",.0f"),
     Column("actor", ",.0f"),
-)
+)  # fmt: skip
 _FOOTNOTE = """\
 ms: one backward pass for inputs and weights, the median of several rounds in which all take turns.
 raw Aer: the bound, ms of the same rows in the same rounds. /: median over median, lower is better.
 MiB: peak resident memory, libraries and what earlier work left behind included."""
 
 
-def open_places(actors: Sequence[int], stack: ExitStack) -> Places:
-    """This process, and a pool for each number of actors, all on one local Ray.
+def open_pool(backends: Sequence[Backend], stack: ExitStack) -> LauncherPool:
+    """A pool on this process's local Ray; no actor holds a CPU, so that several pools fit."""
+    options = {"num_cpus": 0}
+    pool = LauncherPool(backends, address="local", actor_options=options, progress=False)
+    stack.enter_context(pool).wait(timeout=_READY_SECONDS)
+    return pool
 
-    All live at once, so that each can have its turn in every round; no actor holds a CPU, so that
-    all fit.
-    """
-    places: dict[str, RowEvaluator] = {_IN_PROCESS: AerBackend()}
-    for count in actors:
-        pool = LauncherPool(
-            [AerBackend()] * count,
-            address="local",
-            actor_options={"num_cpus": 0},
-            progress=False,
-        )
-        stack.enter_context(pool).wait(timeout=_READY_SECONDS)
-        places[f"{count} actor{'s' * (count > 1)}"] = pool
-    return places
+
+def open_places(actors: Sequence[int], stack: ExitStack) -> Places:
+    """This process, and a pool for each number of actors, all at once: so they can take turns."""
+    pools = {f"{n} actor{'s' * (n > 1)}": open_pool([AerBackend()] * n, stack) for n in actors}
+    return {_IN_PROCESS: AerBackend(), **pools}
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -124,30 +112,23 @@ def measure(
         gradients.append(runs[name]())
         peaks[name] = (memory_mib(driver), memory_mib(actors))
     _check_equal(gradients)
-    raw = RawAer(work) if bound else None
-    if raw is not None:
-        runs[_BOUND] = raw.run
+    if bound:
+        runs[_BOUND] = raw_aer(work)
+        runs[_BOUND]()  # what Aer does once
     sent = {name: _wire_bytes(backend) for name, backend in places.items()}
     seconds = interleaved(runs, rounds)
     times = medians(seconds)
-    limit = None if raw is None else times[_BOUND] * raw.scale
+    limit = times.get(_BOUND)
     for name, backend in places.items():
         measured = len(seconds[name])
         yield {
-            "n": case.qubits,
-            "batch": case.batch,
-            "rows": work.rows,
-            "where": name,
-            "ms": 1e3 * times[name],
-            "best ms": 1e3 * min(seconds[name]),
-            "rounds": measured,
-            _BOUND: limit and 1e3 * limit,
-            "/ raw": limit and times[name] / limit,
+            "n": case.qubits, "batch": case.batch, "rows": work.rows, "where": name,
+            "ms": 1e3 * times[name], "best ms": 1e3 * min(seconds[name]), "rounds": measured,
+            _BOUND: limit and 1e3 * limit, "/ raw": limit and times[name] / limit,
             "/ in-proc": times[name] / times[_IN_PROCESS],
             "bytes/row": (_wire_bytes(backend) - sent[name]) / work.rows / measured or None,
-            "driver MiB": peaks[name][0],
-            "actor": peaks[name][1],
-        }
+            "driver MiB": peaks[name][0], "actor": peaks[name][1],
+        }  # fmt: skip
 
 
 def _check_equal(gradients: Sequence[Any]) -> None:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,9 @@ with RehearsalServer(["lagos"], seed=1) as server:
         print(json.dumps([job.run_seconds for job in server.jobs]), flush=True)
 """
 _COLUMNS = (
-    Column("journal", width=7),
-    Column("rows", ",", 6),
-    Column("jobs/step", "g"),
-    Column("ms/step", ",.1f"),
-    Column("server ms/step", ",.1f"),
-    Column("overhead", ".1%"),
-)
+    Column("journal", width=7), Column("rows", ",", 6), Column("jobs/step", "g"),
+    Column("ms/step", ",.1f"), Column("server ms/step", ",.1f"), Column("overhead", ".1%"),
+)  # fmt: skip
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -51,11 +47,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
     table = report.table("hardware", _COLUMNS, "A step: forward and backward, medians")
     with _server() as server, tempfile.TemporaryDirectory() as folder:
         for journal in (None, Path(folder) / "jobs.sqlite"):
-            backend = IBMBackend("ibm_lagos", journal=journal)
-            try:
+            with closing(IBMBackend("ibm_lagos", journal=journal)) as backend:
                 row = _measure(server, work, backend, options.steps)
-            finally:
-                backend.close()
             table.add({"journal": "no" if journal is None else "yes"} | row)
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -31,16 +30,11 @@ from qailab.torch import QLayer
 
 _MOST_STANDARD_ERRORS = 6.0
 """That two right gradients may differ: exceeded by chance once in 10**8 entries."""
-_SLOW_SECONDS = 8.0  # a peer that takes longer is measured once more, not three times
 _ROUNDS = 3
 _COLUMNS = (
-    Column("n"),
-    Column("batch"),
-    Column("where", width=26),
-    Column("ms", ",.1f", 8),
-    Column("/ last pool", ",.2f"),
-    Column("standard errors apart", ".1f"),
-)
+    Column("n"), Column("batch"), Column("where", width=26), Column("ms", ",.1f", 8),
+    Column("/ last pool", ",.2f"), Column("standard errors apart", ".1f"),
+)  # fmt: skip
 
 
 def measure_peers(cases: Iterable[Case], places: Places, report: Report) -> None:
@@ -59,16 +53,14 @@ def measure_peers(cases: Iterable[Case], places: Places, report: Report) -> None
         apart: dict[str, float] = {}
         for name, build in _PEERS.items():
             run = build(work)
-            began = time.perf_counter()
             theirs = run()  # warms up as well
-            rounds = 1 if time.perf_counter() - began > _SLOW_SECONDS else _ROUNDS
             apart[name] = _standard_errors_apart(theirs, gradients[0], next(iter(layers.values())))
             if apart[name] > _MOST_STANDARD_ERRORS:
                 raise SystemExit(
                     f"{case}: the gradient of {name} is {apart[name]:.1f} standard errors from "
                     f"qailab's (at most {_MOST_STANDARD_ERRORS:g})"
                 )
-            for each, times in interleaved(ours | {name: run}, rounds).items():
+            for each, times in interleaved(ours | {name: run}, _ROUNDS).items():
                 seconds.setdefault(each, []).extend(times)
         base = statistics.median(seconds[list(ours)[-1]])
         for name, own in medians(seconds).items():

@@ -60,67 +60,54 @@ def _draw_times(path: Path, rows: Rows) -> None:
         for row in rows
         if row["where"] == rows[0]["where"]
     ]
-    _draw(
-        path, [*rows, *bounds], x="n", y="ms", panel="batch", series="where", y_scale="log",
-        title="Backward pass by parameter shifts, in ms: lower is better",
-        labels=("qubits", "ms for one backward pass"),
-    )  # fmt: skip
+    title = "ms for one backward pass by parameter shifts: lower is better"
+    _draw(path, [*rows, *bounds], ("n", "ms", "batch", "where"), title, yscale="log")
 
 
 def _draw_efficiency(path: Path, rows: Rows) -> None:
     """Scheduling efficiency over the number of actors, a panel for each kind of speeds."""
-    _draw(
-        path, rows, x="actors", y="efficiency", panel="speeds", series="ms/chunk",
-        title="Scheduling efficiency of a pool, by ms of a chunk: higher is better",
-        labels=("actors", "ideal time / measured time"), x_scale="log", y_from=0.0,
-    )  # fmt: skip
+    title = "Scheduling efficiency of a pool, by ms of a chunk: higher is better"
+    names = ("actors", "efficiency", "speeds", "ms/chunk")
+    _draw(path, rows, names, title, xscale="log", ylim=(0.0, 1.04))
 
 
 def _draw(
-    path: Path,
-    rows: Rows,
-    *,
-    x: str,
-    y: str,
-    panel: str,
-    series: str,
-    title: str,
-    labels: tuple[str, str],
-    x_scale: str = "linear",
-    y_scale: str = "linear",
-    y_from: float | None = None,
+    path: Path, rows: Rows, names: tuple[str, str, str, str], title: str, **axes: Any
 ) -> None:
-    """Draw columns of a table: a panel for each value of one, a line for each of another."""
+    """Draw columns of a table.
+
+    Args:
+        path: the PNG.
+        rows: of the table.
+        names: columns for x and y, for the panels, and for the lines in each.
+        title: above all panels.
+        axes: properties of matplotlib's axes.
+    """
     import matplotlib  # here: it would add to the memory that is measured
 
     matplotlib.use("Agg")  # no display is needed, and none is looked for
     import matplotlib.pyplot as plt
 
-    names = list(dict.fromkeys(row[panel] for row in rows))
-    lines = list(dict.fromkeys(row[series] for row in rows))
+    x, y, panel, series = names
+    kinds, lines = (list(dict.fromkeys(row[name] for row in rows)) for name in (panel, series))
     with plt.rc_context(_STYLE):
         sheet, panels = plt.subplots(
-            1, len(names), figsize=(max(7.0, 1 + 3.6 * len(names)), 4.6), sharey=True,
+            1, len(kinds), figsize=(max(7.0, 1 + 3.6 * len(kinds)), 4.6), sharey=True,
             squeeze=False, layout="constrained",
         )  # fmt: skip
-        for axes, name in zip(panels[0], names, strict=True):
+        for plot, kind in zip(panels[0], kinds, strict=True):
             for line, colour, marker in zip(lines, _COLOURS, _MARKERS, strict=False):
-                points = sorted(
-                    (row[x], row[y])
-                    for row in rows
-                    if (row[panel], row[series]) == (name, line) and row[y] is not None
-                )
-                axes.plot(*zip(*points, strict=True) if points else ([], []), label=str(line),
+                own = [row for row in rows if (row[panel], row[series]) == (kind, line)]
+                own.sort(key=lambda row: row[x])
+                plot.plot([row[x] for row in own], [row[y] for row in own], label=str(line),
                           color=colour, marker=marker)  # fmt: skip
             ticks = sorted({row[x] for row in rows})
-            axes.set(xscale=x_scale, yscale=y_scale, xlabel=labels[0])
-            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axes.set_xticks([], minor=True)
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-            axes.set_title(f"{panel} {name}", loc="left")
-            axes.grid(axis="y", which="both", color="0.9", linewidth=0.6)
-        panels[0][0].set_ylabel(labels[1])
-        panels[0][0].set_ylim(bottom=y_from)
+            plot.set(xlabel=x, **axes)
+            plot.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            plot.set_xticks([], minor=True)
+            plot.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+            plot.set_title(f"{panel} {kind}", loc="left")
+            plot.grid(axis="y", which="both", color="0.9", linewidth=0.6)
         sheet.suptitle(title)
         handles, texts = panels[0][0].get_legend_handles_labels()
         sheet.legend(handles, texts, loc="outside lower center", ncols=len(lines))

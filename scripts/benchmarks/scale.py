@@ -23,7 +23,7 @@ import numpy as np
 from tables import Column, Table
 
 from benchmarks.arithmetic import ArithmeticBackend, backward_rows, circuit_of_angles
-from benchmarks.gradients import measure_small, open_places
+from benchmarks.gradients import measure_small, open_places, open_pool
 from benchmarks.report import Report
 from benchmarks.timing import memory_mib, reset_peaks
 from qailab.backends import EmulatedBackend
@@ -32,9 +32,9 @@ from qailab.gradients import CanonicalCircuit, RowBatch
 
 Row = dict[str, Any]
 
-_SPEEDS = {"equal": (1,), "1:2:4:8": (1, 2, 4, 8), "killed": (1,)}
+_SPEEDS = {"equal": (1,), "1:2:4:8": (1, 2, 4, 8), "kills": (1,)}
 _KILL_ACTORS, _KILL_LATENCIES, _KILL_EVERY = 8, (50.0, 200.0), 1.0
-_SECONDS, _KILL_SECONDS = 3.0, 12.0  # of a run
+_SECONDS = {"equal": 3.0, "1:2:4:8": 3.0, "kills": 12.0}  # of a run
 _MOST_CHUNKS = 8_000  # of a run: where a machine cannot keep up, it would take minutes to say so
 _WARM_UP_CHUNKS = 4  # for each actor: the first of a circuit says nothing about its speed
 _CHUNK_ROWS, _CHUNK_ANGLES = 12, 6  # the backward rows of one sample
@@ -43,43 +43,25 @@ _READY_SECONDS = 300.0
 _MIB = 1 << 20
 
 _EFFICIENCY = (
-    Column("actors"),
-    Column("speeds", width=7),
-    Column("ms/chunk", "g"),
-    Column("ready s", ".1f"),
-    Column("chunks", ","),
-    Column("seconds", ".2f"),
-    Column("efficiency", ".3f"),
-    Column("driver ms/chunk", ".2f"),
-    Column("raced"),
-    Column("again"),
-    Column("kills"),
-)
+    Column("actors"), Column("speeds", width=7), Column("ms/chunk", "g"), Column("ready s", ".1f"),
+    Column("chunks", ","), Column("seconds", ".2f"), Column("efficiency", ".3f"),
+    Column("driver ms/chunk", ".2f"), Column("raced"), Column("again"), Column("kills"),
+)  # fmt: skip
 _FOOTNOTE = """\
 ready: until all actors of the pool were. efficiency: chunks over the sum of the devices' rates,
 over the time that it took; where actors are killed: seconds of accepted chunks over the seconds
 that actors were ready. ms/chunk: of the slowest actor. driver: CPU time of all its threads."""
 _MANY_ROWS = (
-    Column("rows", ",", 9),
-    Column("chunks", ","),
-    Column("seconds", ".2f"),
-    Column("driver CPU s", ".2f"),
-    Column("driver MiB more", ",.1f"),
-    Column("answers MiB", ",.1f"),
-)
+    Column("rows", ",", 9), Column("chunks", ","), Column("seconds", ".2f"),
+    Column("driver CPU s", ".2f"), Column("driver MiB more", ",.1f"), Column("answers MiB", ",.1f"),
+)  # fmt: skip
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure what the options ask for."""
     with ExitStack() as stack:
         # Its Ray serves all other pools, so that no figure has the start of a Ray in it.
-        two = LauncherPool(
-            [ArithmeticBackend()] * 2,
-            address="local",
-            actor_options={"num_cpus": 0},
-            progress=False,
-        )
-        stack.enter_context(two).wait(timeout=_READY_SECONDS)
+        two = open_pool([ArithmeticBackend()] * 2, stack)
         if {"efficiency", "kills"} & set(options.only):
             table = report.table("efficiency", _EFFICIENCY, "Scheduling efficiency")
             for actors, speeds, latency in _cases(options):
@@ -101,7 +83,7 @@ def _cases(options: argparse.Namespace) -> Iterator[tuple[int, str, float]]:
                     yield actors, speeds, latency
     if "kills" in options.only:
         for latency in sorted(set(_KILL_LATENCIES) & set(options.latencies)):
-            yield min(_KILL_ACTORS, max(options.actors)), "killed", latency
+            yield min(_KILL_ACTORS, max(options.actors)), "kills", latency
 
 
 def _measure(
@@ -111,9 +93,7 @@ def _measure(
     ratios = _SPEEDS[speeds]
     times = [latency / 1000 / ratios[actor % len(ratios)] for actor in range(actors)]
     devices = [EmulatedBackend(ArithmeticBackend(), latency=seconds) for seconds in times]
-    chunks = chunks_for(
-        times, options.seconds or (_KILL_SECONDS if speeds == "killed" else _SECONDS)
-    )
+    chunks = chunks_for(times, options.seconds or _SECONDS[speeds])
     circuit = circuit_of_angles(_CHUNK_ANGLES)
     batch = backward_rows(circuit, chunks, options.seed)
     began = time.monotonic()
@@ -121,11 +101,11 @@ def _measure(
         pool.wait(timeout=_READY_SECONDS)
         ready = time.monotonic() - began
         pool.run(circuit, backward_rows(circuit, _WARM_UP_CHUNKS * actors, options.seed + 1))
-        with _killer(pool, options.seed, active=speeds == "killed") as kills:
+        with _killer(pool, options.seed, active=speeds == "kills") as kills:
             row = _timed(pool, circuit, batch)
     ideal = chunks / sum(1.0 / seconds for seconds in times)
     efficiency = ideal / row["seconds"]
-    if speeds == "killed":
+    if speeds == "kills":
         efficiency = row["chunks"] * latency / 1000 / row["ready actor seconds"]
     table.add({
         "actors": actors, "speeds": speeds, "ms/chunk": latency, "ready s": ready,
@@ -161,15 +141,11 @@ def _timed(pool: LauncherPool, circuit: CanonicalCircuit, batch: RowBatch) -> Ro
     ready = [sum(actor["ready_seconds"] for actor in each["actors"]) for each in (before, after)]
     chunks = after["chunks"] - before["chunks"]
     return {
-        "rows": batch.num_rows,
-        "chunks": chunks,
-        "seconds": seconds,
-        "driver CPU s": cpu,
-        "driver ms/chunk": 1e3 * cpu / chunks,
-        "raced": after["races"] - before["races"],
-        "again": after["retries"] - before["retries"],
+        "rows": batch.num_rows, "chunks": chunks, "seconds": seconds,
+        "driver CPU s": cpu, "driver ms/chunk": 1e3 * cpu / chunks,
+        "raced": after["races"] - before["races"], "again": after["retries"] - before["retries"],
         "ready actor seconds": ready[1] - ready[0],
-    }
+    }  # fmt: skip
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def reset_peaks(pids: Iterable[int]) -> None:
 
 
 def memory_mib(pids: Iterable[int], field: str = "VmHWM") -> float | None:
-    """The largest of some processes: resident memory's peak, or ``VmRSS`` for now; None if unknown."""
+    """The largest resident memory of some processes: its peak, or ``VmRSS`` for now."""
     sizes = []
     for pid in pids:
         with suppress(OSError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,8 +15,6 @@ from torch import Tensor
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.launchers import CircuitProblem, RowEvaluator
 from qailab.torch import QLayer
-
-_MOST_BOUND_SECONDS = 5.0  # of one run of the bound; a stretch of more rows is run, and scaled
 
 Backward = Callable[[], tuple[Tensor, ...]]
 """Runs a backward pass; gradients of inputs ``(B, I)`` and weights ``(W,)``."""
@@ -106,37 +103,25 @@ def small_backward(backend: RowEvaluator, seed: int) -> Backward:
     return backward_of(outputs, [layer.weight], grad_output)
 
 
-class RawAer:
-    """The bound: the same rows on Aer and nothing around it.
+def raw_aer(work: Workload) -> Callable[[], NDArray[np.int64]]:
+    """The bound: the rows of a backward pass on Aer and nothing around it.
 
     One circuit with ``save_probabilities`` and all bindings at once, ``shots=1``, one thread; the
-    probabilities put into one array; all shots drawn by one call of numpy's multinomial. ``scale``
-    is how many times longer all rows take than those that `run` runs.
+    probabilities put into one array; all shots drawn by one call of numpy's multinomial.
     """
+    canonical = work.problem.canonical
+    circuit = canonical.circuit.remove_final_measurements(inplace=False)
+    circuit.save_probabilities(list(canonical.measured_qubits))
+    simulator = AerSimulator(
+        method="statevector", max_parallel_threads=1, runtime_parameter_bind_enable=True
+    )
+    columns = np.ascontiguousarray(work.shifted_angles().T)
+    binds = [dict(zip(canonical.angles, columns, strict=True))]
+    rng = np.random.default_rng(work.case.seed)
 
-    def __init__(self, work: Workload) -> None:
-        canonical = work.problem.canonical
-        self._parameters = canonical.angles
-        self._circuit = canonical.circuit.remove_final_measurements(inplace=False)
-        self._circuit.save_probabilities(list(canonical.measured_qubits))
-        self._simulator = AerSimulator(
-            method="statevector", max_parallel_threads=1, runtime_parameter_bind_enable=True
-        )
-        self._shots = work.case.shots
-        self._rng = np.random.default_rng(work.case.seed)
-        all_angles = work.shifted_angles()
-        self._angles = all_angles[:32]
-        self.run()  # what Aer does once
-        began = time.perf_counter()
-        self.run()
-        per_row = (time.perf_counter() - began) / len(self._angles)
-        self._angles = all_angles[: max(32, int(_MOST_BOUND_SECONDS / per_row))]
-        self.scale = len(all_angles) / len(self._angles)
-
-    def run(self) -> NDArray[np.int64]:
-        """Counts of the outcomes, shape ``(rows, K)``."""
-        columns = np.ascontiguousarray(self._angles.T)
-        binds = [dict(zip(self._parameters, columns, strict=True))]
-        result = self._simulator.run([self._circuit], parameter_binds=binds, shots=1).result()
+    def run() -> NDArray[np.int64]:
+        result = simulator.run([circuit], parameter_binds=binds, shots=1).result()
         table = np.array([experiment.data.probabilities for experiment in result.results])
-        return self._rng.multinomial(self._shots, table)
+        return rng.multinomial(work.case.shots, table)
+
+    return run

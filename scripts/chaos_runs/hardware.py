@@ -23,7 +23,7 @@ from chaos_runs.processes import actors, send
 from chaos_runs.scenario import (
     JOB_SECONDS,
     SIZE,
-    WAITS,
+    TIMEOUTS,
     Scenario,
     Where,
     contents,
@@ -44,6 +44,7 @@ from qailab.rehearsal import Fault, JobRecord, RehearsalServer
 
 _LONGEST_START = 60.0
 _BUDGET_STEPS = 4
+_LOOK = "GET /jobs/ID"
 
 
 def run_faults(report: Report, folder: Path, options: dict[str, Any]) -> None:
@@ -57,16 +58,18 @@ def run_faults(report: Report, folder: Path, options: dict[str, Any]) -> None:
     scenario = draw(report.seed, _where(report.seed, options["pool_every"]))
     report.what = str(scenario)
     with scenario.server(calm=True) as calm:
-        expected = _derive(scenario, folder / "calm.db", calm=True)
+        expected = _derive(scenario, folder, calm=True)
         calm_contents = contents(calm.jobs)
+    faults = folder / "faults"
+    faults.mkdir()
     with scenario.server() as server:
         # Nobody is left to close the session of an actor that was killed just before the end.
         closed = scenario.where != "killed actor"
         if not closed:
             threading.Thread(target=_kill_actor, args=(server, report), daemon=True).start()
-        found = _derive(scenario, folder / "faults.db")
-        examine(report, server, rows=SIZE.rows() * len(found), journal=folder / "faults.db",
-                closed=closed)  # fmt: skip
+        found = _derive(scenario, faults)
+        rows, journal = SIZE.rows() * len(found), scenario.journal_in(faults)
+        examine(report, server, rows=rows, journal=journal, closed=closed)
         same_jobs = contents(server.jobs) == calm_contents
     for mine, theirs in zip(found, expected, strict=True):
         report.problems += mine.problems(theirs, bitwise=same_jobs)
@@ -79,19 +82,16 @@ def _where(seed: int, pool_every: int) -> Where:
     return "killed actor" if seed // pool_every % 3 == 2 else "pool"
 
 
-def _derive(scenario: Scenario, journal: Path, *, calm: bool = False) -> list[Derivative]:
-    backends = scenario.backends(journal)
-    if scenario.where == "process" or calm:  # without faults nobody needs a pool
-        used = backends if scenario.where == "process" else backends[:1]
-        try:
-            return derive(used, SIZE, scenario.seed)
-        finally:
-            for backend in used:
-                backend.close()
-    from qailab.distributed import LauncherPool
+def _derive(scenario: Scenario, folder: Path, *, calm: bool = False) -> list[Derivative]:
+    with scenario.backends(folder) as backends:
+        if scenario.where == "process":
+            return derive(backends, SIZE, scenario.seed)
+        if calm:  # without faults nobody needs a pool
+            return derive(backends[:1], SIZE, scenario.seed)
+        from qailab.distributed import LauncherPool
 
-    with LauncherPool(backends, progress=False) as pool:
-        return derive([pool], SIZE, scenario.seed)
+        with LauncherPool(backends, progress=False) as pool:
+            return derive([pool], SIZE, scenario.seed)
 
 
 def _kill_actor(server: RehearsalServer, report: Report) -> None:
@@ -105,57 +105,50 @@ def _kill_actor(server: RehearsalServer, report: Report) -> None:
         report.figures["kills"] = 1
 
 
-_HOPELESS: dict[str, tuple[Fault, type[QailabError]]] = {
-    "400 for every job": (Fault("http", status=400, times=0), EvaluationError),
-    "401 for everything": (Fault("http", "*", status=401, times=0), BackendBuildError),
-    "401 from the third job look on": (
-        Fault("http", "GET /jobs/ID", status=401, times=0, after=2),
-        BackendBuildError,
-    ),
-    "503 for every job": (Fault("http", status=503, times=0), TransientBackendError),
-    "503 for everything": (Fault("http", "*", status=503, times=0), TransientBackendError),
-    "503 for looks": (Fault("http", "GET /jobs/ID", status=503, times=0), TransientBackendError),
-    "429 for every job": (Fault("http", status=429, times=0), TransientBackendError),
-    "dropped connections": (Fault("drop", "*", times=0, after=8), TransientBackendError),
-    "pending limit": (Fault("pending-limit", times=0), TransientBackendError),
+_HOPELESS: dict[str, tuple[type[QailabError], Fault]] = {
+    "400 for every job": (EvaluationError, Fault("http", status=400, times=0)),
+    "401 for everything": (BackendBuildError, Fault("http", "*", status=401, times=0)),
+    "401 for later looks": (BackendBuildError, Fault("http", _LOOK, status=401, times=0, after=2)),
+    "503 for every job": (TransientBackendError, Fault("http", status=503, times=0)),
+    "503 for everything": (TransientBackendError, Fault("http", "*", status=503, times=0)),
+    "503 for looks": (TransientBackendError, Fault("http", _LOOK, status=503, times=0)),
+    "429 for every job": (TransientBackendError, Fault("http", status=429, times=0)),
+    "dropped connections": (TransientBackendError, Fault("drop", "*", times=0, after=8)),
+    "pending limit": (TransientBackendError, Fault("pending-limit", times=0)),
     "hanging requests": (
-        Fault("hang", "POST /jobs", seconds=30, processed=False, times=0),
-        TransientBackendError,
+        TransientBackendError, Fault("hang", "POST /jobs", seconds=30, processed=False, times=0),
     ),
-    "stuck jobs": (Fault("job-stuck", times=0), TransientBackendError),
-    "failing jobs": (Fault("job-failed", times=0), EvaluationError),
-    "cancelled jobs": (Fault("job-cancelled", times=0), EvaluationError),
-    "jobs that are too long": (Fault("job-too-long", times=0), EvaluationError),
-}
+    "stuck jobs": (TransientBackendError, Fault("job-stuck", times=0)),
+    "failing jobs": (EvaluationError, Fault("job-failed", times=0)),
+    "cancelled jobs": (EvaluationError, Fault("job-cancelled", times=0)),
+    "jobs that are too long": (EvaluationError, Fault("job-too-long", times=0)),
+}  # fmt: skip
 """The fault, and the error that it must come to."""
 
 
 def run_hopeless(report: Report, folder: Path, options: dict[str, Any]) -> None:
     """Faults that do not pass: an error of the right class, in time, and nothing left behind."""
     name = list(_HOPELESS)[report.seed % len(_HOPELESS)]
-    fault, kind = _HOPELESS[name]
+    kind, fault = _HOPELESS[name]
     scenario = replace(draw(report.seed), plan="premium", faults=(fault,), journal=True)
     report.what = f"{name} ({scenario.mode})"
     patience, failures = 2.0, 3
     # The last request begins before patience ends; each job that is too long is cut in halves.
-    deadline = patience + failures * (JOB_SECONDS + 4 * WAITS.request_seconds) + 5.0
-    waits = replace(WAITS, patience_seconds=patience, job_failures=failures)
+    deadline = patience + failures * (JOB_SECONDS + 4 * TIMEOUTS.request_seconds) + 5.0
+    timeouts = replace(TIMEOUTS, retry_seconds=patience, job_failures=failures)
     with scenario.server() as server:
         began = time.monotonic()
-        backends = scenario.backends(folder / "jobs.db", waits=waits)
-        try:
-            derive(backends, SIZE, report.seed)
-            report.problems.append("no error")
-        except kind as error:
-            report.note = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
-        finally:
-            for backend in backends:
-                backend.close()
+        with scenario.backends(folder, timeouts=timeouts) as backends:
+            try:
+                derive(backends, SIZE, report.seed)
+                report.problems.append("no error")
+            except kind as error:
+                report.note = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
         if (took := time.monotonic() - began) > deadline:
             report.problems.append(f"took {took:.1f} s, more than {deadline:.1f}")
         # Which dropped jobs are at the server, nobody could know.
         settled = name != "dropped connections"
-        journal = folder / "jobs.db" if fault.kind.startswith("job-") else None
+        journal = scenario.journal_in(folder) if fault.kind.startswith("job-") else None
         examine(report, server, journal=journal, settled=settled, closed=False)
 
 
@@ -167,7 +160,7 @@ def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
     reported.
     """
     chance = random.Random(f"late {report.seed}")
-    patient, too_late = WAITS.request_seconds + WAITS.settle_seconds, bool(report.seed % 2)
+    patient, too_late = TIMEOUTS.request_seconds + TIMEOUTS.settle_seconds, bool(report.seed % 2)
     late = patient + chance.uniform(0.7, 1.2) if too_late else chance.uniform(0.4, 0.85) * patient
     drawn = draw(report.seed)
     scenario = replace(
@@ -179,18 +172,15 @@ def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
     with scenario.server() as server, LateProxy(server.url, chance.randrange(2), late) as proxy:
         for name, value in server.environment.items():
             os.environ[name] = value.replace(server.url, proxy.url)
-        (backend,) = scenario.backends(folder / "jobs.db", timeout=20.0)
-        try:
-            derive([backend], SIZE, report.seed)
-        finally:
-            backend.close()
+        with scenario.backends(folder, timeout=20.0) as backends:
+            derive(backends, SIZE, report.seed)
         settle(server)
         twice = {job.id for pair in server.duplicates() for job in pair}
         said = [text for text in warnings.texts if any(job in text for job in twice)]
         if too_late and said:
             report.note = said[0]
         else:
-            examine(report, server, rows=SIZE.rows(), journal=folder / "jobs.db")
+            examine(report, server, rows=SIZE.rows(), journal=scenario.journal_in(folder))
 
 
 class LateProxy(socketserver.ThreadingTCPServer):
@@ -256,14 +246,12 @@ def run_budget(report: Report, folder: Path, options: dict[str, Any]) -> None:
     given = ", ".join(f"{limit:.6g} {name}" for name, limit in limits.items())
     report.what = f"{given}; {scenario}"
     with scenario.server() as server:
-        (backend,) = scenario.backends(folder / "jobs.db", budget=Budget(**limits))
-        try:
-            train(backend, SIZE, seed=report.seed, steps=_BUDGET_STEPS)
-        except BudgetExceededError as error:
-            report.note = str(error).splitlines()[0]
-        finally:
-            backend.close()
-        examine(report, server, journal=folder / "jobs.db")
+        with scenario.backends(folder, budget=Budget(**limits)) as (backend,):
+            try:
+                train(backend, SIZE, seed=report.seed, steps=_BUDGET_STEPS)
+            except BudgetExceededError as error:
+                report.note = str(error).splitlines()[0]
+        examine(report, server, journal=scenario.journal_in(folder))
         for name, limit in limits.items():
             spent = [_SPENT[name](job) for job in server.jobs]
             if sum(spent) > limit + max(spent, default=0) + 1e-6:
@@ -287,14 +275,12 @@ _SPENT: dict[str, Callable[[JobRecord], float]] = {
 
 def _limits(chance: random.Random) -> dict[str, float]:
     """Something between one job and all that the training takes."""
-    rows = _BUDGET_STEPS * SIZE.rows()
-    share = chance.uniform(0.05, 1.1)
+    share, rows = chance.uniform(0.05, 1.1), _BUDGET_STEPS * SIZE.rows()
     seconds = 3.0 + share * 80
     choices: tuple[dict[str, float], ...] = (
         {"jobs": max(1, round(share * 30))},
         {"rows": max(4, round(share * rows))},
         {"shots": max(4 * SHOTS, round(share * rows * SHOTS))},
-        {"qpu_seconds": seconds},
         {"qpu_seconds": seconds},
         {"qpu_seconds": seconds, "jobs": max(1, round(share * 40))},
     )

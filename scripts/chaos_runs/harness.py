@@ -29,7 +29,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from chaos_runs.processes import descendants, end_descendants, keep_orphans
+from chaos_runs.processes import adopt_orphans, descendants, end_descendants
 
 _MARGIN_SECONDS = 15.0  # beyond the deadline, for a process that hangs to say so itself
 _PRELOADED = ["chaos_runs.kills"]  # with all that it imports
@@ -55,15 +55,8 @@ class Report:
         return own | {"s": self.seconds} | self.figures | {"what": self.what}
 
 
-@dataclass(frozen=True)
-class Trial:
-    """Something to try: ``run`` fills in a report, given a folder for its files and ``options``."""
-
-    run: Callable[[Report, Path, dict[str, Any]], None]
-    kind: str
-    seed: int
-    deadline: float  # seconds
-    options: dict[str, Any]
+Run = Callable[[Report, Path, dict[str, Any]], None]
+"""Fills in a report, given a folder for its files and the program's options."""
 
 
 def fork_server() -> ForkServerContext:
@@ -73,38 +66,42 @@ def fork_server() -> ForkServerContext:
     return context
 
 
-def run_trials(trials: Iterable[Trial], folder: Path) -> Iterator[Report]:
+def run_trials(
+    trials: Iterable[tuple[Run, Report]], options: dict[str, Any], folder: Path
+) -> Iterator[Report]:
     """Run trials one after the other, and end whatever each leaves.
 
     Args:
-        trials: what to run.
+        trials: what to run, and a report with its kind and seed.
+        options: ``deadline`` in seconds, and what the trials understand.
         folder: where ``<kind>-<seed>.json`` goes, and Ray's logs after a run with problems.
     """
-    keep_orphans()
     first = fork_server().Process(target=int)  # starts the fork server itself
     first.start()
     first.join()
     spare = descendants()
     try:
-        for trial in trials:
-            yield _run_one(trial, folder)
+        for run, report in trials:
+            # Ray's workers end when their parent is init: there they must.
+            adopt_orphans(report.kind != "kills")
+            yield _run_one(run, report, options, folder)
             end_descendants(spare)
     finally:
         end_descendants(spare)
 
 
-def _run_one(trial: Trial, folder: Path) -> Report:
-    own = folder / f"{trial.kind}-{trial.seed}"
+def _run_one(run: Run, report: Report, options: dict[str, Any], folder: Path) -> Report:
+    own = folder / f"{report.kind}-{report.seed}"
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir()
-    process = fork_server().Process(target=_main, args=(trial, own))
+    process = fork_server().Process(target=_main, args=(run, report, options, own))
     process.start()
-    process.join(trial.deadline + _MARGIN_SECONDS)
+    process.join(options["deadline"] + _MARGIN_SECONDS)
     log = (own / "log.txt").read_text(errors="replace")[-_LOG_CHARACTERS:]
     try:
         report = Report(**json.loads((own / "report.json").read_text()))
     except FileNotFoundError:
-        report = Report(trial.kind, trial.seed, seconds=trial.deadline)
+        report.seconds = options["deadline"]
         hangs = process.exitcode is None or "Timeout" in log  # faulthandler's word
         report.problems.append("hangs" if hangs else f"its process ended: {process.exitcode}")
     if report.problems:
@@ -117,17 +114,16 @@ def _run_one(trial: Trial, folder: Path) -> Report:
     return report
 
 
-def _main(trial: Trial, folder: Path) -> None:
+def _main(run: Run, report: Report, options: dict[str, Any], folder: Path) -> None:
     """Run a trial in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the harness ends all in order
     redirect_output(folder / "log.txt")
-    faulthandler.dump_traceback_later(trial.deadline, exit=True)
+    faulthandler.dump_traceback_later(options["deadline"], exit=True)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("qailab").setLevel(logging.INFO)
-    report = Report(trial.kind, trial.seed)
     began = time.monotonic()
     try:
-        trial.run(report, folder, trial.options)
+        run(report, folder, options)
     except Exception as error:
         traceback.print_exc()
         report.problems.append(f"{type(error).__name__}: {str(error)[:300]}")

@@ -51,11 +51,6 @@ class Driver:
     jobs: int | None = None  # the budget
 
     @property
-    def journal(self) -> Path:
-        """The journal's file."""
-        return self.folder / "jobs.db"
-
-    @property
     def weights(self) -> Path:
         """The file of the weights; it is there when the training has ended."""
         return self.folder / "weights.pt"
@@ -68,15 +63,14 @@ class Driver:
         checkpoint = self.folder / "checkpoint.pt" if self.checkpoints else None
         options = {"seed": self.scenario.seed, "steps": self.steps, "checkpoint": checkpoint}
         budget = None if self.jobs is None else Budget(jobs=self.jobs)
-        backends = self.scenario.backends(self.journal, timeout=60.0, budget=budget)
-        if self.scenario.where == "process":
-            training = train(backends[0], SIZE, **options)
-            backends[0].close()
-        else:
-            from qailab.distributed import LauncherPool
+        with self.scenario.backends(self.folder, timeout=60.0, budget=budget) as backends:
+            if self.scenario.where == "process":
+                training = train(backends[0], SIZE, **options)
+            else:
+                from qailab.distributed import LauncherPool
 
-            with LauncherPool(backends, progress=False) as pool:
-                training = train(pool, SIZE, **options)
+                with LauncherPool(backends, progress=False) as pool:
+                    training = train(pool, SIZE, **options)
         torch.save(training.weights, f"{self.weights}.new")
         os.replace(f"{self.weights}.new", self.weights)
 
@@ -124,7 +118,7 @@ def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
     killed.folder.mkdir()
     with scenario.server() as server:
         moments = _run_until_done(report, killed, server, chance, usual)
-        examine(report, server, journal=killed.journal, closed=False)
+        examine(report, server, journal=scenario.journal_in(killed.folder), closed=False)
         if not in_pool:  # where two devices take what comes, not bit for bit
             report.problems += _differences(server.jobs, expected, killed, calm)
     report.figures |= {"kills": len(moments), "undisturbed": len(expected)}

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,11 @@ class Schedule:
     chunk_rows: Any
     max_in_flight: Any
 
-    @property
-    def planned(self) -> Counter[str]:
-        """How many faults of each kind; a node that joins is part of what it repairs."""
+    def __str__(self) -> str:
         counts = Counter(fault.kind for fault in self.faults if fault.kind != "join")
-        return counts + Counter(late=int(self.nodes < 2), transient=int(self.failure_rate > 0))
+        counts += Counter(late=int(self.nodes < 2), transient=int(self.failure_rate > 0))
+        faults = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+        return f"{faults}; chunks {self.chunk_rows}, in flight {self.max_in_flight}"
 
 
 def draw(seed: int, kinds: Sequence[str]) -> Schedule:
@@ -90,8 +90,10 @@ def draw(seed: int, kinds: Sequence[str]) -> Schedule:
     rate = chance.choice((0.02, 0.05, 0.1))
     whole_from = chance.uniform(*_ABSENCE) if late else 0.0  # when both nodes are there
     faults = [Fault(whole_from, "join")] if late else []
-    for at in _moments(chance) if sudden else ():
-        kind = chance.choice(sudden)
+    moments = [chance.uniform(_FIRST, _LAST) for _ in range(chance.randint(_FEWEST, _MOST))]
+    at = 0.0
+    for moment in sorted(moments) if sudden else ():
+        at, kind = max(moment, at + _GAP), chance.choice(sudden)
         hangs = sum(fault.kind == "hang" for fault in faults)
         if (kind == "node" and at < whole_from) or (kind == "hang" and hangs >= _MOST_HANGS):
             continue
@@ -106,14 +108,6 @@ def draw(seed: int, kinds: Sequence[str]) -> Schedule:
         chunk_rows=chance.choice(("auto", "auto", 6, 30, 90)),
         max_in_flight=chance.choice(("auto", "auto", 1, 3)),
     )
-
-
-def _moments(chance: random.Random) -> list[float]:
-    """Shares of the rows, in order, not too close to each other."""
-    moments: list[float] = []
-    for at in sorted(chance.uniform(_FIRST, _LAST) for _ in range(chance.randint(_FEWEST, _MOST))):
-        moments.append(max(at, moments[-1] + _GAP) if moments else at)
-    return moments
 
 
 class SlowAer(AerBackend):
@@ -175,66 +169,63 @@ class Cluster:
             send(process, signal.SIGKILL)
 
 
-class Injector:
-    """Makes a schedule's faults happen while a pool works."""
+@dataclass
+class Hit:
+    """Whom faults have hit so far."""
 
-    def __init__(self, schedule: Schedule, pool: LauncherPool, cluster: Cluster, rows: int) -> None:
-        self.happened: Counter[str] = Counter()
-        self.stopped: list[Process] = []  # they are for the pool to end
-        self.seen: set[Process] = set()  # that the pool used
-        self._todo = list(schedule.faults)
-        self._pool = pool
-        self._cluster = cluster
-        self._rows = rows
-        self._node_went = time.monotonic()
+    kinds: Counter[str] = field(default_factory=Counter)
+    stopped: list[Process] = field(default_factory=list)  # they are for the pool to end
+    seen: set[Process] = field(default_factory=set)  # that the pool used
 
-    def run(self, until: Callable[[], bool]) -> None:
-        """Make faults happen until the work is done.
 
-        It runs in the main thread: to start a node, Ray sets signal handlers.
-        """
-        while not until():
-            stats = self._pool.stats()
-            pids = {actor["pid"] for actor in stats["actors"] if actor["pid"]}
-            if pids - {process.pid for process in self.seen if alive(process)}:
-                self.seen |= set(actors())
-            while self._todo and self._is_due(self._todo[0], stats["rows"] / self._rows):
-                if not self._happens(self._todo[0], pids):
-                    break
-                self.happened[self._todo.pop(0).kind] += 1
-            time.sleep(_LOOK_SECONDS)
-        for fault in self._todo:  # nodes that are to come back do so
-            if fault.kind == "join":
-                self._cluster.join()
+def inject(
+    schedule: Schedule, pool: LauncherPool, cluster: Cluster, rows: int, done: Callable[[], bool]
+) -> Hit:
+    """Make faults happen while a pool works, until it is done.
 
-    def _is_due(self, fault: Fault, share: float) -> bool:
-        absent = time.monotonic() - self._node_went
-        return share >= fault.at or (fault.kind == "join" and absent > _LONGEST_ABSENCE_SECONDS)
-
-    def _happens(self, fault: Fault, pids: set[int]) -> bool:
-        """Make a fault happen, if there is somebody it can happen to; whether it did."""
+    It runs in the main thread: to start a node, Ray sets signal handlers.
+    """
+    hit, todo, node_went = Hit(), list(schedule.faults), time.monotonic()
+    while not done():
+        stats = pool.stats()
+        pids = {actor["pid"] for actor in stats["actors"] if actor["pid"]}
+        if pids - {process.pid for process in hit.seen if alive(process)}:
+            hit.seen |= set(actors())
+        working = [each for each in hit.seen if each.pid in pids and each not in hit.stopped]
+        if todo:
+            fault, absent = todo[0], time.monotonic() - node_went
+            due = stats["rows"] / rows >= fault.at
+            due |= fault.kind == "join" and absent > _LONGEST_ABSENCE_SECONDS
+            if due and _happens(fault, cluster, sorted(working, key=lambda each: each.pid), hit):
+                node_went = time.monotonic() if fault.kind == "node" else node_went
+                hit.kinds[todo.pop(0).kind] += 1
+                continue
+        time.sleep(_LOOK_SECONDS)
+    for fault in todo:  # nodes that are to come back do so
         if fault.kind == "join":
-            self._cluster.join()
-            return True
-        if fault.kind == "node":
-            self._cluster.remove(fault.victim)
-            self._node_went = time.monotonic()
-            return True
-        working = [each for each in self.seen if each.pid in pids and each not in self.stopped]
-        working.sort(key=lambda process: process.pid)
-        if not working:
-            return False
-        victim = working[fault.victim % len(working)]
-        if fault.kind == "all":
-            return sum([send(process, signal.SIGKILL) for process in self.seen]) > 0
-        if fault.kind == "raykill":
-            return _ray_kill(fault.victim)
-        if fault.kind == "sigkill":
-            return send(victim, signal.SIGKILL)
-        if send(victim, signal.SIGSTOP):
-            self.stopped.append(victim)
-            return True
+            cluster.join()
+    return hit
+
+
+def _happens(fault: Fault, cluster: Cluster, working: list[Process], hit: Hit) -> bool:
+    """Make a fault happen, if there is somebody it can happen to; whether it did."""
+    if fault.kind == "join":
+        cluster.join()
+        return True
+    if fault.kind == "node":
+        cluster.remove(fault.victim)
+        return True
+    if not working:
         return False
+    if fault.kind == "all":
+        return sum([send(process, signal.SIGKILL) for process in working]) > 0
+    if fault.kind == "raykill":
+        return _ray_kill(fault.victim)
+    victim = working[fault.victim % len(working)]
+    if fault.kind == "sigkill":
+        return send(victim, signal.SIGKILL)
+    hit.stopped.append(victim)
+    return send(victim, signal.SIGSTOP)
 
 
 def _ray_kill(number: int) -> bool:
@@ -257,8 +248,7 @@ def _ray_kill(number: int) -> bool:
 def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
     """Run a trial; ``options`` are ``actors``, ``steps``, ``faults`` and ``chunk_timeout``."""
     schedule = draw(report.seed, options["faults"])
-    faults = ", ".join(f"{kind} {count}" for kind, count in schedule.planned.items())
-    report.what = f"{faults}; chunks {schedule.chunk_rows}, in flight {schedule.max_in_flight}"
+    report.what = str(schedule)
     errors = Logged(logging.ERROR)
     count = options["actors"]
     cluster = Cluster((count + 1) // 2, schedule.nodes)
@@ -288,35 +278,31 @@ def _train_twice(
     options: dict[str, Any],
 ) -> set[Process]:
     """Train while faults hit, then undisturbed, and compare; the processes that were seen."""
-    seed, steps = report.seed, options["steps"] or _STEPS
+    given = {"seed": report.seed, "steps": options["steps"] or _STEPS}
     here = SlowAer(0.0)
-    expected = train(here, _SIZE, seed=seed, steps=steps)
-    injector = Injector(schedule, pool, cluster, here.rows)
+    expected = train(here, _SIZE, **given)
     with ThreadPoolExecutor(1, "training") as executor:
-        future = executor.submit(train, pool, _SIZE, seed=seed, steps=steps)
-        injector.run(until=future.done)
+        future = executor.submit(train, pool, _SIZE, **given)
+        hit = inject(schedule, pool, cluster, here.rows, future.done)
         trained = future.result()
     stats = pool.stats()
     report.problems += trained.problems(expected) + _rows(stats["rows"], here.rows)
-    report.problems += _end_stopped(pool, injector.stopped, seed, options["chunk_timeout"])
+    report.problems += _end_stopped(pool, hit.stopped, report.seed, options["chunk_timeout"])
     try:
         pool.wait(timeout=_RECOVERY_SECONDS)
     except QailabError as error:
         report.problems.append(f"not all actors came back: {error}")
     before = pool.stats()["rows"]
-    calm = train(pool, _SIZE, seed=seed, steps=steps)
+    calm = train(pool, _SIZE, **given)
     wrong = calm.problems(expected) + _rows(pool.stats()["rows"] - before, here.rows)
     report.problems += [f"afterwards: {problem}" for problem in wrong]
     report.figures = {
-        "faults": sum(count for kind, count in injector.happened.items() if kind != "join"),
-        "rows": stats["rows"],
-        "again": stats["rows_again"],
-        "retries": stats["retries"],
-        "raced": stats["races"],
+        "faults": hit.kinds.total() - hit.kinds["join"], "rows": stats["rows"],
+        "again": stats["rows_again"], "retries": stats["retries"], "raced": stats["races"],
         "replaced": sum(actor["replaced"] for actor in pool.stats()["actors"]),
-        "lost s": round(trained.seconds - calm.seconds, 1),
-    } | dict(injector.happened)
-    return injector.seen | set(actors())
+        "lost s": round(trained.seconds - calm.seconds, 1), **hit.kinds,
+    }  # fmt: skip
+    return hit.seen | set(actors())
 
 
 def _rows(answered: int, asked: int) -> list[str]:

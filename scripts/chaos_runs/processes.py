@@ -1,7 +1,7 @@
 """The processes of this machine that are ours: everything that descends from this one.
 
-A process whose parent dies would go to init, and out of sight; after `keep_orphans` it comes to
-this process instead. So what descends from here is all that was started here, and nothing else.
+A process whose parent dies goes to init, and out of sight; with `adopt_orphans` it comes to this
+process instead. So what descends from here is all that was started here, and nothing else.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 _ACTOR_TITLE = "ray::LauncherActor"  # what `ps` shows for a pool's actor
 
 
-def keep_orphans() -> None:
-    """Become the parent of those descendants whose own parents die."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+def adopt_orphans(adopt: bool) -> None:
+    """Become the parent of those descendants whose own parents die, or leave them to init."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 

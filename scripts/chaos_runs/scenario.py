@@ -6,14 +6,14 @@ import os
 import random
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from chaos_runs.harness import Report
 from chaos_runs.training import SHOTS, Size
-from qailab.backends import IBMBackend, IBMLimits, IBMWaits
+from qailab.backends import IBMBackend, IBMLimits, IBMTimeouts
 from qailab.journal.report import read_report
 from qailab.rehearsal import Fault, FaultPlan, JobRecord, RehearsalServer
 
@@ -21,10 +21,10 @@ FIGURES = ("jobs", "faults", "kills")
 SIZE = Size(qubits=3, samples=4, reps=1)
 JOB_SECONDS = 2.5
 """A job's time-out: beyond it one is stuck. An ordinary one takes a tenth of a second."""
-WAITS = IBMWaits(
+TIMEOUTS = IBMTimeouts(
     request_seconds=0.8,  # some of the hangs are longer
     settle_seconds=1.0,
-    patience_seconds=12.0,
+    retry_seconds=12.0,
     first_poll_seconds=0.01,
     job_failures=8,  # a schedule may end as many jobs as it has faults
 )
@@ -37,17 +37,10 @@ _SETTLED_SECONDS = 3.0
 _COMPLETED = "Completed"
 _WITHOUT_RESULT = {"failed", "cancelled", "withdrawn"}
 _REQUESTS = (  # of which `FaultPlan.random` has none
-    "POST /identity/token",
-    "GET /instances/usage",
-    "GET /backends",
-    "GET /backends/ID/configuration",
-    "GET /backends/ID/properties",
-    "GET /backends/ID/status",
-    "GET /sessions/ID",
-    "PATCH /sessions/ID",
-    "GET /jobs/ID/metrics",
-    "POST /jobs/ID/cancel",
-)
+    "POST /identity/token", "GET /instances/usage", "GET /backends",
+    "GET /backends/ID/configuration", "GET /backends/ID/properties", "GET /backends/ID/status",
+    "GET /sessions/ID", "PATCH /sessions/ID", "GET /jobs/ID/metrics", "POST /jobs/ID/cancel",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,21 +57,24 @@ class Scenario:
     queue_seconds: float
     faults: tuple[Fault, ...]
 
-    def backends(self, journal: Any, **options: Any) -> list[IBMBackend]:
-        """A backend for each device, with a journal if the scenario has one."""
+    def journal_in(self, folder: Path) -> Path | None:
+        """The journal's file, if there is a journal."""
+        return folder / "jobs.db" if self.journal else None
+
+    @contextmanager
+    def backends(self, folder: Path, **options: Any) -> Iterator[list[IBMBackend]]:
+        """A backend for each device, with the journal in a folder; closed at the end."""
         limits: dict[str, Any] = {"pending_jobs": 3}
         if self.rows_per_job is not None:
             limits["executions_per_job"] = self.rows_per_job * SHOTS
         given = {
-            "mode": self.mode,
-            "max_time": "5m",
-            "limits": IBMLimits(**limits),
-            "waits": WAITS,
-            "poll_interval": 0.1,
-            "timeout": JOB_SECONDS,
-            "journal": str(journal) if self.journal else None,
-        }
-        return [IBMBackend(device, **given | options) for device in self.devices]
+            "mode": self.mode, "max_time": "5m", "limits": IBMLimits(**limits),
+            "timeouts": TIMEOUTS, "poll_interval": 0.1, "timeout": JOB_SECONDS,
+            "journal": self.journal_in(folder),
+        }  # fmt: skip
+        with ExitStack() as stack:
+            backends = [IBMBackend(device, **given | options) for device in self.devices]
+            yield [stack.enter_context(closing(backend)) for backend in backends]
 
     @contextmanager
     def server(self, *, calm: bool = False) -> Iterator[RehearsalServer]:
@@ -189,16 +185,13 @@ def examine(
     answered = sum(job.rows for job in completed(jobs))
     if rows is not None and answered != rows:
         found.append(f"{answered} rows were answered, {rows} were asked for")
-    if journal is not None and journal.exists():
+    if journal is not None:
         found += _differences(journal, jobs)
     report.problems += found
     report.figures |= {
-        "jobs": len(jobs),
-        "completed": len(completed(jobs)),
-        "faults": len(server.faults_injected),
-        "requests": len(server.requests),
-        "duplicates": len(doubles),
-    }
+        "jobs": len(jobs), "completed": len(completed(jobs)), "duplicates": len(doubles),
+        "faults": len(server.faults_injected), "requests": len(server.requests),
+    }  # fmt: skip
 
 
 def _differences(journal: Path, jobs: Iterable[JobRecord]) -> list[str]:

@@ -1,11 +1,15 @@
-"""What the actors hold: simulators, or devices of IBM Quantum. Imports no torch."""
+"""Actors, with simulators or devices of IBM Quantum. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from qailab.backends import AerBackend, Backend, Budget, IBMBackend
+from qailab.distributed import LauncherPool
+from qailab.distributed.connection import connect, disconnect
 from qailab.errors import InputError
 from training.options import Settings, cores
 from training.storage import RunFolder
@@ -16,16 +20,33 @@ _TWO_QUBIT_ERROR = 0.005
 _READOUT_ERROR = 0.01
 
 
-def make_backends(options: Namespace, settings: Settings, folder: RunFolder) -> list[Backend]:
+def open_pool(
+    closing: ExitStack, options: Namespace, backends: Sequence[Backend], processes: int = 0
+) -> LauncherPool:
+    """Start an actor for each backend; a local Ray gets a CPU for each other process, too."""
+    if processes:
+        session = connect(options.address, len(backends) + processes)
+        closing.callback(disconnect, session)
+    pool = LauncherPool(
+        backends,
+        address=options.address,
+        actor_options=options.actor_options,
+        progress=not processes,  # each of them would show it
+    )
+    return closing.enter_context(pool)
+
+
+def make_backends(options: Namespace, folder: RunFolder) -> list[Backend]:
     """The backend of each actor.
 
     Raises:
         InputError: if an option is not valid.
     """
-    more = options.backend_options or {}
+    settings, more = options.settings, options.backend_options or {}
     try:
         if settings.backend != "ibm":
             return [make_simulator(settings, **more)] * (options.actors or cores())
+        folder.journal.parent.mkdir(parents=True, exist_ok=True)  # before an actor opens it
         # Devices share the budget, and the journal: what was paid for is never sent again.
         shared = {"budget": Budget(qpu_seconds=options.budget_seconds), "journal": folder.journal}
         return [IBMBackend(name, **shared, **more) for name in options.devices or [None]]

@@ -58,30 +58,19 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The state of a run between two steps.
-
-    Args:
-        settings: its settings.
-        progress: how far it is.
-        history: the metrics of the finished epochs.
-        model: the classifier's ``state_dict``; shot noise goes on from the step in it.
-        optimizer: the optimizer's ``state_dict``.
-        confusion: counts of (digit, answer) after the last finished epoch, shape ``(10, 10)``.
-    """
+    """The state of a run between two steps."""
 
     settings: Settings
     progress: Progress
     history: tuple[EpochMetrics, ...]
-    model: dict[str, Any]
-    optimizer: dict[str, Any]
-    confusion: Tensor
+    model: dict[str, Any]  # a state_dict; shot noise goes on from the step in it
+    optimizer: dict[str, Any]  # a state_dict
+    confusion: Tensor  # counts of (digit, answer) after the last finished epoch, shape (10, 10)
 
     def to_bytes(self) -> bytes:
         """The content of its file, which ``torch.load`` reads."""
-        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        parts["config"] = asdict(parts.pop("settings"))
-        parts["progress"] = asdict(self.progress)
-        parts["history"] = [asdict(metrics) for metrics in self.history]
+        parts = asdict(self)
+        parts["config"] = parts.pop("settings")
         buffer = io.BytesIO()
         torch.save(parts, buffer)
         return buffer.getvalue()
@@ -98,10 +87,12 @@ class Checkpoint:
             if damaged is not None:
                 raise ValueError(f"the checksum of {damaged} is wrong")
             parts = torch.load(io.BytesIO(content), weights_only=True)
-            settings = Settings(**parts.pop("config"))
-            progress = Progress(**parts.pop("progress"))
-            history = tuple(EpochMetrics(**metrics) for metrics in parts.pop("history"))
-            return cls(settings, progress, history, **parts)
+            return cls(
+                Settings(**parts.pop("config")),
+                Progress(**parts.pop("progress")),
+                tuple(EpochMetrics(**metrics) for metrics in parts.pop("history")),
+                **parts,
+            )
         except Exception as error:  # torch promises no type; a damaged file can raise any
             first_line = (str(error).splitlines() or [""])[0]
             raise CheckpointError(
@@ -139,18 +130,16 @@ class Checkpoint:
         folder.write("metrics.jsonl", "".join(lines).encode())
 
 
-def find_checkpoint(folder: RunFolder, options: Namespace) -> Checkpoint | None:
-    """The checkpoint to go on from; None for a new run.
+def find_checkpoint(folder: RunFolder, options: Namespace) -> Checkpoint:
+    """The checkpoint that a run goes on from.
 
     Raises:
-        CheckpointError: if it is damaged, or not there though it is to be resumed.
+        CheckpointError: if there is none, or it is damaged.
         InputError: if it is of other settings than those of the command line.
     """
     content = folder.read(FILE)
     if content is None:
-        if options.resume:
-            raise CheckpointError(f"there is no run {folder}: it has no {FILE}")
-        return None
+        raise CheckpointError(f"there is no run {folder}: it has no {FILE}")
     found = Checkpoint.from_bytes(content, f"{folder}/{FILE}")
     # A name that is given again stands for all settings: it must not go on with another's run.
     asked, own = options.given if options.resume else asdict(options.settings), found.settings

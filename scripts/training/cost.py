@@ -16,13 +16,7 @@ OPEN_PLAN_SECONDS = 600.0  # of a month, for nothing
 
 
 def cost_in_words(settings: Settings, start: Checkpoint | None, gradient: str, devices: int) -> str:
-    """What all steps and tests that are left cost.
-
-    Args:
-        settings: the settings.
-        start: the state to go on from; None for the beginning.
-        gradient: the gradient method.
-        devices: how many devices share each pass, with a job each.
+    """What all steps and tests that are left cost; devices share each pass, with a job each.
 
     Raises:
         InputError: if hardware cannot run it.

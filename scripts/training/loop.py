@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from qailab.errors import CheckpointError
 from qailab.launchers import RowEvaluator
@@ -29,19 +30,11 @@ and it must not depend on the number of epochs, which a resumed run may raise.""
 class Training:
     """A model that is trained; its weights are a function of the settings alone.
 
-    Args:
-        settings: the settings.
-        backend: where the circuit runs.
-        start: the state to go on from; by default the beginning.
-        rank: which worker this is, from 0.
-        workers: how many there are, in torch's process group if there are several.
-
-    Attributes:
-        checkpoint: the state after the last complete step. Whatever interrupts a step, a training
-            that starts from it repeats the lost one exactly.
+    `checkpoint` is the state after the last complete step. Whatever interrupts a step, a training
+    that starts from it repeats the lost one exactly. Several workers are in torch's process group.
 
     Raises:
-        CheckpointError: if the state to go on from does not fit the model.
+        CheckpointError: if the state to start from does not fit the model.
     """
 
     def __init__(
@@ -83,9 +76,8 @@ class Training:
         while (done := self.checkpoint.progress).epoch < self.settings.epochs:
             for group in self._optimizer.param_groups:
                 group["lr"] = self.settings.lr * LR_DECAY**done.epoch
-            batches = self.digits.batches(self.settings, done.epoch)
-            for number in range(done.batch, len(batches)):
-                self._step(batches[number])
+            for batch in self.digits.batches(self.settings, done.epoch)[done.batch :]:
+                self._step(batch)
                 yield self.checkpoint
             self._test()
             yield self.checkpoint
@@ -98,18 +90,18 @@ class Training:
         self._optimizer.zero_grad()
         # An empty part is a step like any other: the layer counts its forward passes.
         logits = self.model(self.digits.train_images[mine])
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        loss = cross_entropy(logits, labels, reduction="sum")
         (loss / len(batch)).backward()
         correct = (logits.argmax(dim=1) == labels).sum()
-        loss_sum, all_correct = self._sum_of_workers(loss.detach(), correct)
+        sums = torch.stack([loss.detach().double(), correct.double()])
+        self._add_up(sums, *(parameter.grad for parameter in self.model.parameters()))
         self._optimizer.step()
-        last = self.checkpoint
-        done = last.progress
+        last, done = self.checkpoint, self.checkpoint.progress
         done = Progress(
             epoch=done.epoch,
             batch=done.batch + 1,
-            loss_sum=done.loss_sum + loss_sum.item(),
-            correct=done.correct + int(all_correct),
+            loss_sum=done.loss_sum + sums[0].item(),
+            correct=done.correct + int(sums[1]),
             seen=done.seen + len(batch),
             rows=done.rows + len(batch) * self.model.rows_per_sample,
             seconds=done.seconds + time.perf_counter() - began,
@@ -117,21 +109,17 @@ class Training:
         self.checkpoint = self._snapshot(done, last.history, last.confusion)
 
     def _test(self) -> None:
-        """Classify the test samples and close the epoch.
-
-        Its forward pass is a step of the layer as well: always at this point, always one.
-        """
-        began = time.perf_counter()
-        done, tested = self.checkpoint.progress, len(self.digits.test_labels)
+        """Classify the test samples and close the epoch."""
+        began, done = time.perf_counter(), self.checkpoint.progress
+        tested = len(self.digits.test_labels)
         part = self._take_part(tested)
         labels = self.digits.test_labels[part]
-        self._optimizer.zero_grad()
         with torch.no_grad():
             logits = self.model(self.digits.test_images[part])
-            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        loss = cross_entropy(logits, labels, reduction="sum").double()
         counts = torch.bincount(labels * CLASSES + logits.argmax(dim=1), minlength=CLASSES**2)
-        loss, counts = self._sum_of_workers(loss, counts)
-        confusion = counts.long().reshape(CLASSES, CLASSES)
+        self._add_up(loss, counts)
+        confusion = counts.reshape(CLASSES, CLASSES)
         rows, seconds = done.rows + tested, done.seconds + time.perf_counter() - began
         metrics = EpochMetrics(
             epoch=done.epoch + 1,
@@ -152,30 +140,16 @@ class Training:
         self.model.circuit.first_sample = first
         return slice(first, count * (self._rank + 1) // self._workers)
 
-    def _sum_of_workers(self, *numbers: Tensor) -> list[Tensor]:
-        """Add up the gradients and these numbers of all workers; the numbers are returned."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        parts = [*gradients, *numbers]
-        total = torch.cat([part.flatten().double() for part in parts])
+    def _add_up(self, *tensors: Tensor) -> None:
+        """Make each tensor the sum of all workers' ones."""
         if self._workers > 1:
-            torch.distributed.all_reduce(total)
-        sums = [
-            each.view(part.shape)
-            for each, part in zip(total.split([p.numel() for p in parts]), parts, strict=True)
-        ]
-        for gradient, value in zip(gradients, sums, strict=False):
-            gradient.copy_(value)
-        return sums[len(gradients) :]
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
 
     def _snapshot(
         self, progress: Progress, history: tuple[EpochMetrics, ...], confusion: Tensor
     ) -> Checkpoint:
         # Copies: the originals change in place, and may be half changed when a step is interrupted.
-        return Checkpoint(
-            self.settings,
-            progress,
-            history,
-            copy.deepcopy(self.model.state_dict()),
-            copy.deepcopy(self._optimizer.state_dict()),
-            confusion,
-        )
+        model = copy.deepcopy(self.model.state_dict())
+        optimizer = copy.deepcopy(self._optimizer.state_dict())
+        return Checkpoint(self.settings, progress, history, model, optimizer, confusion)

@@ -17,26 +17,15 @@ from training.options import Settings
 PIXELS = 64
 CLASSES = 10
 
-_MAX_INK = 16.0  # a pixel counts the dark dots of a 4 x 4 block
-_TEST_PART = 0.2
-_SPLIT_SEED = 0  # the same test samples for every run, so that accuracies can be compared
-
 
 @dataclass(frozen=True, eq=False)
 class Digits:
-    """The handwritten digits that ship inside scikit-learn: 1797 images of 8 x 8 pixels.
+    """The handwritten digits that ship inside scikit-learn: 1797 images of 8 x 8 pixels."""
 
-    Args:
-        train_images: shape ``(N, 64)``, in [0, 1].
-        train_labels: shape ``(N,)``, integers from 0 to 9.
-        test_images: shape ``(M, 64)``, in [0, 1].
-        test_labels: shape ``(M,)``.
-    """
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
+    train_images: Tensor  # shape (N, 64), in [0, 1]
+    train_labels: Tensor  # shape (N,), integers from 0 to 9
+    test_images: Tensor  # shape (M, 64)
+    test_labels: Tensor  # shape (M,)
 
     @classmethod
     def load(cls, settings: Settings) -> Digits:
@@ -44,11 +33,11 @@ class Digits:
         images, labels = load_digits(return_X_y=True)
         labels = labels[: settings.samples]
         train_images, test_images, train_labels, test_labels = train_test_split(
-            images[: settings.samples] / _MAX_INK,
+            images[: settings.samples] / 16.0,  # a pixel counts the dark dots of a 4 x 4 block
             labels,
-            test_size=_TEST_PART,
+            test_size=0.2,
             stratify=labels,
-            random_state=_SPLIT_SEED,
+            random_state=0,  # the same test samples for all runs: accuracies can be compared
         )
         dtype = getattr(torch, settings.dtype)
         return cls(
@@ -75,17 +64,9 @@ class Digits:
 class HybridClassifier(nn.Module):
     """64 pixels -> linear -> n angles -> circuit -> 2**n probabilities -> linear -> 10 digits.
 
-    Args:
-        settings: sizes, shots and seed.
-        backend: where the circuit runs.
-
     Shape:
         - Input: ``(B, 64)``
         - Output: ``(B, 10)``, the logits of the digits
-
-    Attributes:
-        rows_per_sample: rows of a training step: one forward, and two of each angle backward, or
-            two of SPSA's direction.
     """
 
     def __init__(self, settings: Settings, backend: RowEvaluator) -> None:
@@ -103,6 +84,7 @@ class HybridClassifier(nn.Module):
             gradient=settings.gradient,  # type: ignore[arg-type]
             seed=settings.seed,
         )
+        # A step has a row forward, and two backward for each angle, or for SPSA's direction.
         angles = self.circuit.problem.canonical.num_angles
         self.rows_per_sample = 1 + 2 * (1 if settings.gradient == "spsa" else angles)
         self.readout = nn.Linear(self.circuit.out_features, CLASSES)

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
+from sklearn.metrics import ConfusionMatrixDisplay
 from tqdm import tqdm
 
 from training.checkpoint import Checkpoint, EpochMetrics
@@ -98,29 +99,14 @@ def draw_curves(history: Sequence[EpochMetrics]) -> Figure:
 
 
 def draw_confusion(confusion: NDArray[np.int64]) -> Figure:
-    """Counts of answers for each digit.
-
-    Args:
-        confusion: counts of (digit, answer), shape ``(10, 10)``.
-    """
+    """Counts of (digit, answer), shape ``(10, 10)``, as a matrix."""
     figure = Figure(figsize=(6.6, 6.4), layout="constrained")
     axes = figure.subplots()
-    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    # The root of the share, so that a single mistake is a visible tint.
-    axes.imshow(np.sqrt(share), cmap="Blues", vmin=0.0, vmax=1.1)
-    for digit, answer in np.argwhere(confusion):
-        dark = share[digit, answer] > 0.25
-        colour = "white" if dark else _INK if digit == answer else _TEST
-        count = str(confusion[digit, answer])
-        axes.text(answer, digit, count, ha="center", va="center", color=colour)
+    ConfusionMatrixDisplay(confusion).plot(ax=axes, cmap="Blues", colorbar=False)
     title = f"{np.trace(confusion)} of {confusion.sum()} test samples are classified correctly"
     axes.set_title(title, loc="left", color=_INK)
     axes.set_xlabel("answer of the classifier (digit)")
     axes.set_ylabel("digit in the image; cells count test samples")
-    axes.set_xticks(range(len(confusion)))
-    axes.set_yticks(range(len(confusion)))
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     return figure
 
 

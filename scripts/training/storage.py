@@ -22,13 +22,7 @@ from qailab.errors import InputError
 class RunFolder:
     """The files of one run, each written all or nothing.
 
-    Args:
-        storage: the directory or URI of all runs.
-        name: the run.
-
-    Attributes:
-        filesystem: pyarrow's filesystem.
-        parent: the path of all runs there.
+    `filesystem` is pyarrow's, and `parent` the path of all runs there.
 
     Raises:
         InputError: if the storage cannot be reached.

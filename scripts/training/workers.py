@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,11 +31,7 @@ def steps_of_workers(
 ) -> Iterator[Checkpoint]:
     """Train with workers until the last epoch is done, with a checkpoint after each step.
 
-    Args:
-        start: the state to go on from.
-        pool: the actors, which all workers share.
-        folder: the run's folder, which all nodes must reach.
-        workers: how many.
+    All share the pool, and must reach the folder.
 
     Raises:
         QailabError: if a worker met one, or too many died.
@@ -48,22 +43,30 @@ def steps_of_workers(
 
     cloudpickle.register_pickle_by_value(training)  # other nodes need not have these files
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    steps = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    options = {"num_cpus": 0, "scheduling_strategy": here}
+    steps = Queue(actor_options=options)
     config = {"start": start.to_bytes(), "pool": pool, "steps": steps}
-    # In a thread, for Ray Train would take Ctrl-C for itself; it ends with Ray.
-    threading.Thread(target=_fit, args=(config, folder, workers), daemon=True).start()
-    while True:
-        try:
-            item = steps.get(timeout=_QUIET_SECONDS)
-        except Empty:
-            free = ray.available_resources().get("CPU", 0)
-            print(f"{workers} workers take 1 CPU each, {free:g} CPU are free", flush=True)
-            continue
-        if isinstance(item, Exception):
-            raise item
-        if item is None:
-            return
-        yield Checkpoint.from_bytes(item, "what a worker sent")
+    # A task, for Ray Train would take Ctrl-C for itself, and cannot be stopped otherwise.
+    fitting = ray.remote(_fit).options(max_retries=0, **options).remote(config, folder, workers)
+    try:
+        while True:
+            try:
+                item = steps.get(timeout=_QUIET_SECONDS)
+            except Empty:
+                if ray.wait([fitting], timeout=0)[0]:
+                    ray.get(fitting)  # raises what ended it
+                free = ray.available_resources().get("CPU", 0)
+                print(f"{workers} workers take 1 CPU each, {free:g} CPU are free", flush=True)
+                continue
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                return
+            yield Checkpoint.from_bytes(item, "what a worker sent")
+    except ray.exceptions.RayError as error:
+        raise PoolError(f"Ray Train ended ({type(error).__name__}: {error})") from error
+    finally:
+        ray.cancel(fitting, force=True)
 
 
 def _fit(config: dict[str, Any], folder: RunFolder, workers: int) -> None:
@@ -85,17 +88,16 @@ def _fit(config: dict[str, Any], folder: RunFolder, workers: int) -> None:
         checkpoint_config=CheckpointConfig(num_to_keep=2),
         logging_config=LoggingConfig(log_level="ERROR"),
     )
+    scaling = ScalingConfig(num_workers=workers)
+    end = None
     try:
         TorchTrainer(
-            _work,
-            train_loop_config=config,
-            scaling_config=ScalingConfig(num_workers=workers),
-            run_config=run_config,
+            _work, train_loop_config=config, scaling_config=scaling, run_config=run_config
         ).fit()
-        config["steps"].put(None)
     except Exception as error:
         words = (str(error).splitlines() or [""])[0]
-        config["steps"].put(PoolError(f"Ray Train ended ({type(error).__name__}: {words})"))
+        end = PoolError(f"Ray Train ended ({type(error).__name__}: {words})")
+    config["steps"].put(end)
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -27,6 +27,14 @@ def test_rows_steps_seeds_and_purposes_differ():
     assert len(values) == 3 * len(streams)
 
 
+def test_streams_of_other_things_differ_and_known_ones_do_not_change():
+    streams = [NoiseStream.of(what, s, 0, "forward") for what in "ab" for s in (0, 1, 2**63 - 1)]
+    assert len({stream.seed for stream in streams}) == 6
+    assert all(0 <= stream.seed < 2**63 for stream in streams)
+    known = NoiseStream.of("circuit", 7, 3, "backward")
+    assert known == NoiseStream(7028342506769288429, 3, "backward")
+
+
 def test_rows_are_independent():
     values = np.array([g.random(200) for g in NoiseStream(3).generators(0, 200)])
     correlations = np.corrcoef(values)[~np.eye(200, dtype=bool)]

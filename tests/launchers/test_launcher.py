@@ -4,6 +4,8 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 from qiskit.circuit import Parameter, QuantumCircuit
+from qiskit.providers.fake_provider import GenericBackendV2
+from qiskit_aer import AerSimulator
 
 from qailab.backends import AerBackend, Backend, Probabilities
 from qailab.circuit import (
@@ -148,13 +150,48 @@ def test_spsa_needs_two_rows_a_sample():
     assert gradient.weights.shape == (6,)
 
 
-def test_infinities_in_grad_output_pass_through():
+def test_a_grad_output_that_is_not_finite_runs_nothing():
     what = problem()
     inputs, weights = points(what)
-    vectors = np.full((3, 4), np.inf)
-    with np.errstate(invalid="ignore"):
-        gradient = QuantumLauncher(what, BackwardPass(), AerBackend()).run(inputs, weights, vectors)
-    assert not np.isfinite(gradient.weights).any()
+    for bad in (np.inf, -np.inf, np.nan):
+        for method in ("param_shift", "spsa"):
+            vectors = np.ones((3, 4))
+            vectors[1, 2] = bad
+            launcher = QuantumLauncher(what, BackwardPass(method), SamplesOnly())
+            gradient = launcher.run(inputs, weights, vectors)  # nothing ever runs there
+            assert np.isnan(gradient.weights).all()
+            assert np.isnan(gradient.inputs).all()
+            assert np.isnan(gradient.weight_std_error).all()
+
+
+def test_groups_of_weights_are_one_evaluation():
+    what = problem()
+    inputs, _ = points(what, samples=6)
+    inputs = inputs.reshape(2, 3, 2)
+    weights = np.random.default_rng(4).uniform(0, 6, size=(2, 4))
+    vectors = np.random.default_rng(5).normal(size=(2, 3, 4))
+    forward = QuantumLauncher(what, ForwardPass(None), AerBackend())
+    backward = QuantumLauncher(what, BackwardPass(shots=None), AerBackend())
+    probabilities, gradient = forward.run(inputs, weights), backward.run(inputs, weights, vectors)
+    for group in range(2):
+        args = inputs[group], weights[group]
+        np.testing.assert_allclose(probabilities[group], forward.run(*args), atol=1e-12)
+        alone = backward.run(*args, vectors[group])
+        np.testing.assert_allclose(gradient.inputs[group], alone.inputs, atol=1e-12)
+        np.testing.assert_allclose(gradient.weights[group], alone.weights, atol=1e-12)
+    assert gradient.weight_std_error.shape == (2, 4)
+    with pytest.raises(InputError, match=r"got \(3, 4\)"):
+        forward.run(inputs, np.zeros((3, 4)))
+
+
+def test_evaluations_and_training_have_noise_of_their_own():
+    what = problem()
+    inputs, weights = points(what, samples=8)
+    launcher = QuantumLauncher(what, ForwardPass(50, 3), AerBackend())
+    training, evaluation = (
+        launcher.at(StepContext(evaluation=kind)).run(inputs, weights) for kind in (False, True)
+    )
+    assert (training != evaluation).any()
 
 
 def test_a_handle_speaks_of_the_future(monkeypatch):
@@ -229,7 +266,8 @@ def test_an_error_of_the_backend_arrives(monkeypatch):
         (lambda i, w: (i, np.array([0, 1, np.inf, 2])), InputError, r"weights\[2\].*is inf"),
         (lambda i, w: (i.astype(int), w), InputTypeError, r"inputs must be floating.*int64"),
         (lambda i, w: (i, w.astype(np.int32)), InputTypeError, r"weights must be.*int32"),
-        (lambda i, w: (i, w + 0j), InputTypeError, r"complex128"),
+        (lambda i, w: (i, w + 0j), InputTypeError, r"complex128; pass the real part"),
+        (lambda i, w: ([[1, 2]], w), InputTypeError, r"int64; use astype\(float\)"),
     ],
 )  # fmt: skip
 def test_bad_values_are_named_before_anything_runs(change, kind, says):
@@ -262,6 +300,8 @@ def test_the_pass_must_fit_the_call():
         backward.submit_forward(*points(what))
     with pytest.raises(InputError, match="needs grad_output"):
         backward.submit(*points(what))
+    with pytest.raises(InputTypeError, match=r"grad_output must be.*complex"):
+        backward.submit(*points(what), np.ones((3, 4), dtype=complex))
     with pytest.raises(InputError, match=r"\(3, 4\), got \(3, 2\)"):
         backward.submit(*points(what), np.ones((3, 2)))
 
@@ -303,9 +343,20 @@ def test_a_derivative_that_is_no_number_is_said_before_anything_runs():
         launcher.submit(np.array([[1.0], [0.0]]), np.empty(0), np.ones((2, 2)))
 
 
-@pytest.mark.parametrize("backend", [None, "aer", AerBackend])
-def test_a_backend_that_is_none(backend):
-    with pytest.raises(InputTypeError, match="LauncherPool, got"):
+@pytest.mark.parametrize(
+    ("backend", "says"),
+    [
+        (None, r"got None; write AerBackend\(\)"),
+        ("aer", r"got 'aer'; write AerBackend\(\)"),
+        ("ibm_fez", r"write IBMBackend\('ibm_fez'\)"),
+        (AerBackend, r"write AerBackend\(\), with parentheses"),
+        (AerSimulator(), r"write AerBackend\(\), which makes its AerSimulator"),
+        (GenericBackendV2(2), r"AerBackend\(from_backend=...\) to simulate the device, IBMBackend"),
+        ([AerBackend()], r"write LauncherPool\(\[...\]\)"),
+    ],
+)
+def test_a_backend_that_is_none_says_what_to_write(backend, says):
+    with pytest.raises(InputTypeError, match=f"LauncherPool, .*{says}"):
         QuantumLauncher(problem(), ForwardPass(), backend)
 
 

@@ -84,3 +84,16 @@ def test_copies_are_the_same_problem():
         assert copied.canonical.key == problem.canonical.key
         assert copied.input_parameters == problem.input_parameters
         assert copied.weight_parameters == problem.weight_parameters
+
+
+def test_the_key_names_what_is_computed():
+    def key(angle, *more, **groups):
+        return CircuitProblem(circuit(angle, *more), **groups).key
+
+    a, b = Parameter("input_a"), Parameter("input_b")
+    assert key(a) == key(Parameter("input_other")) == key(2 * a - a)
+    assert len({key(a), key(2 * a), key(a + 1), key(a * a), key(a.exp())}) == 5
+    assert key(a, b) != key(a, b, input_params=[b, a])
+    assert key(a, b) != key(a, b, input_params=[a], weight_params=[b])
+    assert key((a - 1).log()) == key((a - 1).log()) != key((a - 2).log())
+    assert pickle.loads(pickle.dumps(CircuitProblem(circuit(a, b)))).key == key(a, b)

@@ -95,13 +95,13 @@ def test_a_run_goes_on_from_any_step_to_the_same_bits(steps, whole):
     assert_same(trained(TINY, Checkpoint.from_bytes(stopped.to_bytes(), "here")), whole)
 
 
-def test_a_checkpoint_of_the_code_before_goes_on_to_the_same_bits(whole):
+def test_a_checkpoint_of_the_code_before_is_read():
+    """It goes on from there; to other shot noise, which mixes in the circuit's key since then."""
     before = Checkpoint.load(BEFORE)
     assert before.settings == TINY
     assert before.progress.place == (1, 2)
     ended = trained(TINY, before)
-    for name, value in whole.model.items():
-        assert torch.equal(ended.model[name], value)
+    assert ended.progress.place == (TINY.epochs, 0)
 
 
 @settings(max_examples=200)
@@ -199,4 +199,5 @@ def test_the_report_shows_history_and_confusion(whole, tmp_path):
     losses = draw_curves(whole.history).axes[0].lines[1].get_ydata()
     assert list(losses) == [metrics.test_loss for metrics in whole.history]
     confusion = np.diag(np.arange(10))
-    assert {t.get_text() for t in draw_confusion(confusion).axes[0].texts} == set("123456789")
+    shown = [text.get_text() for text in draw_confusion(confusion).axes[0].texts]
+    assert sorted(shown) == sorted(["0"] * 91 + list("123456789"))

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from train import main
 
-import qailab.distributed
 from qailab.backends import AerBackend
 from qailab.errors import PoolError, PoolExhaustedError
 from tests.support.training import STEPS, TINY, arguments_of, assert_same, checkpoint_of
@@ -40,7 +39,7 @@ class OneSimulator(AerBackend):
 def pool(monkeypatch, tmp_path):
     """The class of the pool, in an empty folder."""
     pool = type("Pool", (OneSimulator,), {})
-    monkeypatch.setattr(qailab.distributed, "LauncherPool", pool)
+    monkeypatch.setattr("training.backends.LauncherPool", pool)
     monkeypatch.chdir(tmp_path)
     return pool
 

@@ -1,11 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from qiskit.circuit import ClassicalRegister, ParameterVector, QuantumCircuit, QuantumRegister
+from qiskit.circuit import (
+    ClassicalRegister,
+    Parameter,
+    ParameterVector,
+    QuantumCircuit,
+    QuantumRegister,
+)
 
 from qailab.backends import AerBackend
 from qailab.circuit import AmplitudeEncoder, RealAmplitudesBlock, RotationalEncoder, build_circuit
-from qailab.errors import InputError, InputTypeError
+from qailab.errors import InputError, InputTypeError, UnsupportedError
 from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, QuantumLauncher
 from qailab.torch import ArgMax, ExpVQCFunction
 from tests.support import oracles
@@ -57,10 +63,10 @@ def tensors(problem, *lead, dtype=torch.float64):
     return inputs.requires_grad_(), weight.requires_grad_()
 
 
-@pytest.mark.parametrize("make", [two_registers, ours, amplitudes])
-def test_gradcheck(make):
+@pytest.mark.parametrize(("make", "samples"), [(two_registers, 1), (ours, 2), (amplitudes, 2)])
+def test_gradcheck(make, samples):
     forward, backward = launchers(make())
-    inputs, weight = tensors(forward.problem, 2)
+    inputs, weight = tensors(forward.problem, samples)
     assert torch.autograd.gradcheck(
         lambda x, w: ExpVQCFunction.apply(x, w, forward, backward), (inputs, weight), atol=1e-7
     )
@@ -137,23 +143,125 @@ def test_launchers_that_do_not_belong_together():
         ExpVQCFunction.apply(inputs, weight, forward, launchers(amplitudes())[1])
 
 
-def test_a_second_derivative_says_that_there_is_none():
+@pytest.mark.parametrize("target", ["inputs", "weight"])
+@pytest.mark.parametrize("loss", [lambda p: p[..., 0].sum(), lambda p: (p**2).sum()])
+def test_a_second_derivative_is_an_error(loss, target):
+    """Also where the layer comes last, and ``grad_output`` needs no gradient."""
     forward, backward = launchers(ours())
     inputs, weight = tensors(forward.problem, 1)
     outputs = ExpVQCFunction.apply(inputs, weight, forward, backward)
-    (gradient,) = torch.autograd.grad((outputs**2).sum(), weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    wanted = inputs if target == "inputs" else weight
+    (gradient,) = torch.autograd.grad(loss(outputs), wanted, create_graph=True)
+    penalty = gradient.square().sum() + weight.sum()
+    with pytest.raises(UnsupportedError, match="create_graph=True cannot be differentiated"):
+        penalty.backward()
+    assert issubclass(UnsupportedError, RuntimeError)
+
+
+def test_a_second_derivative_of_arg_max_is_an_error():
+    values = torch.rand(2, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(ArgMax.apply(values).sum(), values, create_graph=True)
+    with pytest.raises(UnsupportedError, match="create_graph"):
+        (gradient.sum() + values.sum()).backward()
+
+
+def test_a_first_derivative_with_a_graph_is_the_derivative():
+    forward, backward = launchers(ours())
+    inputs, weight = tensors(forward.problem, 2)
+    gradients = []
+    for create_graph in (False, True):
+        outputs = ExpVQCFunction.apply(inputs, weight, forward, backward)
+        loss = outputs.square().sum()
+        gradients.append(torch.autograd.grad(loss, (inputs, weight), create_graph=create_graph))
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_other_expressions_or_roles_are_another_problem():
+    """The canonical circuit is the same in all of these."""
+    a, b = Parameter("input_a"), Parameter("input_b")
+    first, second = a + 0.0, b + 0.0
+
+    def of(one, other, **groups):
+        circuit = QuantumCircuit(2)
+        circuit.ry(one, 0)
+        circuit.ry(other, 1)
+        circuit.measure_all()
+        problem = CircuitProblem(circuit, **groups)
+        backend = AerBackend()
+        return (
+            QuantumLauncher(problem, ForwardPass(None), backend),
+            QuantumLauncher(problem, BackwardPass(shots=None), backend),
+        )
+
+    forward, same = of(first, second)
+    inputs, weight = torch.rand(1, 2, dtype=torch.float64), torch.empty(0, dtype=torch.float64)
+    for _, backward in (of(2 * a, b), of(b, a), of(a, b, input_params=[b, a]), of(a, b * b)):
+        with pytest.raises(InputError, match="different expressions or roles"):
+            ExpVQCFunction.apply(inputs, weight, forward, backward)
+    split = of(a, b, input_params=[a], weight_params=[b])[1]
+    with pytest.raises(InputError, match="different expressions or roles"):
+        ExpVQCFunction.apply(inputs, weight, forward, split)
+    for backward in (same, of(a, b)[1], of((a + b) - b, b)[1]):
+        ExpVQCFunction.apply(inputs, weight, forward, backward)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_grad_output_that_is_not_finite_runs_nothing_and_is_said_once(bad):
+    forward, backward = launchers(ours())
+
+    class Nothing(AerBackend):
+        def probabilities(self, circuit, batch, stop):
+            raise AssertionError("nothing was to run")
+
+    backward = QuantumLauncher(backward.problem, backward.algorithm, Nothing())
+    inputs, weight = tensors(forward.problem, 3)
+    outputs = ExpVQCFunction.apply(inputs, weight, forward, backward)
+    vectors = torch.ones_like(outputs)
+    vectors[1, 2] = bad
+    with pytest.warns(RuntimeWarning, match="log of a zero count") as said:
+        outputs.backward(vectors)
+    assert len(said) == 1
+    assert inputs.grad.isnan().all()
+    assert weight.grad.isnan().all()
+
+
+def test_the_log_of_a_zero_count_is_said():
+    forward, backward = launchers(ours(), shots=1)
+    inputs, weight = tensors(forward.problem, 1)
+    outputs = ExpVQCFunction.apply(inputs, weight, forward, backward)
+    with pytest.warns(RuntimeWarning, match="clamp_min"):
+        outputs.log().sum().backward()
+
+
+def test_a_gradient_scaler_skips_the_step_without_a_word():
+    forward, backward = launchers(ours(), shots=20)
+    inputs, weight = tensors(forward.problem, 3, dtype=torch.float32)
+    weight = torch.nn.Parameter(weight.detach())
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    before = weight.detach().clone()
+    outputs = ExpVQCFunction.apply(inputs.half(), weight, forward, backward)
+    scaler.scale(outputs.sum()).backward()  # the factor is infinite in half precision
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(weight, before)
+    assert scaler.get_scale() == 2.0**19
 
 
 def test_bad_tensors():
     forward, backward = launchers(ours())
     inputs, weight = tensors(forward.problem, 2)
     apply = ExpVQCFunction.apply
-    with pytest.raises(InputTypeError, match=r"fn_in must be.*torch.int64"):
+    with pytest.raises(InputTypeError, match=r"fn_in\) must be.*torch.int64; write .float\(\)"):
         apply(inputs.detach().long(), weight, forward, backward)
     with pytest.raises(InputTypeError, match=r"weight must be.*torch.int32"):
         apply(inputs, weight.detach().int(), forward, backward)
+    with pytest.raises(InputTypeError, match=r"complex128; pass .real, .abs\(\)"):
+        apply(inputs.detach() + 0j, weight, forward, backward)
+    with pytest.raises(InputTypeError, match=r"got ndarray; write torch.as_tensor"):
+        apply(inputs.detach().numpy(), weight, forward, backward)
+    with pytest.raises(InputError, match="meta device; after to_empty"):
+        apply(inputs.detach().to("meta"), weight, forward, backward)
     with pytest.raises(InputError, match="got 3 features"):
         apply(torch.ones(2, 3), weight, forward, backward)
     with pytest.raises(InputError, match=r"inputs\[1, 0\].*nan"):
@@ -173,9 +281,14 @@ def test_arg_max_passes_the_gradient_to_that_index():
     assert values.grad.tolist() == [[[0, 2, 0]], [[-3, 0, 0]]]
 
 
-def test_arg_max_of_many_outcomes_in_half_precision():
-    values = torch.zeros(4096, dtype=torch.float16)
-    values[4001] = 1.0
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float16, 11), (torch.bfloat16, 8)])
+def test_arg_max_of_many_outcomes_in_half_precision(dtype, bits):
+    values = torch.zeros(2**bits, dtype=dtype)
+    values[-1] = 1.0
     values.requires_grad_()
-    ArgMax.apply(values).sum().backward()
-    assert values.grad.nonzero().tolist() == [[4001]]
+    indices = ArgMax.apply(values)
+    assert int(indices) == 2**bits - 1
+    indices.sum().backward()
+    assert values.grad.nonzero().tolist() == [[2**bits - 1]]
+    with pytest.raises(InputError, match=f"use float32 or float64, or measure at most {bits} bits"):
+        ArgMax.apply(torch.zeros(2 ** (bits + 1), dtype=dtype))

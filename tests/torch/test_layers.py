@@ -1,6 +1,9 @@
 import copy
+import inspect
 import io
 import pickle
+from collections.abc import Callable
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from qailab.backends import AerBackend
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import CircuitError, InputError, InputTypeError, MemoryLimitError
 from qailab.torch import ArgmaxQLayer, ExpectedValueQLayer, ExpQLayer, QLayer
+from qailab.torch.layers import QLayerOptions
 
 
 def circuit(qubits=2, reps=1, measure_qubits=None):
@@ -115,7 +119,7 @@ def test_without_a_seed_torchs_decides():
 
 def test_state_dict_moves_with_dtype():
     layer = QLayer(circuit(), shots=None).double()
-    assert set(layer.state_dict()) == {"weight", "seed", "step"}
+    assert set(layer.state_dict()) == {"weight", "seed", "step", "evaluation_step"}
     assert layer.seed.dtype == layer.step.dtype == torch.int64
     assert layer(torch.rand(2, 2, dtype=torch.float64)).dtype == torch.float64
     assert layer.half()(torch.rand(2, 2, dtype=torch.float16)).dtype == torch.float16
@@ -227,6 +231,70 @@ def test_another_backend_can_be_assigned():
     layer.backend = AerBackend(method="density_matrix")
     assert layer.backend is not before
     assert layer(torch.rand(2, 2)).shape == (2, 4)
+
+
+def test_shots_can_be_assigned_or_nothing_changes():
+    layer = QLayer(circuit(), seed=1, shots=10)
+    before = layer(torch.rand(4, 2, requires_grad=True))
+    layer.shots = None
+    exact = layer(torch.rand(4, 2))
+    assert layer.shots is None
+    exact[:, 0].sum().backward()
+    assert (layer.weight_std_error == 0).all()
+    before[:, 0].sum().backward()  # with the shots of its forward pass
+    assert (layer.weight_std_error > 0).any()
+    with pytest.raises(InputError, match="got 0"):
+        layer.shots = 0
+    with pytest.raises(InputTypeError, match="LauncherPool, got 3"):
+        layer.backend = 3
+    assert layer.shots is None
+    assert layer(torch.rand(2, 2)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [(torch.bfloat16, 8), (torch.float16, 11), (torch.float32, 12)]
+)
+def test_integers_in_low_precision_are_right_or_an_error(dtype, bits):
+    encoder = [RotationalEncoder("y", "input")]
+
+    def layer(kind, qubits):
+        return kind(build_circuit(qubits, encoder), shots=None)
+
+    angles = torch.full((1, bits), 3.125, dtype=dtype)  # exact in every dtype
+    angles[0, -1] = 0.0
+    most_probable = layer(ArgmaxQLayer, bits)
+    expected = layer(ExpectedValueQLayer, bits)
+    assert int(most_probable(angles)) == 2 ** (bits - 1) - 1
+    torch.testing.assert_close(
+        expected(angles), expected(angles.double()).to(dtype), atol=0, rtol=torch.finfo(dtype).eps
+    )
+    for made in (most_probable, expected):
+        assert made(angles).dtype == dtype
+    if dtype != torch.float32:
+        with pytest.raises(InputError, match=f"measure at most {bits} bits"):
+            layer(ArgmaxQLayer, bits + 1)(torch.zeros(1, bits + 1, dtype=dtype))
+
+
+def test_expected_values_that_no_half_precision_number_has():
+    made = build_circuit(17, [RotationalEncoder("y", "input")])
+    inputs = torch.zeros(1, 17, dtype=torch.float16)
+    with pytest.raises(InputError, match=r"131071 do not fit torch.float16.*rescale_output"):
+        ExpectedValueQLayer(made, shots=1)(inputs)
+    with pytest.raises(InputError, match=r"-1e\+06 and 1 do not fit"):
+        ExpectedValueQLayer(circuit(), rescale_output=(-1e6, 1))(inputs[:, :2])
+    assert int(ExpectedValueQLayer(made, shots=1, rescale_output=(0, 1))(inputs)) == 0
+
+
+@pytest.mark.parametrize("kind", [QLayer, ExpectedValueQLayer, ArgmaxQLayer])
+def test_type_checkers_know_keywords_and_result(kind):
+    assert get_type_hints(kind)["__call__"] == Callable[..., torch.Tensor]
+    keywords = set(inspect.signature(QLayer.__init__).parameters) - {"self", "circuit"}
+    options = inspect.signature(kind.__init__, eval_str=True).parameters.get("options")
+    if kind is not QLayer:
+        (accepted,) = get_args(options.annotation)
+        assert set(get_type_hints(accepted)) == keywords
+    own = get_type_hints(QLayer.__init__)
+    assert {name: own[name] for name in keywords} == get_type_hints(QLayerOptions)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_after_ctrl_c_a_run_goes_on_elsewhere_to_the_same_weights(whole, tmp_pat
     os.killpg(program.pid, signal.SIGINT)  # a terminal sends it to Ray's processes as well
     code, output, errors = finish(program)
     assert code == 128 + signal.SIGINT, errors
-    assert output.startswith("Run runs/mine: epochs 1 to 6, 3 qubits, 64 shots, on 1 x aer")
+    assert output.startswith("Run runs/mine: epochs 1 to 6 on 1 x aer; starting")
     assert 2 <= checkpoint_of(tmp_path / "runs", "mine").progress.epoch < SMALL.epochs
 
     code, output, errors = finish(start(tmp_path, "train.py", "--resume=mine", "--actors=2"))
@@ -106,7 +106,7 @@ def test_on_hardware_a_killed_run_pays_no_row_twice_and_a_spent_budget_can_grow(
     with RehearsalServer(("lagos", "nairobi"), seed=5, token=TOKEN) as server:
         environment = server.environment
         program = start(
-            tmp_path, "train.py", *ON_DEVICES, "--name=mine", "--budget-seconds=12", **environment
+            tmp_path, "train.py", *ON_DEVICES, "--name=mine", "--budget-seconds=900", **environment
         )
         wait_for(lambda: len(server.jobs) >= 6, program)  # in the second step
         os.killpg(program.pid, signal.SIGKILL)
@@ -116,8 +116,8 @@ def test_on_hardware_a_killed_run_pays_no_row_twice_and_a_spent_budget_can_grow(
         resume = ["train.py", "--resume=mine", *ON_DEVICES[1:2], *ON_DEVICES[-1:]]
         code, _, errors = finish(start(tmp_path, *resume, "--budget-seconds=20", **environment))
         assert code == 1, errors
-        assert "QPU seconds so far: python -m qailab.journal" in errors
-        assert "train: error: " in errors
+        assert "\nIts jobs: python -m qailab.journal" in errors
+        assert "does not fit the budget" in errors
         code, output, errors = finish(
             start(tmp_path, *resume, "--budget-seconds=900", **environment)
         )
