@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import json
 import logging
@@ -218,10 +219,11 @@ async def follow(client: Any, job: str) -> Any:
     async def show() -> None:
         nonlocal written
         skip = written  # a new stream begins with the first line again
-        async for text in client.tail_job_logs(job):
-            print(text[skip:], end="", flush=True)
-            written += len(text[skip:])
-            skip = max(0, skip - len(text))
+        with contextlib.suppress(Exception):  # the status tells whether the cluster is lost
+            async for text in client.tail_job_logs(job):
+                print(text[skip:], end="", flush=True)
+                written += len(text[skip:])
+                skip = max(0, skip - len(text))
 
     showing, answered = asyncio.create_task(show()), time.monotonic()
     while True:
@@ -235,7 +237,6 @@ async def follow(client: Any, job: str) -> Any:
                 raise ConnectionError(str(error)) from None
         await asyncio.wait({showing}, timeout=0.5)
         if showing.done():
-            showing.exception()  # the status tells whether the cluster is lost
             await asyncio.sleep(1)
             showing = asyncio.create_task(show())
     showing.cancel()

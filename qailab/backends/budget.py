@@ -138,7 +138,7 @@ class BudgetGuard:
         self._state = state
         self._name = name
         if spent_beside is not None:
-            self._change(lambda books: books.spend_at_least(spent_beside(books.jobs)))
+            self._change(lambda account: account.spend_at_least(spent_beside(account.jobs)))
 
     @property
     def spent(self) -> Cost:
@@ -181,27 +181,27 @@ class BudgetGuard:
         while True:
             if stop.is_set():
                 raise CancelledError(f"waiting for the budget was cancelled ({what})")
-            version, books = self._read()
-            if books.knows(key):
+            version, account = self._read()
+            if account.knows(key):
                 return
-            if self._fits(books, cost, job):
-                books.jobs[key] = job
-                if self._put(version, books):
+            if self._fits(account, cost, job):
+                account.jobs[key] = job
+                if self._put(version, account):
                     return
                 continue
             if time.monotonic() >= end:
                 why = f"after {timeout:g} s of waiting for other jobs"
-                raise self._refusal(books, cost, what, why)
+                raise self._refusal(account, cost, what, why)
             stop.wait(min(pause, max(0.0, end - time.monotonic())))
             pause = min(1.5 * pause, longest)
 
     def adopt(self, key: str, cost: Cost, *, what: str) -> None:
         """Count a job that is at the server already, sent by a run without a budget, say."""
 
-        def adopt(books: _Books) -> bool:
-            unknown = not books.knows(key)
+        def adopt(account: _Account) -> bool:
+            unknown = not account.knows(key)
             if unknown:
-                books.jobs[key] = _job(cost, what, None)
+                account.jobs[key] = _job(cost, what, None)
             return unknown
 
         self._change(adopt)
@@ -212,58 +212,58 @@ class BudgetGuard:
         A job that is not in flight is settled already, or was never reserved: nothing changes.
         """
 
-        def settle(books: _Books) -> bool:
-            if key not in books.jobs:
+        def settle(account: _Account) -> bool:
+            if key not in account.jobs:
                 return False
-            del books.jobs[key]
-            books.spent += real
+            del account.jobs[key]
+            account.spent += real
             if real != Cost():
-                books.settled.append(key)
+                account.settled.append(key)
             return True
 
         self._change(settle)
 
-    def _read(self) -> tuple[int, _Books]:
+    def _read(self) -> tuple[int, _Account]:
         version, content = self._state.get(self._name)
-        return version, _Books(json.loads(content) if content else {})
+        return version, _Account(json.loads(content) if content else {})
 
-    def _put(self, version: int, books: _Books) -> bool:
-        return self._state.put(self._name, version, books.encode())
+    def _put(self, version: int, account: _Account) -> bool:
+        return self._state.put(self._name, version, account.encode())
 
-    def _change(self, change: Callable[[_Books], bool]) -> None:
+    def _change(self, change: Callable[[_Account], bool]) -> None:
         while True:
-            version, books = self._read()
-            if not change(books) or self._put(version, books):
+            version, account = self._read()
+            if not change(account) or self._put(version, account):
                 return
 
-    def _fits(self, books: _Books, need: Cost, job: list[Any]) -> bool:
+    def _fits(self, account: _Account, need: Cost, job: list[Any]) -> bool:
         """Whether the job may be sent now; an error if it may not however long it waits."""
         limit = self.budget.qpu_seconds or math.inf
         with_rounding = limit * (1 + _ROUNDING)
         for name, most in self.budget.limits.items():
-            past = getattr(books.spent, name)
+            past = getattr(account.spent, name)
             taken = past + getattr(need, name)
             if name != "qpu_seconds":  # rows in flight will be paid for: no wait makes room
-                taken += getattr(books.reserved, name)
+                taken += getattr(account.reserved, name)
             fits = taken <= (with_rounding if name == "qpu_seconds" else most)
             if past >= most or not fits:
-                raise self._refusal(books, need, job[_WHAT], f"its limit of {UNITS[name]}")
-        bounds = sum(other[_BOUND] for other in books.jobs.values()) + job[_BOUND]
-        return not books.jobs or books.spent.qpu_seconds + bounds <= with_rounding
+                raise self._refusal(account, need, job[_WHAT], f"its limit of {UNITS[name]}")
+        bounds = sum(other[_BOUND] for other in account.jobs.values()) + job[_BOUND]
+        return not account.jobs or account.spent.qpu_seconds + bounds <= with_rounding
 
-    def _refusal(self, books: _Books, need: Cost, what: str, why: str) -> BudgetExceededError:
+    def _refusal(self, account: _Account, need: Cost, what: str, why: str) -> BudgetExceededError:
         lines = [f"{what} does not fit the budget ({why}); it was not sent."]
         for name, limit in self.budget.limits.items():
-            costs = (books.spent, books.reserved, need)
+            costs = (account.spent, account.reserved, need)
             past, held, needed = (_amount(getattr(cost, name)) for cost in costs)
             lines.append(
                 f"  {UNITS[name]}: {past} of {_amount(limit)} spent, {held} reserved by jobs in "
                 f"flight, {needed} needed"
             )
-        if books.jobs:
-            *_, first, owner, since = min(books.jobs.values(), key=lambda job: job[-1])
+        if account.jobs:
+            *_, first, owner, since = min(account.jobs.values(), key=lambda job: job[-1])
             ago = f"{time.time() - since:,.0f} s ago by {owner}"
-            lines.append(f"  {len(books.jobs)} in flight, first reserved {ago}: {first}")
+            lines.append(f"  {len(account.jobs)} in flight, first reserved {ago}: {first}")
         lines.append(
             "Raise the budget, or take fewer shots, a smaller batch or SPSA gradients (2 rows a "
             "sample); then go on from the last checkpoint with --resume."
@@ -282,7 +282,7 @@ def _job(cost: Cost, what: str, bound: float | None) -> list[Any]:
     return [astuple(cost), most, what, this_owner(), time.time()]
 
 
-class _Books:
+class _Account:
     """The shared value, as it was read."""
 
     def __init__(self, value: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ class UsageEstimate:
 
         Args:
             seconds: QPU seconds of all of them. Zero says that nothing was measured: devices
-                report it until their books are closed.
+                report it until they have settled it.
             executions: executions of all of them.
             jobs: how many they were.
         """

@@ -110,9 +110,8 @@ class RayTransport:
         self._when_done(self._opening[index], actor, _opened if self._owned else _found)
 
     def send(self, actor: Actor, call: Call) -> None:
-        self._check_connected()
         try:
-            ref = self._actors[actor.index].run.remote(self._client, call)
+            ref = self._handle(actor).run.remote(self._client, call)
         except _FULL as error:
             raise NoRoom(f"Ray has no room: {_readable(error)}") from error
 
@@ -126,20 +125,20 @@ class RayTransport:
         self._when_done(ref, actor, replied)
 
     def cancel(self, actor: Actor, tickets: Sequence[int]) -> None:
-        with self._unless_it_fails("cancel", actor):
-            _forget(self._actors[actor.index].cancel.remote(self._client, list(tickets)))
+        with _unless_it_fails("cancel", actor):
+            _forget(self._handle(actor).cancel.remote(self._client, list(tickets)))
 
     def inquire(self, actor: Actor) -> None:
-        with self._unless_it_fails("ask", actor):
-            ref = self._actors[actor.index].running_seconds.remote(self._client)
+        with _unless_it_fails("ask", actor):
+            ref = self._handle(actor).running_seconds.remote(self._client)
             self._when_done(ref, actor, _busy)
 
     def stop(self, actor: Actor, *, hangs: bool = False, gently: bool = False) -> None:
         handle = self._actors.pop(actor.index, None)
         self._opening.pop(actor.index, None)
-        if handle is None or not (self._owned or hangs):
+        if handle is None or not self.connected or not (self._owned or hangs):
             return
-        with self._unless_it_fails("end", actor):
+        with _unless_it_fails("end", actor):
             if not (gently and self._owned):
                 ray.kill(handle)  # half-dead actors would answer later
                 return
@@ -154,8 +153,8 @@ class RayTransport:
         # Nothing in an actor runs when it is killed: a session would stay open.
         closing = []
         for actor in actors:
-            with self._unless_it_fails("close", actor):
-                closing.append(self._actors[actor.index].close.remote())
+            with _unless_it_fails("close", actor):
+                closing.append(self._handle(actor).close.remote())
                 _forget(closing[-1])
         if closing and self.connected:
             slowest = max(actor.backend.traits.close_seconds for actor in actors)
@@ -181,6 +180,10 @@ class RayTransport:
         if not self.connected:
             raise ray_is_gone()
 
+    def _handle(self, actor: Actor) -> Any:
+        self._check_connected()
+        return self._actors[actor.index]
+
     def _find(self, index: int) -> Any:
         """Find the latest actor: its owner may have replaced it more often than we know."""
         if time.monotonic() - self._looked > _LOOK_SECONDS:  # once for all actors
@@ -205,14 +208,14 @@ class RayTransport:
 
         ref.future().add_done_callback(done)
 
-    @contextmanager
-    def _unless_it_fails(self, what: str, actor: Actor) -> Iterator[None]:
-        """Wrap calls that help, and that nothing depends on: actor or Ray may be gone already."""
-        try:
-            self._check_connected()
-            yield
-        except Exception:
-            logger.debug("could not %s %s", what, actor, exc_info=True)
+
+@contextmanager
+def _unless_it_fails(what: str, actor: Actor) -> Iterator[None]:
+    """Wrap calls that help, and that nothing depends on: actor or Ray may be gone already."""
+    try:
+        yield
+    except Exception:
+        logger.debug("could not %s %s", what, actor, exc_info=True)
 
 
 def _opened(index: int, generation: int, done: Future[Any]) -> Event:

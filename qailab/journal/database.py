@@ -22,7 +22,6 @@ from typing import Any
 from urllib.parse import quote
 
 from qailab.errors import InputTypeError, JournalError
-from qailab.journal.upgrade import upgrade
 
 BUSY_SECONDS = 60.0
 """How long to wait for other processes; a transaction takes milliseconds, a sync on a busy shared
@@ -150,30 +149,20 @@ class Database:
             self._patiently(connection, "PRAGMA synchronous = EXTRA")
         with self._transaction(connection, "BEGIN"):
             self._patiently(connection, "SELECT 1 FROM sqlite_master LIMIT 1")
-            version = self._version(connection)
-        if version < VERSION and self._read_only:  # the file is left as it is
-            copy = _connect(":memory:", 0.0)
-            connection.backup(copy)
-            connection.close()
-            upgrade(copy, VERSION)
-            return copy
+            self._check_version(connection)
         if not self._read_only:
             self._patiently(connection, "PRAGMA journal_mode = DELETE")
-        if version < VERSION:
-            with self._transaction(connection, "BEGIN IMMEDIATE"):
-                if self._version(connection) < VERSION:  # nobody was quicker
-                    upgrade(connection, VERSION, in_use=f"{self} is in use")
         return connection
 
-    def _version(self, connection: sqlite3.Connection) -> int:
+    def _check_version(self, connection: sqlite3.Connection) -> None:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-        if application == APPLICATION_ID and version in (1, VERSION):
-            return version
-        if application == APPLICATION_ID:
+        if application == APPLICATION_ID and version == VERSION:
+            return
+        if application == APPLICATION_ID:  # rows had other keys: they would be paid for again
             raise JournalError(
-                f"{self} is of version {version}, and this qailab reads versions 1 to {VERSION}; "
-                "use the qailab that wrote it, or another path"
+                f"{self} is of version {version}, and this qailab uses version {VERSION}; finish "
+                "its jobs with the qailab that wrote it, or give another path"
             )
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master LIMIT 5")]
         raise JournalError(

@@ -53,12 +53,12 @@ class Journal(Record):
     It is a `qailab.backends.shared.SharedState` as well: what its processes agree on.
 
     Args:
-        path: the file, made if there is none. One of an earlier qailab is brought up to date.
+        path: the file, made if there is none.
         busy_seconds: how long to wait for other processes.
 
     Raises:
-        JournalError: if the file cannot be used: no SQLite database, another program's, of a newer
-            qailab, empty, a folder, in no folder, or not writable.
+        JournalError: if the file cannot be used: no SQLite database, another program's, of another
+            version, empty, a folder, in no folder, or not writable.
     """
 
     group = ""  # all who have the file

@@ -20,6 +20,10 @@ def other_program(path, *, application_id=0, version=0):
     connection.close()
 
 
+def older(path):
+    other_program(path, application_id=database.APPLICATION_ID, version=1)
+
+
 def newer(path):
     other_program(path, application_id=database.APPLICATION_ID, version=database.VERSION + 1)
 
@@ -49,7 +53,8 @@ def train(path):
         (text, "no SQLite database and was left as it is"),
         (other_program, "another program's SQLite database .*albums"),
         (empty, "the file is empty: put a copy of it back, or remove it"),
-        (newer, "is of version 3, and this qailab reads versions 1 to 2"),
+        (newer, "is of version 3, and this qailab uses version 2; finish its jobs with"),
+        (older, "is of version 1, and this qailab uses version 2; finish its jobs with"),
         (truncated, "damaged|malformed"),
     ],
 )

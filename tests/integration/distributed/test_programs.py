@@ -71,7 +71,7 @@ def start(program, **options):
 
 
 def run(program, fails=False, **environment):
-    """Run a program to its end; return what it said on standard error."""
+    """Run a program to its end; return what it said, where Ray says what it likes."""
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = start(program, environment=environment, **piped)
     try:
@@ -79,8 +79,7 @@ def run(program, fails=False, **environment):
     finally:
         process.kill()
     assert process.returncode == int(fails), out + err
-    assert out == ""
-    return err
+    return out + err
 
 
 def test_no_cluster_at_the_address_is_said_at_once():
@@ -135,7 +134,7 @@ def test_a_local_ray_of_its_own():
         third.close()
         assert not ray.is_initialized()
     """)
-    assert "Traceback" not in said
+    assert said == ""
 
 
 def test_nodes_come_and_go():
