@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     add = parser.add_places()
     add("--at-once", "N", "trials at a time (4)", type=positive, default=4)
     parser.add_name("sweeps", "of a new sweep")
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     take_name(options)
     given, folder = options.given, Path(options.storage, options.name)
     if options.resume and given:

@@ -13,7 +13,6 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 from qailab.errors import InputError
@@ -34,13 +33,10 @@ def JSON(text: str) -> Any:
     return json.loads(text)
 
 
-def _setting(
-    default: Any, help: str, least: float = 0, most: float = math.inf, *, kind: Any = None,
-    choices: Sequence[str] = (),
-) -> Any:  # fmt: skip
-    kind = kind or type(default)
-    return field(default=default, metadata={"kind": kind, "help": help, "least": least,
-                                            "most": most, "choices": choices})  # fmt: skip
+def _setting(default: Any, help: str, *allowed: Any, kind: Any = None) -> Any:
+    """A field with its help, and what is allowed: the least and perhaps most number, or choices."""
+    known = {"kind": kind or type(default), "help": help, "allowed": allowed}
+    return field(default=default, metadata=known)
 
 
 @dataclass(frozen=True)
@@ -58,21 +54,20 @@ class Settings:
     qubits: int = _setting(6, "qubits of the circuit", 1, 16)
     reps: int = _setting(2, "repetitions of its rotations and entanglement", 1)
     shots: int | str = _setting(1024, "shots of each row, or 'exact'", 1, kind=number_or_exact)
-    gradient: str = _setting("param_shift", "param_shift, or spsa: cheap and noisy",
-                             choices=("param_shift", "spsa"))  # fmt: skip
-    backend: str = _setting("aer", "aer, aer-noisy or ibm", choices=("aer", "aer-noisy", "ibm"))
+    gradient: str = _setting("param_shift", "spsa is cheap and noisy", "param_shift", "spsa")
+    backend: str = _setting("aer", "aer, aer-noisy or ibm", "aer", "aer-noisy", "ibm")
     seed: int = _setting(7, "seed of weights, order of samples and shot noise", 0, 2**63 - 1)
     # A fifth is for testing, and all ten digits must be in both parts.
     samples: int | None = _setting(None, "use the first N samples only", 50, 1797, kind=int)
-    dtype: str = _setting("float32", "float32 or float64", choices=("float32", "float64"))
+    dtype: str = _setting("float32", "float32 or float64", "float32", "float64")
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value, limits = getattr(self, each.name), each.metadata
-            if choices := limits["choices"]:
-                right, must = value in choices, f"one of {', '.join(choices)}"
+            value, allowed = getattr(self, each.name), each.metadata["allowed"]
+            if isinstance(allowed[0], str):
+                right, must = value in allowed, f"one of {', '.join(allowed)}"
             else:
-                least, most = limits["least"], limits["most"]
+                least, most = (*allowed, math.inf)[:2]
                 right = value in (None, EXACT) or least <= value <= most
                 must = f"at least {least}" if most == math.inf else f"from {least} to {most}"
             if not right:
@@ -108,7 +103,7 @@ def parse(arguments: Sequence[str] | None, manual: str) -> Namespace:
     add("--budget-seconds", "S", "QPU seconds to spend at most; ibm needs it", type=float)
     parser.add_name("runs", "of a run; with the same settings and storage again, it goes on")
     parser.add_argument("--estimate", action="store_true", help="only tell its cost on hardware")
-    options = parser.parse_args(arguments)
+    options = parser.parse(arguments)
     again = options.resume
     take_name(options)
     again = ["--resume", again or options.name, *_nameless(arguments)]
@@ -157,18 +152,18 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_settings(
-        self, defaults: Mapping[str, Any] = MappingProxyType({}), without: Sequence[str] = ()
+        self, defaults: Mapping[str, Any] | None = None, without: Sequence[str] = ()
     ) -> None:
         """Add the options of the settings; those whose default is a list take several values."""
         group = self.add_argument_group("what to train, with defaults; smaller ones on hardware")
         for each in fields(Settings):
             if each.name in without:
                 continue
-            kind, default = each.metadata["kind"], defaults.get(each.name, each.default) or "all"
+            kind, default = each.metadata["kind"], (defaults or {}).get(each.name, each.default)
             metavar = "N" if kind in (int, number_or_exact) else "X"
             if isinstance(default, list):
                 kind, metavar, default = _several(kind), "A,B", ",".join(map(str, default))
-            text = f"{each.metadata['help']} ({default})"
+            text = f"{each.metadata['help']} ({'all' if default is None else default})"
             group.add_argument(option(each.name), type=kind, metavar=metavar, help=text)
 
     def add_places(self) -> Any:
@@ -178,12 +173,8 @@ class Parser(argparse.ArgumentParser):
         def add(name: str, metavar: str, text: str, **more: Any) -> None:
             group.add_argument(name, metavar=metavar, help=text, **more)
 
-        add(
-            "--actors",
-            "N",
-            f"actors with a simulator each (one per core: {cores()})",
-            type=positive,
-        )
+        text = f"simulators, with an actor each (one per core: {cores()})"
+        add("--actors", "N", text, type=positive)
         add("--address", "HOST:PORT", "a Ray cluster (RAY_ADDRESS, else a local Ray)")
         add("--actor-options", "JSON", "Ray's options of actors: '{\"num_cpus\": 0.5}'", type=JSON)
         return add
@@ -196,9 +187,9 @@ class Parser(argparse.ArgumentParser):
         group.add_argument("--storage", metavar="DIR", default=storage,
                            help=f"directory or URI of all ({storage})")  # fmt: skip
 
-    def parse_args(self, arguments: Any = None, namespace: Any = None) -> Namespace:
+    def parse(self, arguments: Sequence[str] | None) -> Namespace:
         """Read the command line; ``given`` are the settings that were given."""
-        options: Namespace = super().parse_args(arguments, namespace)
+        options = self.parse_args(arguments)
         given = ((each.name, getattr(options, each.name, None)) for each in fields(Settings))
         options.given = {name: value for name, value in given if value is not None}
         return options
