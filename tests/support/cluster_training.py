@@ -6,6 +6,8 @@
 """
 
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -39,6 +41,20 @@ def steps_done(folder):
     """How many steps the training has done."""
     file = folder / "step"
     return int(file.read_text() or 0) if file.exists() else 0
+
+
+@cache
+def weights_of_one_process():
+    """What it comes to without a cluster."""
+    with tempfile.TemporaryDirectory() as folder:
+        return train(AerBackend(), Path(folder))
+
+
+def assert_as_in_one_process(folder):
+    """Compare the weights of a training with those, bit for bit."""
+    found, alone = torch.load(folder / "weights.pt"), weights_of_one_process()
+    assert found.keys() == alone.keys()
+    assert all(torch.equal(found[name], alone[name]) for name in alone)
 
 
 if __name__ == "__main__":

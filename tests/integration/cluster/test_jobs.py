@@ -12,12 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from qailab.backends import AerBackend
 from qailab.rehearsal import RehearsalServer
 from tests.support import cluster_training
-from tests.support.cluster_training import STEPS, steps_done, train
+from tests.support.cluster_training import STEPS, assert_as_in_one_process, steps_done
 from tests.support.local_cluster import LocalCluster, marked
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -160,10 +158,7 @@ def test_a_job_that_loses_a_node_ends_with_the_weights_of_one_process(cluster, p
     assert steps_done(tmp_path) < STEPS - 1  # else it came too late
     status, output, errors = finish(job)
     assert status == 0, output + errors
-    (tmp_path / "alone").mkdir()
-    alone = train(AerBackend(), tmp_path / "alone")
-    found = torch.load(tmp_path / "weights.pt")
-    assert all(torch.equal(found[name], alone[name]) for name in alone)
+    assert_as_in_one_process(tmp_path)
 
 
 def test_the_example_trains_on_devices_of_the_node_that_has_the_account(cluster, project, tmp_path):
