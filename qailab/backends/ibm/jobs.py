@@ -33,7 +33,7 @@ from qailab.backends.ibm.programs import Program
 from qailab.backends.ibm.sessions import Sessions
 from qailab.backends.ibm.timeouts import Backoff, IBMTimeouts
 from qailab.backends.ibm.usage import UsageMeter
-from qailab.errors import BackendError, EvaluationError, TransientBackendError
+from qailab.errors import BackendError, EvaluationError, JournalError, TransientBackendError
 from qailab.gradients.rows import FloatArray
 from qailab.journal import Cause, Entry, Record, State, Work, owner_alive, this_owner
 from qailab.journal.entries import UNSENT
@@ -112,6 +112,7 @@ class Jobs:
         self._room = threading.Semaphore(pending_jobs)
         self._lock = threading.Lock()
         self._sending: set[int] = set()  # entries that a thread of this process deals with
+        self._begun: set[int] = set()  # entries that one has dealt with: they may have been sent
         self._resent: set[int] = set()  # entries that were unconfirmed, and sent again
 
     def run(self, task: Task) -> Counts:
@@ -167,10 +168,11 @@ class Jobs:
         """Bring an entry, and those that take its place, to where its rows have answers."""
         failures = 0.0
         while entry.state is not State.DONE:
-            task.check_stop()
             if entry.state in UNSENT:
                 entry = self._send(task, entry)
-            elif entry.state is State.SUBMITTED:
+                continue
+            task.check_stop()
+            if entry.state is State.SUBMITTED:
                 self._meter.adopt(entry)
                 entry = self._wait(task, entry)
             else:
@@ -205,26 +207,41 @@ class Jobs:
         """Send an entry, or wait for whoever does."""
         with self._lock:
             ours = entry.owner == self._owner and entry.id not in self._sending
+            fresh = entry.id not in self._begun
             if ours:
                 self._sending.add(entry.id)
+                self._begun.add(entry.id)
         if not ours:
             return self._await_sender(task, entry)
+        perhaps_sent = entry.state is State.UNCONFIRMED or not fresh
         try:
-            unconfirmed = entry.state is State.UNCONFIRMED
-            if task.resent or unconfirmed:
-                found = self._find(entry, task.stop, settle=unconfirmed)
+            if task.resent or perhaps_sent:
+                found = self._find(entry, task.stop, settle=perhaps_sent)
                 if found is not None:
                     return self._submitted(entry, found.job_id, found.session)
             if task.work.common(entry.work) != entry.work:  # cut for others, who are gone
                 self._withdraw(entry, "its rows are cut anew")
                 return self._record.entry(entry.id)
-            if unconfirmed:
+            if perhaps_sent:
                 self._record.unsent(entry, State.PENDING, self._owner)
                 self._resent.add(entry.id)
+                perhaps_sent = False
             return self._submit(task, self._record.entry(entry.id))
+        except BaseException:
+            with suppress(JournalError):  # a full disk, say: it stays pending, and is looked for
+                self._let_go(entry.id, perhaps_sent)
+            raise
         finally:
             with self._lock:
                 self._sending.discard(entry.id)
+
+    def _let_go(self, entry_id: int, perhaps_sent: bool) -> None:
+        """Leave an entry that was not sent to the next; withdraw it if that is certain."""
+        entry = self._record.entry(entry_id)
+        if entry.state is State.UNCONFIRMED or (perhaps_sent and entry.state is State.PENDING):
+            self._record.unsent(entry, State.UNCONFIRMED, "")
+        elif entry.state is State.PENDING:
+            self._withdraw(entry, "it was not sent")
 
     def _await_sender(self, task: Task, entry: Entry) -> Entry:
         """Wait for the process or thread that sends an entry, or take over from it."""
@@ -259,16 +276,15 @@ class Jobs:
         while not self._room.acquire(timeout=0.05):
             task.check_stop()
         try:
+            task.check_stop()
             self._meter.reserve(entry, task.stop)
-            entry = self._submitted(entry, *self._deliver(task, entry))
+            job_id, session = self._deliver(task, entry)
+            try:
+                entry = self._submitted(entry, job_id, session)
+            except JournalError:  # the job goes on, and is found by its tag
+                self._let_go(entry.id, perhaps_sent=True)
+                raise
             return self._wait(task, entry) if entry.state is State.SUBMITTED else entry
-        except BaseException:
-            now = self._record.entry(entry.id)
-            if now.state is State.PENDING:
-                self._withdraw(now, "it was not sent")
-            elif now.state is State.UNCONFIRMED:  # whoever needs it next looks for it
-                self._record.unsent(now, State.UNCONFIRMED, "")
-            raise
         finally:
             self._room.release()
 
@@ -352,16 +368,17 @@ class Jobs:
             pause = min(2 * pause, 2.0)
 
     def _submitted(self, entry: Entry, job_id: str, session: str | None) -> Entry:
-        # If it cannot be noted (a full disk), the job goes on: it is found by its tag.
         name = self._device.name
         if not self._record.submitted(entry.id, job_id=job_id, backend=name, session=session):
             logger.warning("job %s came so late that others have its rows: cancelled", job_id)
             self._cancel_quietly(job_id)
+        self._begun.discard(entry.id)
         self._meter.sent()
         return self._record.entry(entry.id)
 
     def _withdraw(self, entry: Entry, reason: str) -> None:
         if self._record.unsent(entry, State.WITHDRAWN, entry.owner, reason):
+            self._begun.discard(entry.id)
             self._meter.release(entry)
 
     def _session_ended(self, session_id: str | None, stop: threading.Event) -> bool:

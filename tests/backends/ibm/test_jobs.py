@@ -27,6 +27,7 @@ from qailab.errors import (
     TransientBackendError,
 )
 from qailab.journal import Cause, Journal, MemoryRecord, State, this_owner
+from qailab.journal.entries import UNSENT
 from tests.support.journal import reserve, submit, work
 
 PROGRAM = Program(None, np.arange(1), num_bits=2)
@@ -252,10 +253,12 @@ def test_a_result_that_comes_while_it_is_cancelled_is_kept():
 
 
 def test_if_one_job_fails_the_others_are_stopped():
-    device = FakeDevice(on_submit=[None, "refused"], on_job=[JobStatus.RUNNING] * 2)
+    device, record = FakeDevice([None, "refused"], [JobStatus.RUNNING] * 2), MemoryRecord()
     with pytest.raises(EvaluationError, match="not valid"):
-        jobs_on(device).run(task(max_rows=4))
+        jobs_on(device, record).run(task(max_rows=2))  # six jobs, three at a time
     assert not [job for job in device.jobs.values() if not job.status.is_final]
+    for number in range(1, 7):  # nor is one left for others to wait for
+        assert record.entry(number).state not in (*UNSENT, State.SUBMITTED)
 
 
 # Jobs of others, who are gone
@@ -335,20 +338,30 @@ def test_a_job_that_this_account_does_not_see_needs_a_decision(tmp_path):
         assert journal.entry(entry.id).cause is Cause.DELETED
 
 
-def test_a_job_that_cannot_be_noted_goes_on_and_is_found(monkeypatch):
+@pytest.mark.parametrize("other_process", [True, False])
+@pytest.mark.parametrize("full", [("submitted",), ("submitted", "unsent")])
+def test_a_job_that_cannot_be_noted_goes_on_and_is_found(monkeypatch, full, other_process):
     device, record = FakeDevice(on_job=[JobStatus.RUNNING]), MemoryRecord()
     jobs = jobs_on(device, record)
+
+    def refuse(*_, **__):
+        raise JournalError("disk full")
+
     with monkeypatch.context() as patch:
-
-        def full(*_, **__):
-            raise JournalError("disk full")
-
-        patch.setattr(record, "submitted", full)
+        for method in full:
+            patch.setattr(record, method, refuse)
         with pytest.raises(JournalError, match="disk full"):
             jobs.run(task())
     assert device.cancelled == []
     device.jobs["j0"].status = JobStatus.DONE
-    check(jobs_on(device, record).run(task(resent=True)))
+    if other_process:
+        monkeypatch.setattr("qailab.backends.ibm.jobs.this_owner", lambda: "another/process")
+        jobs = jobs_on(device, record)
+        if "unsent" in full:  # it waits for a process that lives, which is this one
+            with pytest.raises(TransientBackendError, match="that still lives"):
+                jobs.run(task())
+            return
+    check(jobs.run(task()))
     assert len(device.jobs) == 1
 
 
