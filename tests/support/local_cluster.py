@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 MARK = "QAILAB_TEST_NODE"
-SECONDS = 120.0
+SECONDS = 180.0
 _STORE_BYTES = 80 << 20
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
 _JOIN = """
