@@ -112,6 +112,7 @@ class AerBackend(Backend):
         self.max_memory_mb = max_memory_mb
         self.traits = BackendTraits(
             supports_exact=True,
+            noiseless=not noisy,
             idempotent=True,
             resources=ActorResources(num_cpus=threads, num_gpus=float(device == "GPU")),
         )

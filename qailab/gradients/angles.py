@@ -96,33 +96,33 @@ class ExpressionMap:
         return values
 
     def vjp(
-        self, parameters: FloatArray, cotangent: FloatArray, *, squared: bool = False
+        self,
+        parameters: FloatArray,
+        cotangent: FloatArray,
+        *,
+        live: BoolArray | None = None,
+        squared: bool = False,
     ) -> FloatArray:
         """Multiply by the Jacobian from the left: ``sum_e cotangent[b, e] * d e / d l``.
 
         Args:
             parameters: logical parameters, shape ``(B, L)``.
             cotangent: one number for each expression and sample, shape ``(B, E)``.
+            live: the entries of the Jacobian that count, shape ``(E, L)``; all by default. The
+                others need not be finite.
             squared: whether to use the squares of the Jacobian's entries (for variances).
 
         Returns:
             Shape ``(B, L)``.
         """
+        live = self.reach if live is None else live
         power = 2 if squared else 1
-        gradient = cotangent @ self._matrix**power
+        gradient: FloatArray = cotangent @ np.where(live, self._matrix, 0.0) ** power
         for (row, col), function in self._partials.items():
-            slope = self._checked(function, parameters, row, "the derivative")
-            gradient[:, col] += cotangent[:, row] * slope**power
+            if live[row, col]:
+                slope = self._checked(function, parameters, row, "the derivative")
+                gradient[:, col] += cotangent[:, row] * slope**power
         return gradient
-
-    def check_slopes(self, parameters: FloatArray) -> None:
-        """Raise an error where a derivative is not finite.
-
-        Raises:
-            InputError: naming the instruction and the sample.
-        """
-        for (row, _), function in self._partials.items():
-            self._checked(function, parameters, row, "the derivative")
 
     def _checked(
         self, function: ColumnFunction, parameters: FloatArray, row: int, what: str
@@ -187,72 +187,79 @@ class AngleMap:
             angles[:, piece.columns] = piece.gate.angles(piece.features.values(parameters))
         return angles
 
-    def check_slopes(self, parameters: FloatArray) -> None:
-        """Raise an error, before anything runs, where an expression has no finite derivative.
+    def check_slopes(self, parameters: FloatArray, wanted: BoolArray, columns: IntArray) -> None:
+        """Raise an error, before anything runs, where a derivative that is needed is not finite.
+
+        Args:
+            parameters: logical parameters, shape ``(B, L)``.
+            wanted: which of them are differentiated for, shape ``(L,)``.
+            columns: the angles that are shifted.
 
         Raises:
             InputError: naming the instruction and the sample.
         """
-        for expressions in (self._direct, *(piece.features for piece in self._prepared)):
-            expressions.check_slopes(parameters)
+        live = self._live(wanted, columns)
+        self._direct.vjp(parameters, np.zeros((len(parameters), len(self._columns))), live=live)
+        for piece in self._prepared:
+            live = wanted & piece.features.reach
+            if np.isin(piece.columns, columns).any() and live.any():
+                piece.features.vjp(parameters, np.zeros((len(parameters), len(live))), live=live)
+                piece.gate.check_slopes(piece.features.values(parameters))
 
-    def reached_by(self, wanted: NDArray[np.bool_]) -> IntArray:
+    def reached_by(self, wanted: BoolArray, *, noiseless: bool = False) -> IntArray:
         """The angles that wanted parameters reach and that can change an outcome, ascending.
 
         Args:
             wanted: which logical parameters are wanted, shape ``(L,)``.
+            noiseless: whether the circuit runs without noise. Then angles outside the measured
+                qubits' light cone change nothing; routing and noise may carry them into it.
         """
         reached = set(self._columns[self._direct.reach[:, wanted].any(axis=1)].tolist())
         for piece in self._prepared:
             if piece.features.reach[:, wanted].any():
                 reached |= set(piece.columns.tolist())
-        return np.array(sorted(reached & set(self._relevant.tolist())), dtype=np.int64)
+        if noiseless:
+            reached &= set(self._relevant.tolist())
+        return np.array(sorted(reached), dtype=np.int64)
 
     def vjp(
-        self, parameters: FloatArray, cotangent: FloatArray, *, squared: bool = False
+        self,
+        parameters: FloatArray,
+        cotangent: FloatArray,
+        wanted: BoolArray,
+        columns: IntArray,
+        *,
+        squared: bool = False,
     ) -> FloatArray:
         """Chain rule: derivatives for angles become derivatives for logical parameters.
 
         Args:
             parameters: logical parameters, shape ``(B, L)``.
             cotangent: one number for each sample and angle, shape ``(B, A)``.
+            wanted: which parameters to differentiate for, shape ``(L,)``; others get zero.
+            columns: the angles whose cotangents count.
             squared: whether to multiply by squared Jacobian entries, as variances need.
 
         Returns:
             Shape ``(B, L)``.
         """
-        gradient = self._direct.vjp(parameters, cotangent[:, self._columns], squared=squared)
+        live = self._live(wanted, columns)
+        of_direct = cotangent[:, self._columns]
+        gradient = self._direct.vjp(parameters, of_direct, live=live, squared=squared)
         for piece in self._prepared:
+            live = wanted & piece.features.reach
+            if not (live.any() and np.isin(piece.columns, columns).any()):
+                continue
             features = piece.features.values(parameters)
             for b, sample in enumerate(features):
                 # The two maps are multiplied before squaring: a variance needs whole entries.
                 total = piece.features.vjp(
                     np.repeat(parameters[b : b + 1], piece.gate.num_angles, axis=0),
                     piece.gate.jacobian(sample),
+                    live=live,
                 )
                 gradient[b] += cotangent[b, piece.columns] @ (total**2 if squared else total)
         return gradient
-
-
-def _constant_slope(
-    expression: ParameterExpression, parameter: Parameter, owner: str
-) -> float | None:
-    """The derivative if it does not depend on any parameter, else None.
-
-    Qiskit's derivatives themselves are right; see above for what is wrong with them later.
-    """
-    try:
-        partial = expression.gradient(parameter)
-    except RuntimeError as error:  # qiskit's symbol engine knows no derivative
-        raise CircuitError(
-            f"the angle of {owner} cannot be differentiated with respect to "
-            f"{parameter.name!r}: {error}"
-        ) from error
-    if isinstance(partial, ParameterExpression):
-        return None
-    if isinstance(partial, complex) and partial.imag:
-        raise CircuitError(f"the angle of {owner} is complex; angles must be real")
-    return float(partial.real)
 
     def _live(self, wanted: BoolArray, columns: IntArray) -> BoolArray:
         """The slopes of direct angles that count, shape ``(direct angles, L)``."""
@@ -308,6 +315,27 @@ def _value_at(
     except Exception:  # whatever it raises where there is none
         return math.nan
     return value.real if abs(value.imag) < _AGREEMENT * (1.0 + abs(value)) else math.nan
+
+
+def _constant_slope(
+    expression: ParameterExpression, parameter: Parameter, owner: str
+) -> float | None:
+    """The derivative if it does not depend on any parameter, else None.
+
+    Qiskit's derivatives themselves are right; see above for what is wrong with them later.
+    """
+    try:
+        partial = expression.gradient(parameter)
+    except RuntimeError as error:  # qiskit's symbol engine knows no derivative
+        raise CircuitError(
+            f"the angle of {owner} cannot be differentiated with respect to "
+            f"{parameter.name!r}: {error}"
+        ) from error
+    if isinstance(partial, ParameterExpression):
+        return None
+    if isinstance(partial, complex) and partial.imag:
+        raise CircuitError(f"the angle of {owner} is complex; angles must be real")
+    return float(partial.real)
 
 
 def _sympy_tree(

@@ -175,15 +175,17 @@ def test_outcome_bits_are_the_measured_clbits_in_order():
     assert oracles.probabilities(canonical.circuit, [], np.array([])).tolist() == [0, 0, 1, 0]
 
 
-def test_idle_qubits_are_known_and_angles_outside_the_light_cone_do_not_count():
+def test_idle_qubits_are_known_and_angles_outside_the_light_cone_count_under_noise_alone():
     circuit = QuantumCircuit(40, 1)
     circuit.rx(x, 7)
     circuit.ry(y, 30)
     circuit.measure(7, 0)
     canonical, angle_map = canonicalize(circuit, [x, y])
     assert canonical.active_qubits == (7, 30)
-    assert len(angle_map.reached_by(np.array([True, True]))) == 1
-    assert len(angle_map.reached_by(np.array([False, True]))) == 0
+    assert angle_map.reached_by(np.array([True, True]), noiseless=True).tolist() == [0]
+    assert angle_map.reached_by(np.array([False, True]), noiseless=True).tolist() == []
+    # Routing and noise may carry them into the measured qubit.
+    assert angle_map.reached_by(np.array([True, True])).tolist() == [0, 1]
 
 
 def _mid_circuit(circuit):

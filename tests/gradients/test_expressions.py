@@ -112,6 +112,14 @@ def test_affine_expressions_that_qiskit_cancels_at_zero_keep_their_offset(number
     np.testing.assert_allclose(mapping.values(POINTS)[:, 0], expected, atol=1e-12)
 
 
+def test_derivatives_that_do_not_count_need_not_be_finite():
+    mapping = ExpressionMap([x.arcsin() + y], [x, y], ["a gate"])
+    point, one = np.array([[1.0, 0.3]]), np.ones((1, 1))
+    assert mapping.vjp(point, one, live=np.array([[False, True]])).tolist() == [[0.0, 1.0]]
+    with pytest.raises(InputError, match=r"derivative.*a gate.*sample 0: inf"):
+        mapping.vjp(point, one)
+
+
 def test_complex_values_are_no_angles():
     mapping = ExpressionMap([(1j * x).exp()], [x], ["a gate"])
     with pytest.raises(InputError, match=r"value.*a gate.*not a finite number"):
