@@ -19,6 +19,7 @@ from qailab.backends.aer_programs import (
     for_device,
     for_ideal,
     for_noise,
+    native_gates,
 )
 from qailab.backends.base import ActorResources, Backend, BackendTraits, Probabilities
 from qailab.backends.readout import ReadoutErrors
@@ -55,10 +56,9 @@ class AerBackend(Backend):
     with noise, from the density matrix; where those do not fit (many outcomes, many noisy
     qubits) Aer draws the shots itself. Every way is deterministic in (seed, step, row number).
 
-    A noise model acts on the circuit's own qubits and gates, after controlled and composite gates
-    with parameters were decomposed to rotations and fixed gates (noise of a parametrised ``crx`` or
-    ``u`` therefore does not apply; give it to ``cx`` and the rotations). A device is simulated as
-    it would run the circuit: laid out, routed and compiled with Qiskit's optimization level 1.
+    A noise model acts on the circuit's own qubits and gates as it does where the circuit is
+    transpiled for ``AerSimulator(noise_model=...)`` with ``optimization_level=0`` and run there. A
+    device is simulated as it would run the circuit: laid out, routed and compiled with level 1.
 
     The object is a recipe: it pickles small, and the simulator is built where it runs.
 
@@ -210,10 +210,10 @@ class AerBackend(Backend):
                 return CountsProgram(simulator, ideal, None)
             kind = AmplitudeProgram if method == "statevector" else ProbabilityProgram
             return kind(simulator, ideal, None)
-        simulator = self._simulator("density_matrix")
         compile_ = for_noise if self.from_backend is None else for_device
-        runnable, angle_map = compile_(circuit, simulator)
-        noise_model = simulator.options.noise_model
+        compiler = self._simulator("automatic")
+        runnable, angle_map = compile_(circuit, compiler)
+        noise_model = compiler.options.noise_model
         readout = ReadoutErrors({}) if noise_model is None else ReadoutErrors.of(noise_model)
         if exact:  # the device's layout may have taken more qubits than the circuit has
             self._check_readout(readout)
@@ -224,6 +224,7 @@ class AerBackend(Backend):
             and not many
             and self._uses_density_matrix(len(runnable.active_qubits), shots)
         ):
+            simulator = self._simulator("density_matrix")
             return ProbabilityProgram(simulator, runnable, angle_map, readout)
         method = "density_matrix" if self.method == "density_matrix" else "statevector"
         return CountsProgram(self._simulator(method), runnable, angle_map)
@@ -244,6 +245,8 @@ class AerBackend(Backend):
             max_parallel_experiments=1,
             runtime_parameter_bind_enable=True,
         )
+        if self.from_backend is not None and method != "automatic":
+            simulator.set_options(basis_gates=sorted(native_gates()))  # beyond the device's own
         return simulator
 
     def _uses_density_matrix(self, qubits: int, shots: int | None) -> bool:
