@@ -147,6 +147,22 @@ def test_layers_of_gates_that_differ_share_no_program():
         np.testing.assert_allclose(found, expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("size", [3e-8, 1e-8, 1e-9])
+def test_exact_probabilities_of_matrix_product_states_keep_small_schmidt_coefficients(size):
+    angle = Parameter("a")
+    circuit = QuantumCircuit(2)
+    circuit.h(0)
+    circuit.cry(angle, 0, 1)
+    circuit.ry(0.7, 0)
+    circuit.ry(0.9, 1)
+    circuit.cx(0, 1)
+    circuit.ry(0.9, 0)
+    circuit.measure_all()
+    found = exact_bits(AerBackend(method="matrix_product_state"), circuit, [angle], [size])
+    expected = oracles.probabilities(circuit, [angle], np.array([size]))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 def gradient_and_slopes(backend, circuit, values):
     """The gradient of a contraction, and the slopes that the probabilities themselves have."""
     canonical, angle_map = canonicalize(circuit, list(circuit.parameters))
