@@ -19,6 +19,7 @@ from qailab.backends.aer_programs import (
     for_device,
     for_ideal,
     for_noise,
+    native_gates,
 )
 from qailab.backends.base import ActorResources, Backend, BackendTraits, Probabilities
 from qailab.backends.readout import ReadoutErrors
@@ -45,6 +46,7 @@ MAX_DENSITY_QUBITS = 10
 _SLICE_BYTES = 32 << 20  # what one Aer call and the arrays made of it may take; more is no faster
 _MAX_ROWS_PER_CALL = 4096  # Aer keeps a few kilobytes of Python objects for each result
 _MAX_MPS_QUBITS = 63  # Aer's own limit
+_SMALL_STATE_QUBITS = 14  # a statevector of 256 KiB, which a gate passes in some 10 us
 _CACHED_PROGRAMS = 64
 
 
@@ -55,15 +57,15 @@ class AerBackend(Backend):
     with noise, from the density matrix; where those do not fit (many outcomes, many noisy
     qubits) Aer draws the shots itself. Every way is deterministic in (seed, step, row number).
 
-    A noise model acts on the circuit's own qubits and gates, after controlled and composite gates
-    with parameters were decomposed to rotations and fixed gates (noise of a parametrised ``crx`` or
-    ``u`` therefore does not apply; give it to ``cx`` and the rotations). A device is simulated as
-    it would run the circuit: laid out, routed and compiled with Qiskit's optimization level 1.
+    A noise model acts on the circuit's own qubits and gates as it does where the circuit is
+    transpiled for ``AerSimulator(noise_model=...)`` with ``optimization_level=0`` and run there. A
+    device is simulated as it would run the circuit: laid out, routed and compiled with level 1.
 
     The object is a recipe: it pickles small, and the simulator is built where it runs.
 
     Args:
-        method: Aer's simulation method; ``"automatic"`` picks one by the rules above.
+        method: Aer's simulation method; ``"automatic"`` picks one by the rules above. Exact
+            probabilities of ``"matrix_product_state"`` beyond 14 qubits are so to 1e-8.
         device: ``"CPU"``, or ``"GPU"`` if the installed Aer has it.
         noise_model: an Aer ``NoiseModel`` to simulate under.
         from_backend: a device, real or fake, whose noise, gates and couplings to simulate.
@@ -112,6 +114,7 @@ class AerBackend(Backend):
         self.max_memory_mb = max_memory_mb
         self.traits = BackendTraits(
             supports_exact=True,
+            noiseless=not noisy,
             idempotent=True,
             resources=ActorResources(num_cpus=threads, num_gpus=float(device == "GPU")),
         )
@@ -151,7 +154,8 @@ class AerBackend(Backend):
         self._check_fits(circuit, shots)
         qubits = len(circuit.active_qubits)
         # Aer's state, our copy and their sum, and six tables over the outcomes.
-        state = 0 if self.noisy or self.method == "matrix_product_state" else 48 << min(qubits, 40)
+        amplitudes = self._ideal_method(circuit, shots) != "matrix_product_state"
+        state = 48 << min(qubits, 40) if amplitudes and not self.noisy else 0
         per_row = state + 8 * 6 * circuit.num_outcomes
         return max(1, min(_MAX_ROWS_PER_CALL, _SLICE_BYTES // per_row))
 
@@ -202,17 +206,17 @@ class AerBackend(Backend):
         """Pick the fastest correct way, and prepare it."""
         many = circuit.num_outcomes > MAX_EXACT_OUTCOMES and not exact
         if not self.noisy:
-            method = "statevector" if self.method == "automatic" else self.method
+            method = self._ideal_method(circuit, None if exact else 1)
             simulator = self._simulator(method)
             ideal = for_ideal(circuit, simulator)
             if many:
                 return CountsProgram(simulator, ideal, None)
             kind = AmplitudeProgram if method == "statevector" else ProbabilityProgram
             return kind(simulator, ideal, None)
-        simulator = self._simulator("density_matrix")
         compile_ = for_noise if self.from_backend is None else for_device
-        runnable, angle_map = compile_(circuit, simulator)
-        noise_model = simulator.options.noise_model
+        compiler = self._simulator("automatic")
+        runnable, angle_map = compile_(circuit, compiler)
+        noise_model = compiler.options.noise_model
         readout = ReadoutErrors({}) if noise_model is None else ReadoutErrors.of(noise_model)
         if exact:  # the device's layout may have taken more qubits than the circuit has
             self._check_readout(readout)
@@ -223,9 +227,20 @@ class AerBackend(Backend):
             and not many
             and self._uses_density_matrix(len(runnable.active_qubits), shots)
         ):
+            simulator = self._simulator("density_matrix")
             return ProbabilityProgram(simulator, runnable, angle_map, readout)
         method = "density_matrix" if self.method == "density_matrix" else "statevector"
         return CountsProgram(self._simulator(method), runnable, angle_map)
+
+    def _ideal_method(self, circuit: CanonicalCircuit, shots: int | None) -> Method:
+        """The method without noise.
+
+        Aer's MPS drops Schmidt coefficients below 1e-8, whatever its options say, which shows in
+        exact probabilities. Where a statevector is as quick, it stands in.
+        """
+        small = len(circuit.active_qubits) <= _SMALL_STATE_QUBITS
+        exact_mps = self.method == "matrix_product_state" and shots is None
+        return "statevector" if self.method == "automatic" or (exact_mps and small) else self.method
 
     def _simulator(self, method: str) -> Any:
         from qiskit_aer import AerSimulator
@@ -243,6 +258,8 @@ class AerBackend(Backend):
             max_parallel_experiments=1,
             runtime_parameter_bind_enable=True,
         )
+        if self.from_backend is not None and method != "automatic":
+            simulator.set_options(basis_gates=sorted(native_gates()))  # beyond the device's own
         return simulator
 
     def _uses_density_matrix(self, qubits: int, shots: int | None) -> bool:

@@ -13,12 +13,16 @@ Three ways to the outcomes of rows, from which `AerBackend` picks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import transpile
-from qiskit.circuit import Parameter, QuantumCircuit, QuantumRegister
+from qiskit.circuit import Gate, Parameter, QuantumCircuit, QuantumRegister
+from qiskit.circuit.library import UnitaryGate
 
 from qailab.backends.base import Probabilities
 from qailab.backends.readout import ReadoutErrors
@@ -27,12 +31,15 @@ from qailab.backends.sampling import (
     measured_marginal,
     sample_frequencies,
 )
-from qailab.errors import EvaluationError
+from qailab.errors import BackendError, EvaluationError
 from qailab.gradients.angles import AngleMap
 from qailab.gradients.canonical import CanonicalCircuit, canonicalize
+from qailab.gradients.instructions import free_parameters, is_canonical, opened
 from qailab.gradients.rows import FloatArray, RowBatch, ShiftedRows
 
 _TRANSPILER_SEED = 0  # a layout must be the same in every actor
+_NOISELESS = "noiseless"  # a label that no noise model has
+_TOLERANCE = 1e-9
 
 
 class Program(ABC):
@@ -45,7 +52,7 @@ class Program(ABC):
     """
 
     def __init__(
-        self, simulator: Any, circuit: CanonicalCircuit, angle_map: AngleMap | None
+        self, simulator: Any, circuit: CanonicalCircuit, angle_map: AffineMap | None
     ) -> None:
         self._simulator = simulator
         self._circuit = circuit
@@ -134,7 +141,7 @@ class ProbabilityProgram(Program):
         self,
         simulator: Any,
         circuit: CanonicalCircuit,
-        angle_map: AngleMap | None,
+        angle_map: AffineMap | None,
         readout: ReadoutErrors | None = None,
     ) -> None:
         super().__init__(simulator, circuit, angle_map)
@@ -172,10 +179,39 @@ class CountsProgram(Program):
         return Probabilities(counts_to_frequencies(counts, self._circuit.num_outcomes))
 
 
-def for_device(circuit: CanonicalCircuit, simulator: Any) -> tuple[CanonicalCircuit, AngleMap]:
+@dataclass(frozen=True, eq=False)
+class AffineMap:
+    """From the angles of rows to the angles of the circuit that runs: ``matrix @ row + offset``.
+
+    Args:
+        matrix: shape ``(angles that run, angles of a row)``.
+        offset: shape ``(angles that run,)``.
+    """
+
+    matrix: FloatArray
+    offset: FloatArray
+
+    @classmethod
+    def of(cls, angle_map: AngleMap, size: int) -> AffineMap:
+        """An angle map of ``size`` parameters that is known to be affine."""
+        offset = angle_map.values(np.zeros((1, size)))[0]
+        each, everything = np.eye(len(offset)), np.ones(size, dtype=bool)
+        points = np.zeros((len(offset), size))
+        return cls(angle_map.vjp(points, each, everything, np.arange(len(offset))), offset)
+
+    def values(self, angles: FloatArray) -> FloatArray:
+        """Angles of the circuit that runs, for rows of angles ``(n, A)``."""
+        values: FloatArray = angles @ self.matrix.T + self.offset
+        return values
+
+
+def for_device(circuit: CanonicalCircuit, simulator: Any) -> tuple[CanonicalCircuit, AffineMap]:
     """The circuit as a device runs it, in its gates and on its qubits, and where its angles are.
 
     A circuit that is as wide as the device is taken to be laid out already.
+
+    Raises:
+        BackendError: if an angle turns more than one of the device's gates.
     """
     wide = circuit.circuit.num_qubits
     isa = transpile(
@@ -185,12 +221,102 @@ def for_device(circuit: CanonicalCircuit, simulator: Any) -> tuple[CanonicalCirc
         seed_transpiler=_TRANSPILER_SEED,
         initial_layout=list(range(wide)) if wide == simulator.num_qubits else None,
     )
-    return canonicalize(isa, circuit.angles)
+    runnable, angle_map = canonicalize(_in_shiftable_gates(isa, simulator), circuit.angles)
+    affine = AffineMap.of(angle_map, circuit.num_angles)
+    turns = np.abs(affine.matrix).sum(axis=0)  # one gate, once; two would be two frequencies
+    if turns.size and turns.max() > 1.0 + _TOLERANCE:
+        raise _no_shift_rule(f"angle {int(turns.argmax())}", isa.count_ops())
+    return runnable, affine
 
 
-def for_noise(circuit: CanonicalCircuit, simulator: Any) -> tuple[CanonicalCircuit, AngleMap]:
-    """The circuit in the gates of a noise model, on its own qubits, none optimised away."""
-    return canonicalize(transpile(circuit.circuit, simulator, optimization_level=0), circuit.angles)
+def for_noise(circuit: CanonicalCircuit, simulator: Any) -> tuple[CanonicalCircuit, AffineMap]:
+    """The circuit as it was written, in the gates of a noise model, and where its angles are.
+
+    These gates may have other angles than the canonical circuit, whose rows are given. An angle of
+    either is an affine function of the parameters of the gates as they were written. Where a row's
+    angle and one that runs have the same slopes, a shift of the one is a shift of the other.
+
+    Raises:
+        BackendError: if there is no such pairing, so that the gradient would be another circuit's.
+    """
+    written = circuit.circuit if circuit.written is None else circuit.written
+    arguments = list(written.parameters)
+    simulator.set_options(n_qubits=max(written.num_qubits, simulator.num_qubits))
+    compiled = transpile(written, simulator, optimization_level=0)
+    runnable, run_map = canonicalize(_in_shiftable_gates(compiled, simulator), arguments)
+    run = AffineMap.of(run_map, len(arguments))
+    row = AffineMap.of(canonicalize(written, arguments)[1], len(arguments))
+    unpaired: dict[tuple[float, ...], list[tuple[int, float]]] = {}
+    for column, slopes in enumerate(row.matrix):
+        name, sign = _up_to_sign(slopes)
+        unpaired.setdefault(name, []).append((column, sign))
+    matrix = np.zeros((len(run.matrix), len(row.matrix)))
+    for angle, slopes in enumerate(run.matrix):
+        name, sign = _up_to_sign(slopes)
+        if not unpaired.get(name):
+            turned = {arguments[i] for i in np.flatnonzero(slopes)}
+            gates = (gate.operation for gate in written.data)
+            split = next(gate.name for gate in gates if free_parameters(gate) & turned)
+            raise _no_shift_rule(repr(split), simulator.options.noise_model.basis_gates)
+        column, row_sign = unpaired[name].pop(0)
+        matrix[angle, column] = sign * row_sign
+    if any(unpaired.values()):
+        raise _no_shift_rule("one of its gates", simulator.options.noise_model.basis_gates)
+    return runnable, AffineMap(matrix, run.offset - matrix @ row.offset)
+
+
+def _no_shift_rule(what: str, gates: Iterable[str]) -> BackendError:
+    return BackendError(
+        f"in the gates {', '.join(gates)}, {what} of the circuit becomes other rotations than its "
+        "shift rule is of, so its gradient under this noise is unknown; write it in these gates"
+    )
+
+
+def _up_to_sign(slopes: FloatArray) -> tuple[tuple[float, ...], float]:
+    rounded = np.round(slopes, 9)
+    first = rounded[np.flatnonzero(rounded)[:1]]
+    sign = -1.0 if first.size and first[0] < 0 else 1.0
+    return tuple((sign * rounded + 0.0).tolist()), sign
+
+
+def _in_shiftable_gates(circuit: QuantumCircuit, simulator: Any) -> QuantumCircuit:
+    """The same circuit under the same noise, in gates that have a shift rule and that Aer runs.
+
+    Aer knows the noise of a gate by its label, or else by its name. A gate that is opened leaves
+    its noise behind, on an identity that is labelled with its name; its pieces have none.
+    """
+    noise_model = simulator.options.noise_model
+    noisy = set() if noise_model is None else set(noise_model.noise_instructions)
+    same = circuit.copy_empty_like()
+    for instruction in circuit.data:
+        gate, qubits = instruction.operation, instruction.qubits
+        if not isinstance(gate, Gate):
+            same.append(gate, qubits, instruction.clbits)
+            continue
+        if _runs(gate):
+            same.append(gate, qubits)
+            continue
+        name = gate.label or gate.name
+        for piece, where, _ in opened(gate, range(gate.num_qubits), [], _runs, name):
+            noiseless = piece.to_mutable()
+            noiseless.label = _NOISELESS
+            same.append(noiseless, [qubits[i] for i in where])
+        if name in noisy:
+            same.append(UnitaryGate(np.eye(1 << gate.num_qubits), label=name), qubits)
+    return same
+
+
+def _runs(operation: Any) -> bool:
+    return is_canonical(operation) and operation.name in native_gates()
+
+
+@cache
+def native_gates() -> frozenset[str]:
+    """The gates that Aer's density matrix runs; its statevector runs them and more."""
+    from qiskit_aer import AerSimulator
+
+    configuration = AerSimulator(method="density_matrix").configuration()
+    return frozenset(configuration.basis_gates) - frozenset(configuration.custom_instructions)
 
 
 def for_ideal(circuit: CanonicalCircuit, simulator: Any) -> CanonicalCircuit:

@@ -60,6 +60,8 @@ class BackendTraits:
 
     Args:
         supports_exact: ``shots=None`` (exact probabilities) is possible.
+        noiseless: probabilities are those of the circuit itself, so that angles outside the
+            measured qubits' light cone change nothing.
         idempotent: rows may run twice at no cost, as on a simulator. A pool then sends a second
             copy of what stragglers hold, and the row that an error is about is located.
         detect_hangs: a call that takes far longer than others may be taken for hung. Not on a
@@ -74,6 +76,7 @@ class BackendTraits:
     """
 
     supports_exact: bool = False
+    noiseless: bool = False
     idempotent: bool = False
     detect_hangs: bool = True
     max_concurrency: int = 1
@@ -222,6 +225,11 @@ class Backend(ABC):
     def supports_exact(self) -> bool:
         """Whether ``shots=None`` is possible."""
         return self.traits.supports_exact
+
+    @property
+    def noiseless(self) -> bool:
+        """Whether probabilities are those of the circuit itself."""
+        return self.traits.noiseless
 
     def submit(self, circuit: CanonicalCircuit, batch: RowBatch) -> RowFuture:
         """Answer a batch in this process, on a thread of this backend's own.

@@ -28,6 +28,9 @@ from qailab.errors import InputError
 
 FloatArray = NDArray[np.float64]
 
+_SMALLEST_BLOCK = 1e-7  # rounding of 1e-15 in the angles' gradient is then 1e-8 in the features'
+_SMALLEST_SCALE = 1e-300  # the gradient is as large as the features are small
+
 
 class AmplitudeEncodingGate(Gate):  # type: ignore[misc]  # qiskit ships no types
     """Prepare ``sum_k x_k |k> / |x|`` from ``|0...0>``.
@@ -37,7 +40,9 @@ class AmplitudeEncodingGate(Gate):  # type: ignore[misc]  # qiskit ships no type
     aligned block of 4, 8, ... features, are all zero. There the angles have no derivative (though
     the probabilities may), and the gradient for the features of that block is given as zero; the
     features of other blocks are not affected. For padding, and behind a ReLU, zero is what is
-    needed; otherwise, keep features away from exact zeros.
+    needed. Next to zero, the derivatives of the angles grow as fast as those of the probabilities
+    for them fall, and rounding takes what is left: two neighbours below 1e-7 of the largest
+    feature, but not zero, are an error where their gradient is wanted.
 
     Args:
         features: ``2**n`` parameters, expressions or numbers; feature ``k`` is the amplitude
@@ -118,6 +123,29 @@ class AmplitudeEncodingGate(Gate):  # type: ignore[misc]  # qiskit ships no type
             values = np.hypot(left, right)
         levels.reverse()
         return np.concatenate([theta @ _walsh(theta.shape[1]).T for theta in levels], axis=1)
+
+    def check_slopes(self, features: FloatArray) -> None:
+        """Raise an error where rounding would take the gradient for features.
+
+        Args:
+            features: shape ``(B, 2**n)``.
+
+        Raises:
+            InputError: naming the sample and the features.
+        """
+        largest = np.abs(features).max(axis=1, keepdims=True)
+        pairs = np.abs(features).reshape(len(features), -1, 2).max(axis=2)
+        lost = (pairs > 0) & ((pairs < _SMALLEST_BLOCK * largest) | (largest < _SMALLEST_SCALE))
+        if lost.any():
+            sample, pair = np.argwhere(lost)[0]
+            first, second = features[sample, 2 * pair : 2 * pair + 2]
+            raise InputError(
+                f"sample {sample} of the amplitude encoding has {first:.3g} and {second:.3g} as "
+                f"features {2 * pair} and {2 * pair + 1}, too small beside the largest, "
+                f"{largest[sample, 0]:.3g}, for their gradient to survive rounding; make one of "
+                f"them at least {max(_SMALLEST_BLOCK * largest[sample, 0], _SMALLEST_SCALE):.3g}, "
+                "or both zero, which gives them the gradient zero"
+            )
 
     def jacobian(self, features: FloatArray) -> FloatArray:
         """Derivatives of the angles of one sample.

@@ -4,15 +4,17 @@
 circuit with parameters ``a0 .. a<A-1>``, compiled once by each backend) and an `AngleMap` (where
 the angles come from: the user's parameters). Shared, scaled and combined parameters and
 controlled rotations thereby all become plain angles with a plain rule.
+
+Noise models go by the gates that the user wrote. Where the canonical circuit has others, the
+circuit as it was written is kept beside it, with parameters of its own for each gate.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +24,7 @@ from qiskit import qpy
 from qiskit.circuit import (
     Barrier,
     ClassicalRegister,
+    ControlledGate,
     Delay,
     Measure,
     Parameter,
@@ -29,42 +32,23 @@ from qiskit.circuit import (
     QuantumCircuit,
     QuantumRegister,
 )
-from qiskit.circuit.library import (
-    PhaseGate,
-    RXGate,
-    RXXGate,
-    RYGate,
-    RYYGate,
-    RZGate,
-    RZXGate,
-    RZZGate,
-    UGate,
-    UnitaryGate,
-)
 
 from qailab.circuit.amplitude import AmplitudeEncodingGate
 from qailab.errors import CircuitError
 from qailab.gradients.angles import AngleMap, ExpressionMap, PreparedAngles
 from qailab.gradients.instructions import (
     as_expression,
-    definition_of,
     free_parameters,
-    is_fixed_gate,
+    is_canonical,
+    is_written,
     kind_of,
-    matrix_of,
-    refused,
+    opened,
     used_qubits,
 )
 from qailab.gradients.rows import IntArray
 
-SHIFTABLE_GATES = {
-    gate: gate.__name__.removesuffix("Gate").lower()
-    for gate in (RXGate, RYGate, RZGate, RXXGate, RYYGate, RZZGate, RZXGate)
-} | {PhaseGate: "p"}
-"""Gates ``exp(-i t P / 2)`` with ``P @ P = 1``, up to a global phase."""
-
 _ANGLE_NAMESPACE = uuid.UUID("3d0a3d0e-7d56-5b8e-8a53-5b1c1b0f6a11")
-_MAX_DEPTH_OF_DEFINITIONS = 64  # deeper nesting means a definition that contains itself
+_KEY_DIGITS = 10  # of synthesised gates: another processor may round them otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +61,14 @@ class CanonicalCircuit:
             slow after transpilation).
         angles: the parameters of the circuit, in the order of the columns of a row of angles.
         measured_qubits: the qubit that each outcome bit is read from, least significant first.
+        written: the same circuit in the user's own gates, each with parameters of its own; None
+            if ``circuit`` is that already. Its canonical circuit is ``circuit``.
     """
 
     circuit: QuantumCircuit
     angles: tuple[Parameter, ...]
     measured_qubits: tuple[int, ...]
+    written: QuantumCircuit | None = None
 
     @property
     def num_angles(self) -> int:
@@ -100,13 +87,23 @@ class CanonicalCircuit:
 
     @cached_property
     def key(self) -> str:
-        """A content hash: equal circuits have equal keys, on every machine and in every run."""
-        buffer = io.BytesIO()
-        try:
+        """A content hash: equal circuits have equal keys, on every machine and in every run.
+
+        It is of gates whose matrix it can see, and of the names that noise models go by. Numbers
+        that come out of a decomposition count to ten digits, below the exactness of results.
+        """
+        if self.written is None:
+            buffer = io.BytesIO()
             qpy.dump(self.circuit, buffer)
             content = buffer.getvalue()
-        except Exception:  # an instruction QPY has no form for; its pickle will do as content
-            content = pickle.dumps(self.circuit)
+        else:
+            gates = [(words, _rounded(values)) for words, values in _described(self.circuit)]
+            # Of gates with parameters, which keep nothing to themselves, all; names of the others.
+            written = [
+                (words, _rounded(values) if any(isinstance(v, Parameter) for v in values) else [])
+                for words, values in _described(self.written)
+            ]
+            content = repr((gates, written)).encode()
         return hashlib.sha256(content).hexdigest()[:32]
 
 
@@ -132,7 +129,8 @@ def canonicalize(
         clbits = [circuit.find_bit(clbit).index for clbit in instruction.clbits]
         name = instruction.operation.name
         owner = f"instruction {position} ({name} on qubits {', '.join(map(str, qubits))})"
-        builder.add(instruction.operation, qubits, clbits, owner)
+        for placed in opened(instruction.operation, qubits, clbits, is_written, owner):
+            builder.add(*placed, owner)
     return builder.finish(parameters)
 
 
@@ -141,52 +139,41 @@ class _Builder:
 
     def __init__(self, num_qubits: int) -> None:
         self._circuit = QuantumCircuit(QuantumRegister(num_qubits, "q"), name="canonical")
+        self._written = self._circuit.copy()
+        self._is_written = True  # whether the two are the same so far
+        self._arguments = 0
         self._measured: dict[int, int] = {}  # clbit -> qubit
         self._expressions: list[tuple[int, ParameterExpression, str]] = []
         self._prepared: list[tuple[AmplitudeEncodingGate, list[int], str]] = []
         self._angles: list[Parameter] = []
 
-    def add(
-        self, operation: Any, qubits: list[int], clbits: list[int], owner: str, depth: int = 0
-    ) -> None:
-        """Add one instruction, or what it is made of.
+    def add(self, operation: Any, qubits: list[int], clbits: list[int], owner: str) -> None:
+        """Add one operation that is whole in the circuit as it was written.
 
         Args:
-            operation: the instruction.
+            operation: the operation.
             qubits: the qubits it acts on.
             clbits: the classical bits it writes.
             owner: the instruction of the user's circuit that it is, or is a part of.
-            depth: how deep in that instruction's definition it is.
         """
         kind = kind_of(operation)
-        refusal = refused(operation)
-        if refusal:
-            inside = f" contains {operation.name!r}, which" if depth else ""
-            raise CircuitError(f"{owner}{inside} {refusal}")
         if kind is Measure:
             self._measure(qubits[0], clbits[0], owner)
             return
         if kind in (Barrier, Delay):
             waiting = [qubit for qubit in qubits if qubit not in self._measured.values()]
             if waiting:
-                self._circuit.append(
-                    Barrier(len(waiting)) if kind is Barrier else operation, waiting
-                )
+                self._append(Barrier(len(waiting)) if kind is Barrier else operation, waiting)
             return
         self._check_not_measured(qubits, owner)
-        if operation.name == AmplitudeEncodingGate.NAME and free_parameters(operation):
+        if operation.name == AmplitudeEncodingGate.NAME:
             self._prepare(operation, qubits, owner)
-        elif kind in SHIFTABLE_GATES and free_parameters(operation):
-            shiftable = operation.to_mutable()
-            shiftable.params = [self._new_angle(operation.params[0], owner)]
-            self._circuit.append(shiftable, qubits)
-        elif kind is UGate and free_parameters(operation):
-            theta, phi, lam = operation.params
-            self._add_rotations(qubits, [("rz", lam), ("ry", theta), ("rz", phi)], owner)
-        elif is_fixed_gate(operation):
-            self._circuit.append(operation, qubits)
+        elif not is_canonical(operation):
+            self._decompose(operation, qubits, owner)
+        elif free_parameters(operation):
+            self._append(self._with_angle(operation, operation.params[0], owner), qubits)
         else:
-            self._expand(operation, qubits, clbits, owner, depth)
+            self._append(operation, qubits)
 
     def finish(self, parameters: Sequence[Parameter]) -> tuple[CanonicalCircuit, AngleMap]:
         """The canonical circuit and the map to its angles."""
@@ -197,9 +184,11 @@ class _Builder:
             )
         measured = tuple(self._measured[clbit] for clbit in sorted(self._measured))
         relevant = self._angles_that_reach(set(measured))
-        self._circuit.add_register(ClassicalRegister(len(measured), "meas"))
-        self._circuit.measure(list(measured), list(range(len(measured))))
-        canonical = CanonicalCircuit(self._circuit, tuple(self._angles), measured)
+        for circuit in (self._circuit, self._written):
+            circuit.add_register(ClassicalRegister(len(measured), "meas"))
+            circuit.measure(list(measured), list(range(len(measured))))
+        written = None if self._is_written else self._written
+        canonical = CanonicalCircuit(self._circuit, tuple(self._angles), measured, written)
         columns = np.array([column for column, _, _ in self._expressions], dtype=np.int64)
         direct = ExpressionMap(
             [expression for _, expression, _ in self._expressions],
@@ -233,55 +222,56 @@ class _Builder:
                 "is not supported"
             )
 
-    def _new_angle(self, expression: Any, label: str) -> Parameter:
-        angle = self._fresh()
-        self._expressions.append((len(self._angles) - 1, as_expression(expression), label))
-        return angle
+    def _append(self, operation: Any, qubits: list[int]) -> None:
+        """Append to both circuits what is the same in both."""
+        self._circuit.append(operation, qubits)
+        self._written.append(operation, qubits)
+
+    def _with_angle(self, rotation: Any, expression: Any, owner: str) -> Any:
+        """The rotation by an angle of its own, which takes the expression's value."""
+        rotation = rotation.to_mutable()
+        rotation.params = [self._fresh()]
+        self._expressions.append((len(self._angles) - 1, expression, owner))
+        return rotation
 
     def _fresh(self) -> Parameter:
-        # Numbered names and identifiers, so that equal circuits have equal content everywhere.
-        name = f"a{len(self._angles)}"
-        self._angles.append(Parameter(name, uuid=uuid.uuid5(_ANGLE_NAMESPACE, name)))
+        self._angles.append(_numbered("a", len(self._angles)))
         return self._angles[-1]
 
-    def _add_rotations(
-        self, qubits: list[int], rotations: Sequence[tuple[str, Any]], label: str
-    ) -> None:
-        for name, angle in rotations:
-            free = isinstance(angle, ParameterExpression) and angle.parameters
-            value = self._new_angle(angle, label) if free else float(angle)
-            getattr(self._circuit, name)(value, *qubits)
+    def _decompose(self, operation: Any, qubits: list[int], owner: str) -> None:
+        """Append what an operation is made of, and the operation itself to what was written."""
+        meaning: dict[Parameter, ParameterExpression] = {}
+        if free_parameters(operation):
+            operation, meaning = self._with_arguments(operation)
+        self._is_written = False
+        self._written.append(operation, qubits)
+        for piece, where, _ in opened(operation, qubits, [], is_canonical, owner):
+            if free_parameters(piece):
+                angle = piece.params[0]
+                known = {p: meaning[p] for p in angle.parameters if p in meaning}
+                angle = angle.subs(known) if known else angle
+                piece = self._with_angle(piece, angle, owner)
+            self._circuit.append(piece, where)
+
+    def _with_arguments(self, gate: Any) -> tuple[Any, dict[Parameter, ParameterExpression]]:
+        """A standard gate of parameters of its own, and the expressions they stand for."""
+        meaning: dict[Parameter, ParameterExpression] = {}
+        arguments = list(gate.params)
+        for i, value in enumerate(arguments):
+            if isinstance(value, ParameterExpression) and value.parameters:
+                arguments[i] = _numbered("s", self._arguments)
+                meaning[arguments[i]] = value
+                self._arguments += 1
+        control = {"ctrl_state": gate.ctrl_state} if isinstance(gate, ControlledGate) else {}
+        return kind_of(gate)(*arguments, label=gate.label, **control), meaning
 
     def _prepare(self, operation: Any, qubits: list[int], label: str) -> None:
         gate = AmplitudeEncodingGate(operation.params)  # the class is lost on the way through QPY
         first = len(self._angles)
         angles = [self._fresh() for _ in range(gate.num_angles)]
-        self._circuit.compose(gate.angle_circuit(angles), qubits, inplace=True)
+        for circuit in (self._circuit, self._written):
+            circuit.compose(gate.angle_circuit(angles), qubits, inplace=True)
         self._prepared.append((gate, list(range(first, len(self._angles))), label))
-
-    def _expand(
-        self, operation: Any, qubits: list[int], clbits: list[int], label: str, depth: int
-    ) -> None:
-        definition = definition_of(operation)
-        matrix = matrix_of(operation) if definition is None else None
-        if matrix is not None:
-            self._circuit.append(UnitaryGate(matrix), qubits)
-            return
-        if definition is None or depth >= _MAX_DEPTH_OF_DEFINITIONS:
-            raise CircuitError(
-                f"{label} has no decomposition into rotations with a shift rule "
-                f"({', '.join(SHIFTABLE_GATES.values())}), so its parameters "
-                f"({', '.join(sorted(p.name for p in free_parameters(operation)))}) cannot be "
-                "differentiated"
-            )
-        for inner in definition.data:
-            self.add(
-                inner.operation,
-                [qubits[definition.find_bit(qubit).index] for qubit in inner.qubits],
-                [clbits[definition.find_bit(clbit).index] for clbit in inner.clbits],
-                label,
-                depth + 1,
-            )
 
     def _angles_that_reach(self, cone: set[int]) -> IntArray:
         """Columns of the angles inside the measured qubits' light cone; others have no effect."""
@@ -294,3 +284,29 @@ class _Builder:
             cone |= qubits
             relevant |= {column_of[p] for p in free_parameters(instruction.operation)}
         return np.array(sorted(relevant), dtype=np.int64)
+
+
+def _numbered(letter: str, number: int) -> Parameter:
+    """A parameter with a numbered name and identifier: equal circuits have equal content."""
+    name = f"{letter}{number}"
+    return Parameter(name, uuid=uuid.uuid5(_ANGLE_NAMESPACE, name))
+
+
+def _described(circuit: QuantumCircuit) -> Iterator[tuple[tuple[Any, ...], list[Any]]]:
+    """Each instruction in words, and its parameters."""
+    for instruction in circuit.data:
+        operation = instruction.operation
+        qubits = tuple(circuit.find_bit(qubit).index for qubit in instruction.qubits)
+        control, unit = (getattr(operation, name, None) for name in ("ctrl_state", "unit"))
+        words = (kind_of(operation).__name__, operation.label, control, unit, qubits)
+        yield words, operation.params
+
+
+def _rounded(values: list[Any]) -> list[Any]:
+    """Parameters by name, numbers and matrices to ten digits."""
+    return [
+        value.name
+        if isinstance(value, Parameter)
+        else (np.round(np.asarray(value, dtype=complex), _KEY_DIGITS) + 0.0).tolist()
+        for value in values
+    ]

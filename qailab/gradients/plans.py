@@ -61,6 +61,7 @@ class ParamShiftPlan(GradientPlan):
     Args:
         angle_map: where the angles come from.
         parameters: logical parameters of each sample, shape ``(B, L)``.
+        wanted: the parameters that the gradient is with respect to, shape ``(L,)``.
         shifted: the rows.
 
     References:
@@ -72,6 +73,7 @@ class ParamShiftPlan(GradientPlan):
 
     angle_map: AngleMap
     parameters: FloatArray
+    wanted: NDArray[np.bool_]
     shifted: ShiftedRows
 
     @classmethod
@@ -82,12 +84,17 @@ class ParamShiftPlan(GradientPlan):
         wanted: NDArray[np.bool_],
         *,
         first_sample: int = 0,
+        noiseless: bool = False,
     ) -> ParamShiftPlan:
-        """Plan the gradient with respect to the ``wanted`` (shape ``(L,)``) parameters."""
+        """Plan the gradient with respect to the ``wanted`` (shape ``(L,)``) parameters.
+
+        ``noiseless`` says that the rows run without noise, which saves those without effect.
+        """
         base = angle_map.values(parameters)
-        angle_map.check_slopes(parameters)
-        columns = angle_map.reached_by(wanted)
-        return cls(angle_map, parameters, ShiftedRows.numbered(first_sample, base, columns=columns))
+        columns = angle_map.reached_by(wanted, noiseless=noiseless)
+        angle_map.check_slopes(parameters, wanted, columns)
+        shifted = ShiftedRows.numbered(first_sample, base, columns=columns)
+        return cls(angle_map, parameters, wanted, shifted)
 
     @property
     def rows(self) -> Rows:
@@ -103,8 +110,8 @@ class ParamShiftPlan(GradientPlan):
         variances = np.zeros((samples, angles))
         variances[:, columns] = terms[..., 1] @ coefficients**2
         return SampleGradients(
-            self.angle_map.vjp(self.parameters, slopes),
-            self.angle_map.vjp(self.parameters, variances, squared=True),
+            self.angle_map.vjp(self.parameters, slopes, self.wanted, columns),
+            self.angle_map.vjp(self.parameters, variances, self.wanted, columns, squared=True),
         )
 
 
@@ -149,9 +156,9 @@ class SpsaPlan(GradientPlan):
             signs[sample] = 2.0 * generator.integers(0, 2, size=(resamplings, size)) - 1.0
         signs[..., ~wanted] = 0.0
         steps = np.stack([signs, -signs], axis=2) * perturbation  # (B, S, 2, L)
-        points = (parameters[:, None, None, :] + steps).reshape(samples * resamplings * 2, size)
-        angles = angle_map.values(points)
-        base = angles.reshape(samples, resamplings * 2, angles.shape[1])
+        points = parameters[:, None, :] + steps.reshape(samples, 2 * resamplings, size)
+        # One table for each row of a sample: an error names the sample by its number in a table.
+        base = np.stack([angle_map.values(points[:, r]) for r in range(2 * resamplings)], axis=1)
         return cls(signs, perturbation, PointRows.numbered(first_sample, base, pairs=True))
 
     @property

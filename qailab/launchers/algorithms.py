@@ -102,6 +102,8 @@ class BackwardPass(Algorithm):
         wanted: NDArray[np.bool_],
         noise: NoiseStream,
         first_sample: int = 0,
+        *,
+        noiseless: bool = False,
     ) -> GradientPlan:
         """The rows to run, and how their answers become the gradient.
 
@@ -111,10 +113,16 @@ class BackwardPass(Algorithm):
             wanted: which of them are wanted, shape ``(L,)``.
             noise: where random directions come from.
             first_sample: the number of the first sample.
+            noiseless: whether the rows run without noise, so that those outside the measured
+                qubits' light cone need not run.
         """
         if self.method == "param_shift":
             return ParamShiftPlan.of(
-                problem.angle_map, parameters, wanted, first_sample=first_sample
+                problem.angle_map,
+                parameters,
+                wanted,
+                first_sample=first_sample,
+                noiseless=noiseless,
             )
         return SpsaPlan.of(
             problem.angle_map,

@@ -4,8 +4,12 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from qiskit import transpile
 from qiskit.circuit import Parameter, QuantumCircuit
+from qiskit.circuit import library as lib
+from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
@@ -20,9 +24,13 @@ from qailab.errors import (
     InputTypeError,
     MemoryLimitError,
 )
-from qailab.gradients import ParamShiftPlan, canonicalize
+from qailab.gradients import NoiseStream, ParamShiftPlan, RowBatch, canonicalize
 from tests.support import oracles
+from tests.support.circuits import LIBRARY, NAMES, around, circuits, values_of
 from tests.support.contracts import BackendContract, answers, backward_batch, forward_batch, model
+
+# The oracle's matrix of PauliEvolutionGate comes from scipy, which has opinions on sparse formats.
+SPARSE = pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")
 
 
 def noise_model():
@@ -68,7 +76,8 @@ class TestNoiseModel(BackendContract):
 
 
 class TestNoisyTrajectories(BackendContract):
-    cuts = 8
+    cuts = 3
+    shots = 40
     noiseless = False
 
     @pytest.fixture(autouse=True)
@@ -80,7 +89,7 @@ class TestNoisyTrajectories(BackendContract):
 
 
 class TestFakeDevice(BackendContract):
-    cuts = 8
+    cuts = 2
     noiseless = False
 
     def backend(self):
@@ -92,21 +101,207 @@ def test_rows_sampled_by_aer_are_independent(noisy, monkeypatch):
     # Aer seeds the shots of a noisy row one by one: neighbouring rows of one run share most.
     monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
     monkeypatch.setattr(aer, "MAX_DENSITY_QUBITS", 0)
-    circuit = QuantumCircuit(1)
-    circuit.h(0)
+    circuit = QuantumCircuit(6)
+    circuit.h(range(6))
     circuit.measure_all()
     canonical, angle_map = canonicalize(circuit, [])
     backend = AerBackend(noise_model=noise_model() if noisy else None)
-    batch = forward_batch(angle_map, np.empty((40, 0)), shots=6400)  # they would share 2/3
-    ones = answers(backend, canonical, batch)[:, 1]
-    assert np.unique(ones).size > 25
-    neighbours = np.corrcoef(ones[:-1], ones[1:])[0, 1]
-    assert abs(neighbours) < 3 / np.sqrt(40)
+    batch = forward_batch(angle_map, np.empty((4, 0)), shots=4226)  # they would share a half
+    found = answers(backend, canonical, batch)
+    found -= found.mean(axis=0)  # of all rows: readout errors are not the same for all outcomes
+    neighbours = np.corrcoef(found[:-1].ravel(), found[1:].ravel())[0, 1]
+    # Of four independent rows less their mean, two correlate by -1/3; of three pairs of 64.
+    assert abs(neighbours + 1 / 3) < 4 / np.sqrt(3 * 64)
 
 
 def exact_bits(backend, circuit, angles, values):
     canonical, angle_map = canonicalize(circuit, angles)
     return answers(backend, canonical, forward_batch(angle_map, np.array([values]), None))[0]
+
+
+@SPARSE
+@pytest.mark.parametrize("method", ["automatic", "density_matrix", "matrix_product_state"])
+def test_gates_of_the_library_are_what_aer_runs(method):
+    for first in range(4):  # ten gates in a circuit: what takes time is to compile one
+        circuit = QuantumCircuit(5)
+        for name in NAMES[first::4]:
+            gate = LIBRARY[name]()
+            circuit.compose(
+                around(gate).remove_final_measurements(inplace=False),
+                range(gate.num_qubits),
+                inplace=True,
+            )
+        circuit.measure_all()
+        found = exact_bits(AerBackend(method=method), circuit, [], [])
+        expected = oracles.probabilities(circuit, [], np.array([]))
+        np.testing.assert_allclose(found, expected, atol=1e-10)
+
+
+def test_layers_of_gates_that_differ_share_no_program():
+    backend = AerBackend()
+    gates = [lib.IntegerComparatorGate(2, 1), lib.IntegerComparatorGate(2, 2), lib.AndGate(2)]
+    for gate in gates:
+        circuit = around(gate, qubits=3)
+        found = exact_bits(backend, circuit, [], [])
+        expected = oracles.probabilities(circuit, [], np.array([]))
+        np.testing.assert_allclose(found, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [3e-8, 1e-8, 1e-9])
+def test_exact_probabilities_of_matrix_product_states_keep_small_schmidt_coefficients(size):
+    angle = Parameter("a")
+    circuit = QuantumCircuit(2)
+    circuit.h(0)
+    circuit.cry(angle, 0, 1)
+    circuit.ry(0.7, 0)
+    circuit.ry(0.9, 1)
+    circuit.cx(0, 1)
+    circuit.ry(0.9, 0)
+    circuit.measure_all()
+    found = exact_bits(AerBackend(method="matrix_product_state"), circuit, [angle], [size])
+    expected = oracles.probabilities(circuit, [angle], np.array([size]))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def gradient_and_slopes(backend, circuit, values):
+    """The gradient of a contraction, and the slopes that the probabilities themselves have."""
+    canonical, angle_map = canonicalize(circuit, list(circuit.parameters))
+    vector = np.random.default_rng(0).normal(size=canonical.num_outcomes)
+    plan = ParamShiftPlan.of(angle_map, values[None], np.ones(len(values), dtype=bool))
+    batch = RowBatch(plan.rows, None, NoiseStream(1), vector[None])
+    (gradient,) = plan.reconstruct(answers(backend, canonical, batch)).values
+    points, weights = oracles.difference_points(values)
+    found = answers(backend, canonical, forward_batch(angle_map, points, None))
+    return gradient, weights @ (found @ vector)
+
+
+@st.composite
+def noise_models(draw):
+    """Depolarizing noise on some gates, of names and a label, in some basis."""
+    ones = ["u", "u1", "u2", "u3", "r", "p", "rx", "ry", "rz", "h", "sx", "x", "s", "label"]
+    twos = ["cx", "cz", "swap", "crx", "cp", "cu", "cu1", "cu3", "rzz", "rxx", "ecr", "csx"]
+    basis = draw(st.sampled_from([None, ["u", "cz"], ["r", "rz", "rxx"], ["u3", "cx"]]))
+    noise = NoiseModel(basis)
+    for size, names in ((1, ones), (2, twos)):
+        chosen = draw(st.sets(st.sampled_from(names), min_size=1, max_size=4))
+        error = depolarizing_error(0.04 * size, size)
+        noise.add_all_qubit_quantum_error(error, sorted(chosen))
+    noise.add_quantum_error(depolarizing_error(0.2, 1), "ry", [1], warnings=False)
+    return noise
+
+
+# Plain Aer does not run the exponential: Qiskit's transpiler fails to open it.
+OF_PLAIN_AER = tuple(name for name in NAMES if name != "exponential")
+
+
+@SPARSE
+@settings(max_examples=12)
+@given(circuits(qubits=2, most=4, library=OF_PLAIN_AER), noise_models())
+def test_noise_acts_as_in_plain_aer_and_the_gradient_is_of_that(circuit, noise):
+    angle = Parameter("label")
+    measured = QuantumCircuit(2)
+    measured.append(lib.RXGate(angle, label="label"), [0])
+    measured.compose(circuit.remove_final_measurements(inplace=False), [0, 1], inplace=True)
+    measured.measure_all()
+    parameters, values = list(measured.parameters), values_of(measured)
+    backend = AerBackend(noise_model=noise)
+    try:
+        found = exact_bits(backend, measured, parameters, values)
+    except BackendError as error:  # one in sixty: an rxx in gates of u and cu1
+        assert "shift rule" in str(error)
+        return
+    expected = oracles.noisy_probabilities(measured, parameters, values, noise)
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+    np.testing.assert_allclose(*gradient_and_slopes(backend, measured, values), atol=1e-9)
+
+
+def test_noise_of_the_gate_that_a_rotation_becomes():
+    noise = NoiseModel()
+    noise.add_all_qubit_quantum_error(depolarizing_error(0.1, 1), ["u1", "u2", "u3"])
+    angle = Parameter("a")
+    circuit = QuantumCircuit(1)
+    circuit.ry(angle, 0)
+    circuit.measure_all()
+    (_, one) = exact_bits(AerBackend(noise_model=noise), circuit, [angle], [0.4])
+    assert one == pytest.approx(0.9 * np.sin(0.2) ** 2 + 0.05, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("backend", "says"),
+    [
+        (
+            AerBackend(noise_model=NoiseModel(["u", "cp"])),
+            r"in the gates cp, u, 'rzz' of the circuit",
+        ),
+        (
+            AerBackend(from_backend=GenericBackendV2(2, ["u", "cp"], seed=1)),
+            r"in the gates .*cp.*, angle 0 of the circuit",
+        ),
+    ],
+)
+def test_noise_that_leaves_a_rotation_without_a_shift_rule(backend, says):
+    angle = Parameter("a")
+    circuit = QuantumCircuit(2)
+    circuit.rzz(angle, 0, 1)
+    circuit.measure_all()
+    with pytest.raises(BackendError, match=says):
+        exact_bits(backend, circuit, [angle], [0.4])
+
+
+@pytest.mark.parametrize(
+    "basis", [["u", "cx"], ["u3", "cx"], ["r", "rz", "rxx"], ["u", "crx"], ["u", "iswap"]]
+)
+def test_devices_with_other_gates_than_rotations(basis):
+    lines = [[0, 1], [1, 0], [1, 2], [2, 1]]
+    device = GenericBackendV2(3, basis, coupling_map=lines, seed=3)
+    circuit, _, _, values = model()
+    backend = AerBackend(from_backend=device)
+    if "iswap" not in basis:  # which plain Aer does not run
+        simulator = AerSimulator.from_backend(device)
+        options = {"optimization_level": 1, "initial_layout": [0, 1, 2]}
+        assert_is_plain_aers(backend, simulator, 3, None, 20_000, **options)
+    np.testing.assert_allclose(*gradient_and_slopes(backend, circuit, values[0]), atol=1e-9)
+
+
+def test_angles_outside_the_light_cone_count_where_routing_and_noise_carry_them_into_it():
+    inside, outside = Parameter("a"), Parameter("b")
+    circuit = QuantumCircuit(5, 1)  # as wide as the device: it keeps its qubits
+    circuit.ry(inside, 0)
+    circuit.ry(outside, 2)
+    circuit.cx(4, 0)
+    circuit.measure(0, 0)
+    backend = AerBackend(from_backend=FakeManilaV2())
+    assert not backend.noiseless
+    gradient, slopes = gradient_and_slopes(backend, circuit, np.array([0.4, 1.1]))
+    np.testing.assert_allclose(gradient, slopes, atol=1e-9)
+    assert abs(gradient[1]) > 1e-6
+
+
+def test_noisy_circuits_may_have_many_idle_qubits():
+    angles = [Parameter("a"), Parameter("b")]
+    circuit = QuantumCircuit(40, 1)
+    circuit.ry(angles[0], 7)
+    circuit.cx(7, 30)
+    circuit.ry(angles[1], 30)
+    circuit.measure(30, 0)
+    noise = NoiseModel()
+    noise.add_all_qubit_quantum_error(depolarizing_error(0.1, 1), "ry")
+    noise.add_quantum_error(depolarizing_error(0.2, 2), "cx", [7, 30])
+    backend = AerBackend(noise_model=noise)
+    (_, exact) = exact_bits(backend, circuit, angles, [0.3, 0.4])
+    assert exact == pytest.approx(0.5 - 0.5 * 0.9**2 * 0.8 * np.cos(0.3) * np.cos(0.4), abs=1e-12)
+    canonical, angle_map = canonicalize(circuit, angles)
+    batch = forward_batch(angle_map, np.array([[0.3, 0.4]]), shots=20_000)
+    assert answers(backend, canonical, batch)[0, 1] == pytest.approx(exact, abs=0.02)
+
+
+def test_many_noisy_qubits_are_sampled():
+    circuit = QuantumCircuit(18, 1)
+    circuit.h(range(18))
+    circuit.measure(0, 0)
+    canonical, angle_map = canonicalize(circuit, [])
+    batch = forward_batch(angle_map, np.empty((1, 0)), shots=2)
+    assert answers(AerBackend(noise_model=noise_model()), canonical, batch).sum() == 1
 
 
 def test_noise_stays_on_its_qubits_also_beside_idle_ones():
@@ -210,7 +405,7 @@ def assert_is_plain_aers(backend, simulator, qubits, measure_qubits, shots, **op
     frequencies = [counts.get(f"{k:0{qubits}b}", 0) / shots for k in range(2**qubits)]
     assert np.abs(exact - frequencies).max() < 5 * 0.5 / np.sqrt(shots)
     ideal = oracles.probabilities(circuit, circuit.parameters, values[0])
-    assert np.abs(exact - ideal).max() > 0.01
+    assert np.abs(exact - ideal).max() > 0.005
 
 
 def test_exact_noisy_probabilities_have_gate_and_readout_errors():
@@ -286,12 +481,12 @@ def test_exact_variances_of_shots():
             answers(backend, canonical, backward_batch(canonical, angle_map, values, 50, seed))[
                 :, 0
             ]
-            for seed in range(300)
+            for seed in range(150)
         ],
         axis=0,
     )
     ratio = spread / variances
-    assert ratio.mean() == pytest.approx(1.0, abs=4 * np.sqrt(2 / 300 / len(ratio)))
+    assert ratio.mean() == pytest.approx(1.0, abs=4 * np.sqrt(2 / 150 / len(ratio)))
 
 
 def test_sampled_variances_of_one_shot_are_not_a_number(monkeypatch):

@@ -58,6 +58,14 @@ def test_a_vanishing_block_has_gradient_zero_and_others_are_exact():
     assert np.abs(jacobian[:, 2:]).max() > 0.1
 
 
+@pytest.mark.parametrize("features", [[1.0, 0.5, 1e-9, 0.0], [5e-324, 0.0, 0.0, 0.0]])
+def test_a_gradient_that_rounding_would_take_names_sample_and_features(features):
+    gate = AmplitudeEncodingGate([0.0] * 4)
+    lost = features.index(min(v for v in features if v))
+    with pytest.raises(InputError, match=rf"sample 1 .*as features {lost} and {lost + 1}"):
+        gate.check_slopes(np.array([[1.0, 2.0, 0.0, 1e-3], features]))
+
+
 @pytest.mark.parametrize("size", [0, 1, 3, 6])
 def test_the_number_of_features_is_a_power_of_two(size):
     with pytest.raises(InputError, match=f"got {size}"):

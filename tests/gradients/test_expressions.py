@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from qiskit.circuit import Parameter, ParameterVector
 
@@ -27,6 +27,9 @@ CASES = {
     "x/y": (x / y, lambda x, y: x / y),
     "abs(x - y)": ((x - y).abs(), lambda x, y: np.abs(x - y)),
     "conj(x)": (x.conjugate(), lambda x, y: x),
+    "log(2*x) - log(x) + y": ((2 * x).log() - x.log() + y, lambda x, y: np.log(2) + 0 * x + y),
+    "2.0**x": (2.0**x, lambda x, y: 2.0**x),
+    "3 * 1.5**(x*y) - y": (3 * 1.5 ** (x * y) - y, lambda x, y: 3 * 1.5 ** (x * y) - y),
 }
 POINTS = np.array([[0.3, 0.7], [0.9, 0.2], [0.11, 0.5]])
 
@@ -61,7 +64,7 @@ def leaves():
 
 def combined(inner):
     binary = st.tuples(inner, st.sampled_from(["+", "-", "*"]), inner)
-    unary = st.tuples(st.sampled_from(["sin", "cos", "arctan", "neg"]), inner)
+    unary = st.tuples(st.sampled_from(["sin", "cos", "arctan", "neg", "power"]), inner)
     return st.one_of(binary, unary)
 
 
@@ -76,6 +79,8 @@ def build(tree):
         if name == "neg":
             return -inner, lambda point: -number(point)
         expression = inner if not isinstance(inner, float) else inner + 0 * x
+        if name == "power":  # of something small: these trees may grow
+            return 1.5 ** expression.sin(), lambda point: 1.5 ** np.sin(number(point))
         return getattr(expression, name)(), lambda point: getattr(np, name)(number(point))
     (left, f), operator, (right, g) = build(tree[0]), tree[1], build(tree[2])
     apply = {"+": np.add, "-": np.subtract, "*": np.multiply}[operator]
@@ -95,6 +100,30 @@ def test_any_expression_has_its_value_and_derivative(tree):
     ]
     pulled = mapping.vjp(point[None], np.ones((1, 1)))[0]
     np.testing.assert_allclose(pulled, slopes, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=15)
+@given(st.lists(st.floats(-3, 3).filter(lambda v: abs(v) > 1e-3), min_size=2, max_size=2))
+def test_affine_expressions_that_qiskit_cancels_at_zero_keep_their_offset(numbers):
+    factor, offset = numbers
+    expression = (abs(factor) * x).log() - x.log() + y * y / y + offset
+    mapping = ExpressionMap([expression], [x, y], ["a gate"])
+    expected = np.log(abs(factor)) + POINTS[:, 1] + offset
+    np.testing.assert_allclose(mapping.values(POINTS)[:, 0], expected, atol=1e-12)
+
+
+def test_derivatives_that_do_not_count_need_not_be_finite():
+    mapping = ExpressionMap([x.arcsin() + y], [x, y], ["a gate"])
+    point, one = np.array([[1.0, 0.3]]), np.ones((1, 1))
+    assert mapping.vjp(point, one, live=np.array([[False, True]])).tolist() == [[0.0, 1.0]]
+    with pytest.raises(InputError, match=r"derivative.*a gate.*sample 0: inf"):
+        mapping.vjp(point, one)
+
+
+def test_complex_values_are_no_angles():
+    mapping = ExpressionMap([(1j * x).exp()], [x], ["a gate"])
+    with pytest.raises(InputError, match=r"value.*a gate.*not a finite number"):
+        mapping.values(np.array([[0.3]]))
 
 
 def test_names_that_sympy_reads_otherwise():

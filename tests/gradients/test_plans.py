@@ -2,12 +2,19 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from qiskit.circuit import Parameter, QuantumCircuit
+from qiskit.quantum_info import Operator
 
 from qailab.circuit import AmplitudeEncoder, RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.errors import InputError
 from qailab.gradients import NoiseStream, ParamShiftPlan, SpsaPlan, canonicalize
 from tests.gradients.test_canonical import GATES, circuit_of
 from tests.support import oracles
+from tests.support.circuits import PARAMETRISED, around, circuits, values_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")
 
 ALL = slice(None)
 
@@ -28,7 +35,6 @@ def wanted(parameters, chosen=ALL):
     return mask
 
 
-@pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")
 @pytest.mark.parametrize("name", GATES)
 def test_param_shift_is_exact_for_every_gate(name):
     circuit = circuit_of(GATES[name])
@@ -67,6 +73,99 @@ def test_amplitude_encoding_is_exact_also_for_negative_features():
                 2 * step
             )
             assert gradient[b, i] == pytest.approx(slope, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", PARAMETRISED)
+def test_param_shift_is_exact_for_gates_of_the_library(name):
+    assert_exact(around(PARAMETRISED[name]()))
+
+
+@settings(max_examples=15)
+@given(circuits(most=4))
+def test_param_shift_is_exact_for_any_circuit(circuit):
+    assert_exact(circuit)
+
+
+def assert_exact(circuit):
+    parameters, values = list(circuit.parameters), values_of(circuit)
+    canonical, angle_map = canonicalize(circuit, parameters)
+    vector = np.random.default_rng(1).normal(size=canonical.num_outcomes)
+    expected = oracles.vjp(circuit, parameters, values, vector)
+    for noiseless in (False, True):
+        plan = ParamShiftPlan.of(angle_map, values[None], wanted(parameters), noiseless=noiseless)
+        (gradient,) = plan.reconstruct(run(plan, canonical, vector[None])).values
+        np.testing.assert_allclose(gradient, expected, atol=1e-9)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 3), st.floats(-20, 0), st.integers(0, 100))
+def test_amplitude_encoding_next_to_zero_is_exact_or_an_error(pair, exponent, seed):
+    # d p / d x of the normalised amplitudes themselves, without any circuit's angles
+    weights = np.random.default_rng(seed).normal(size=6)
+    features = np.random.default_rng(seed + 1).normal(size=8)
+    features[2 * pair : 2 * pair + 2] *= 10.0**exponent
+    circuit = build_circuit(3, [AmplitudeEncoder("input"), RealAmplitudesBlock("weight", reps=1)])
+    parameters = list(circuit.parameters)
+    canonical, angle_map = canonicalize(circuit, parameters)
+    values = np.concatenate([features, weights])
+    ansatz = build_circuit(3, [RealAmplitudesBlock("weight", reps=1)])
+    unitary = Operator(
+        ansatz.remove_final_measurements(inplace=False).assign_parameters(weights)
+    ).data
+    vector = np.random.default_rng(seed + 2).normal(size=8)
+    norm = np.linalg.norm(features)
+    amplitudes = features / norm
+    slope = 2.0 * np.real(unitary.conj().T @ (vector * (unitary @ amplitudes)))
+    expected = (slope - amplitudes * (amplitudes @ slope)) / norm
+
+    def plan():
+        return ParamShiftPlan.of(angle_map, values[None], wanted(parameters, slice(0, 8)))
+
+    largest = np.abs(features[2 * pair : 2 * pair + 2]).max() / np.abs(features).max()
+    if largest < 1e-7:
+        with pytest.raises(InputError, match=rf"sample 0.*features {2 * pair} and {2 * pair + 1}"):
+            plan()
+        ParamShiftPlan.of(angle_map, values[None], wanted(parameters, slice(8, 14)))
+    else:
+        planned = plan()
+        (gradient,) = planned.reconstruct(run(planned, canonical, vector[None])).values
+        np.testing.assert_allclose(gradient[:8], expected, atol=1e-7)
+
+
+def test_infinite_derivatives_that_nobody_wants_are_no_error():
+    x, w = Parameter("x"), Parameter("w")
+    circuit = QuantumCircuit(2, 1)
+    circuit.ry(x.arcsin(), 0)
+    circuit.ry(w, 0)
+    circuit.ry(x.arcsin(), 1)
+    circuit.measure(0, 0)
+    canonical, angle_map = canonicalize(circuit, [w, x])
+    values, vectors = np.array([[0.4, 1.0]]), np.array([[0.0, 1.0]])
+    plan = ParamShiftPlan.of(angle_map, values, np.array([True, False]))
+    gradient = plan.reconstruct(run(plan, canonical, vectors)).values
+    assert gradient[0] == pytest.approx([np.sin(np.pi / 2 + 0.4) / 2, 0.0], abs=1e-12)
+    with pytest.raises(InputError, match=r"instruction 0.*sample 0"):
+        ParamShiftPlan.of(angle_map, values, np.array([True, True]))
+
+    outside = QuantumCircuit(2, 1)
+    outside.ry(w, 0)
+    outside.ry(x.arcsin(), 1)
+    outside.measure(0, 0)
+    _, angle_map = canonicalize(outside, [w, x])
+    both = np.array([True, True])
+    assert ParamShiftPlan.of(angle_map, values, both, noiseless=True).rows.num_rows == 2
+    with pytest.raises(InputError, match=r"instruction 1.*sample 0"):
+        ParamShiftPlan.of(angle_map, values, both)
+
+
+def test_parameters_that_are_not_wanted_get_zero():
+    circuit = circuit_of(GATES["affine"])
+    parameters = list(circuit.parameters)
+    canonical, angle_map = canonicalize(circuit, parameters)
+    plan = ParamShiftPlan.of(angle_map, np.array([[0.3, 0.7]]), wanted(parameters, slice(0, 1)))
+    gradient = plan.reconstruct(run(plan, canonical, np.arange(8.0)[None])).values[0]
+    assert gradient[0] != 0
+    assert gradient[1] == 0
 
 
 def test_only_angles_that_wanted_parameters_reach_are_shifted():
@@ -118,7 +217,7 @@ def test_spsa_averages_to_the_gradient():
     parameters = list(circuit.parameters)
     values = np.array([[0.4, 0.9, -0.3]])
     vectors = np.random.default_rng(0).normal(size=(1, 8))
-    repeats = 1500
+    repeats = 400
     _, gradient = spsa(circuit, values, vectors, resamplings=repeats)
     exact = oracles.vjp(circuit, parameters, values[0], vectors[0])
     # One direction's error in an entry is at most the other entries' size.
@@ -134,6 +233,14 @@ def test_spsa_with_one_parameter_is_a_central_difference_and_leaves_others_alone
     exact = oracles.vjp(circuit, list(circuit.parameters), values[0], vectors[0])
     assert gradient.values[0, 0] == pytest.approx(exact[0], abs=1e-2)
     assert (gradient.values[0, 1:] == 0).all()
+
+
+def test_spsa_names_the_sample_whose_angle_has_no_value():
+    x = Parameter("x")
+    circuit = circuit_of(lambda c: c.ry(x.log(), 0))
+    values = np.array([[1.0], [1.0], [-1.0]])
+    with pytest.raises(InputError, match="for sample 2"):
+        spsa(circuit, values, np.ones((3, 8)), resamplings=3)
 
 
 def test_spsa_is_seeded():
