@@ -208,7 +208,8 @@ def test_noise_acts_as_in_plain_aer_and_the_gradient_is_of_that(circuit, noise):
     try:
         found = exact_bits(backend, measured, parameters, values)
     except BackendError as error:  # one in sixty: an rxx in gates of u and cu1
-        assert "shift rule" in str(error)
+        if "shift rule" not in str(error):
+            raise
         return
     expected = oracles.noisy_probabilities(measured, parameters, values, noise)
     np.testing.assert_allclose(found, expected, atol=1e-10)
