@@ -109,6 +109,11 @@ class LauncherPool:
         """Whether all backends can give exact probabilities."""
         return all(backend.traits.supports_exact for backend in self._backends)
 
+    @property
+    def noiseless(self) -> bool:
+        """Whether probabilities of all backends are those of the circuit itself."""
+        return all(backend.traits.noiseless for backend in self._backends)
+
     def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         """Raise a `BackendError` if a backend cannot run rows of the circuit."""
         self._check_open()

@@ -99,6 +99,11 @@ class RowEvaluator(Protocol):
         """Whether ``shots=None`` is possible there."""
         ...
 
+    @property
+    def noiseless(self) -> bool:
+        """Whether probabilities there are those of the circuit itself."""
+        ...
+
     def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         """Raise a clear error if rows of the circuit cannot run there."""
 
@@ -281,7 +286,12 @@ class QuantumLauncher:
         )
         noise = self._noise("backward")
         plan = self.algorithm.plan(
-            self.problem, parameters, wanted, noise, self.context.first_sample
+            self.problem,
+            parameters,
+            wanted,
+            noise,
+            self.context.first_sample,
+            noiseless=self.backend.noiseless,
         )
         batch = RowBatch(
             plan.rows,

@@ -120,6 +120,27 @@ def test_unseeded_noise_is_fresh_and_seeded_noise_is_not():
     np.testing.assert_array_equal(again, run(3))
 
 
+@pytest.mark.parametrize(
+    ("backend", "outside"),
+    [(AerBackend(), 0.0), (AerBackend(from_backend=GenericBackendV2(2, seed=1)), None)],
+)
+def test_what_no_outcome_depends_on_is_left_out_where_nothing_is_noisy(backend, outside):
+    x, w = Parameter("input"), Parameter("weight")
+    circuit = QuantumCircuit(2, 1)
+    circuit.ry(w, 0)
+    circuit.ry(x.arcsin(), 1)
+    circuit.measure(0, 0)
+    launcher = QuantumLauncher(CircuitProblem(circuit), BackwardPass(shots=None), backend)
+    arguments = np.array([[1.0]]), np.array([0.3]), np.array([[0.0, 1.0]])
+    if outside is None:  # the slope of arcsin at 1 is wanted there
+        with pytest.raises(InputError, match="derivative"):
+            launcher.run(*arguments)
+        return
+    gradient = launcher.run(*arguments)
+    assert gradient.inputs[0, 0] == outside
+    assert gradient.weights[0] == pytest.approx(np.sin(0.3) / 2, abs=1e-12)
+
+
 def test_a_negative_first_sample_is_refused():
     with pytest.raises(InputError, match="first_sample must be an integer of at least 0, got -1"):
         StepContext(first_sample=-1)

@@ -256,6 +256,7 @@ class SimulatedPool:
     """What a launcher takes for a pool: each evaluation runs in simulated time."""
 
     supports_exact = True
+    noiseless = True
 
     def __init__(self, backends, transport, **settings):
         self.transport = transport

@@ -16,6 +16,8 @@ from qailab.torch import ArgmaxQLayer, ExpectedValueQLayer, ExpVQCFunction, QLay
 class Counting(AerBackend):
     """Counts the rows that run, forward and backward."""
 
+    noiseless = False  # as the devices are that the estimate is for
+
     def __init__(self):
         super().__init__()
         self.forward_rows = self.backward_rows = 0
