@@ -291,7 +291,7 @@ class QuantumLauncher:
             wanted,
             noise,
             self.context.first_sample,
-            noiseless=self.backend.noiseless,
+            noiseless=getattr(self.backend, "noiseless", False),  # who does not say may be noisy
         )
         batch = RowBatch(
             plan.rows,
