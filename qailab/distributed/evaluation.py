@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -204,9 +205,20 @@ class Evaluation:
         share = (self.batch.rows.stop - self._next_row) / size / (2 * len(sharing))
         return min(CALL_SECONDS / seconds, share)
 
-    def give_back(self, chunk: Chunk) -> None:
-        """Take back a chunk that no actor has any more."""
-        self._returned.append(chunk)
+    def give_back(self, chunk: Chunk, *, faulty: bool = False) -> None:
+        """Take back a chunk that no actor has any more.
+
+        Args:
+            chunk: the chunk.
+            faulty: one of its calls failed. From now on each call is a chunk of its own: of many
+                calls one would fail nearly always, and all run again.
+        """
+        self._one_call = self._one_call or faulty
+        size = self.rows_per_call if faulty else None
+        cuts = range(chunk.start, chunk.stop, size or chunk.num_rows)
+        self._returned += [
+            replace(chunk, start=start, stop=min(start + cuts.step, chunk.stop)) for start in cuts
+        ]
 
     def accept(self, chunk: Chunk, answers: FloatArray) -> None:
         """Put a chunk's answers, shape ``(rows, width)``, where they belong.

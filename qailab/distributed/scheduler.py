@@ -253,7 +253,7 @@ class Scheduler:
         decision = decide(actor, chunk, error, trace, evaluation.batch.num_rows)
         if isinstance(decision, Retry):
             if not chunk.copies:  # else another actor still has it
-                evaluation.give_back(chunk)
+                evaluation.give_back(chunk, faulty=transient)
             if isinstance(error, UnknownCircuit):
                 actor.in_flight.forget_circuit(evaluation.circuit.key)
         elif decision.at_once:
