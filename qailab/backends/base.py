@@ -33,7 +33,7 @@ from qailab.errors import (
     plain,
 )
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import FloatArray, RowBatch
+from qailab.gradients.rows import FloatArray, RowBatch, SlopeRows
 
 MAX_TRANSIENT_FAULTS = 20
 """How often the same rows may fail for transient reasons before somebody has to look."""
@@ -60,6 +60,7 @@ class BackendTraits:
 
     Args:
         supports_exact: ``shots=None`` (exact probabilities) is possible.
+        supports_adjoint: it answers `SlopeRows`, exact derivatives without shifted rows.
         noiseless: probabilities are those of the circuit itself, so that angles outside the
             measured qubits' light cone change nothing.
         idempotent: rows may run twice at no cost, as on a simulator. A pool then sends a second
@@ -76,6 +77,7 @@ class BackendTraits:
     """
 
     supports_exact: bool = False
+    supports_adjoint: bool = False
     noiseless: bool = False
     idempotent: bool = False
     detect_hangs: bool = True
@@ -158,8 +160,9 @@ class RowFuture(Future[FloatArray]):
 class Backend(ABC):
     """A place that runs the rows of canonical circuits.
 
-    Four methods and the traits make a backend; `validate` and `share` are hooks for those that
-    have more to check or to agree on. `submit` runs it in this process.
+    Four methods and the traits make a backend; `answers`, `validate` and `share` are hooks for
+    those that answer in other ways, or have more to check or to agree on. `submit` runs it in this
+    process.
 
     Attributes:
         traits: what a pool needs to know of it.
@@ -206,6 +209,18 @@ class Backend(ABC):
             BackendError: if rows of this circuit cannot run here at all. Nothing is built or run.
         """
 
+    def answers(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        """Answer a batch of at most `max_rows_per_call` rows, by its probabilities.
+
+        A backend that can do with less than a table of them, or knows slopes, does it here.
+        """
+        found = self.probabilities(circuit, batch, stop)
+        for table in (found.sampled, found.exact):
+            _check_shape(self, "probabilities", table, (batch.num_rows, circuit.num_outcomes))
+        return Evaluation(contract(found, batch), found.usage)
+
     def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         """Raise a clear error if rows of this circuit cannot run here, before anything runs.
 
@@ -225,6 +240,11 @@ class Backend(ABC):
     def supports_exact(self) -> bool:
         """Whether ``shots=None`` is possible."""
         return self.traits.supports_exact
+
+    @property
+    def supports_adjoint(self) -> bool:
+        """Whether it answers `SlopeRows`."""
+        return self.traits.supports_adjoint
 
     @property
     def noiseless(self) -> bool:
@@ -338,24 +358,24 @@ def _evaluate_slices(
         if stop.is_set():
             raise CancelledError("the evaluation was cancelled")
         piece = batch.part(start, min(start + stride, rows.stop))
-        found = backend.probabilities(circuit, piece, stop)
-        _check_shape(backend, found, (piece.num_rows, circuit.num_outcomes))
+        found = backend.answers(circuit, piece, stop)
+        _check_shape(backend, "answers", found.answers, (piece.num_rows, answers.shape[1]))
         first = start - rows.start
-        # An infinite grad_output (a gradient scaler's overflow) is no reason to warn.
-        with np.errstate(invalid="ignore", over="ignore"):
-            answers[first : first + piece.num_rows] = contract(found, piece)
+        answers[first : first + piece.num_rows] = found.answers
         used += found.usage
     return Evaluation(answers, used)
 
 
-def _check_shape(backend: Backend, found: Probabilities, expected: tuple[int, int]) -> None:
-    for table in (found.sampled, found.exact):
-        if table is not None and table.shape != expected:
-            raise EvaluationError(
-                f"{backend!r}.probabilities must return shape {expected}, got {table.shape}"
-            )
+def _check_shape(
+    backend: Backend, method: str, table: FloatArray | None, expected: tuple[int, int]
+) -> None:
+    if table is not None and table.shape != expected:
+        raise EvaluationError(
+            f"{backend!r}.{method} must return shape {expected}, got {table.shape}"
+        )
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of a grad_output that is nearly infinite
 def contract(found: Probabilities, batch: RowBatch) -> FloatArray:
     """What a batch wants of its probabilities.
 
@@ -369,6 +389,8 @@ def contract(found: Probabilities, batch: RowBatch) -> FloatArray:
     """
     if batch.cotangents is None:
         return found.sampled
+    if isinstance(batch.rows, SlopeRows):
+        raise EvaluationError("slopes are no function of probabilities; shift the angles instead")
     cotangents = batch.cotangents[batch.rows.samples()]
     # Products summed row by row: unlike matrix products, independent of how many rows there are.
     values = (found.sampled * cotangents).sum(axis=1)

@@ -63,6 +63,7 @@ class EmulatedBackend(Backend):
         traits = self.inner.traits
         self.traits = replace(
             traits,
+            supports_adjoint=False,  # no device does
             call_overhead_seconds=max(self.latency, traits.call_overhead_seconds),
             resources=replace(traits.resources, num_cpus=0.0),  # it waits most of the time
         )

@@ -105,9 +105,19 @@ class LauncherPool:
             raise
 
     @property
+    def backends(self) -> tuple[Backend, ...]:
+        """The backend of each actor."""
+        return tuple(self._backends)
+
+    @property
     def supports_exact(self) -> bool:
         """Whether all backends can give exact probabilities."""
         return all(backend.traits.supports_exact for backend in self._backends)
+
+    @property
+    def supports_adjoint(self) -> bool:
+        """Whether all backends answer `SlopeRows`."""
+        return all(backend.traits.supports_adjoint for backend in self._backends)
 
     @property
     def noiseless(self) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from qailab.errors import QailabError
 from qailab.gradients.noise import NoiseStream
-from qailab.gradients.rows import FloatArray, PointRows, RowBatch, Rows, ShiftedRows
+from qailab.gradients.rows import FloatArray, PointRows, RowBatch, Rows, ShiftedRows, SlopeRows
 from qailab.gradients.shift_rule import TWO_TERM_RULE, ShiftRule
 
 
@@ -84,6 +84,8 @@ def _decode_cotangents(encoded: tuple[str, bytes] | None, samples: int) -> Float
 def _encode_kind(rows: Rows) -> tuple[Any, ...]:
     if isinstance(rows, PointRows):
         return (rows.pairs,)
+    if isinstance(rows, SlopeRows):
+        return (rows.columns.astype(np.int32).tobytes(),)
     if isinstance(rows, ShiftedRows):
         rule = None if rows.rule == TWO_TERM_RULE else rows.rule
         own = None if rule is None else (rule.coefficients, rule.shifts, rule.frequencies)
@@ -92,11 +94,11 @@ def _encode_kind(rows: Rows) -> tuple[Any, ...]:
 
 
 def _decode_kind(kind: tuple[Any, ...], where: dict[str, Any]) -> Rows:
-    if len(kind) == 1:
-        return PointRows(pairs=kind[0], **where)
-    columns, rule = kind
-    return ShiftedRows(
-        columns=np.frombuffer(columns, dtype=np.int32).astype(np.int64),
-        rule=TWO_TERM_RULE if rule is None else ShiftRule(*rule),
-        **where,
-    )
+    first, *others = kind
+    if isinstance(first, bool):
+        return PointRows(pairs=first, **where)
+    columns = np.frombuffer(first, dtype=np.int32).astype(np.int64)
+    if not others:
+        return SlopeRows(columns=columns, **where)
+    rule = TWO_TERM_RULE if others[0] is None else ShiftRule(*others[0])
+    return ShiftedRows(columns=columns, rule=rule, **where)

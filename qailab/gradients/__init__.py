@@ -3,12 +3,19 @@
 from qailab.gradients.angles import AngleMap
 from qailab.gradients.canonical import CanonicalCircuit, canonicalize
 from qailab.gradients.noise import NoiseStream
-from qailab.gradients.plans import GradientPlan, ParamShiftPlan, SampleGradients, SpsaPlan
-from qailab.gradients.rows import PointRows, RowBatch, Rows, ShiftedRows
+from qailab.gradients.plans import (
+    AdjointPlan,
+    GradientPlan,
+    ParamShiftPlan,
+    SampleGradients,
+    SpsaPlan,
+)
+from qailab.gradients.rows import PointRows, RowBatch, Rows, ShiftedRows, SlopeRows
 from qailab.gradients.shift_rule import TWO_TERM_RULE, ShiftRule
 
 __all__ = [
     "TWO_TERM_RULE",
+    "AdjointPlan",
     "AngleMap",
     "CanonicalCircuit",
     "GradientPlan",
@@ -20,6 +27,7 @@ __all__ = [
     "SampleGradients",
     "ShiftRule",
     "ShiftedRows",
+    "SlopeRows",
     "SpsaPlan",
     "canonicalize",
 ]

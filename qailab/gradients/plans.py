@@ -6,6 +6,7 @@ of row ``r`` (``sum_k grad_output[b, k] p_k``), the parameter-shift plan is
     d/d angle[b, a]  =  sum_t coefficients[t] * v[(b * C + c(a)) * T + t]
     d/d parameter[b, l]  =  sum_a  d angle[b, a] / d parameter[b, l]  *  d/d angle[b, a]
 
+The adjoint plan asks for ``d/d angle[b, a]`` itself, of backends that know it, and continues alike;
 and the SPSA plan, with random signs ``D[b, s, l]`` and rows ``(b * S + s) * 2 + {plus, minus}``,
 
     d/d parameter[b, l]  ~  mean_s  D[b, s, l] * (v[plus] - v[minus]) / (2 * perturbation)
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from qailab.gradients.angles import AngleMap
 from qailab.gradients.noise import NoiseStream
-from qailab.gradients.rows import FloatArray, PointRows, Rows, ShiftedRows
+from qailab.gradients.rows import FloatArray, PointRows, Rows, ShiftedRows, SlopeRows
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,54 @@ class ParamShiftPlan(GradientPlan):
             self.angle_map.vjp(self.parameters, slopes, self.wanted, columns),
             self.angle_map.vjp(self.parameters, variances, self.wanted, columns, squared=True),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class AdjointPlan(GradientPlan):
+    """The exact gradient from exact slopes: one sweep through the circuit for each sample.
+
+    Args:
+        angle_map: where the angles come from.
+        parameters: logical parameters of each sample, shape ``(B, L)``.
+        wanted: the parameters that the gradient is with respect to, shape ``(L,)``.
+        slopes: the rows.
+
+    References:
+        T. Jones, J. Gacon, Efficient calculation of gradients in classical simulations of
+        variational quantum algorithms (2020), arXiv:2009.02823.
+    """
+
+    angle_map: AngleMap
+    parameters: FloatArray
+    wanted: NDArray[np.bool_]
+    slopes: SlopeRows
+
+    @classmethod
+    def of(
+        cls,
+        angle_map: AngleMap,
+        parameters: FloatArray,
+        wanted: NDArray[np.bool_],
+        *,
+        first_sample: int = 0,
+    ) -> AdjointPlan:
+        """Plan the gradient with respect to the ``wanted`` (shape ``(L,)``) parameters."""
+        base = angle_map.values(parameters)
+        columns = angle_map.reached_by(wanted, noiseless=True)
+        angle_map.check_slopes(parameters, wanted, columns)
+        slopes = SlopeRows.numbered(first_sample, base, columns=columns)
+        return cls(angle_map, parameters, wanted, slopes)
+
+    @property
+    def rows(self) -> Rows:
+        return self.slopes
+
+    def reconstruct(self, answers: FloatArray) -> SampleGradients:
+        columns = self.slopes.columns
+        slopes = np.zeros_like(self.slopes.base)
+        slopes[:, columns] = answers[:, 0].reshape(len(slopes), len(columns))
+        gradient = self.angle_map.vjp(self.parameters, slopes, self.wanted, columns)
+        return SampleGradients(gradient, np.zeros_like(gradient))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ A batch is rows with what is wanted of them. Its answers are, in row order,
 
 * probabilities of the K outcomes, shape ``(num_rows, K)``, if it has no cotangents (forward);
 * ``sum_k cotangents[sample, k] * p_k`` and the shot variance of that sum, shape ``(num_rows, 2)``,
-  if it has (backward): two floats for a row, however many outcomes there are.
+  if it has (backward): two floats for a row, however many outcomes there are;
+* the derivative of that sum with respect to one angle, and zero, for `SlopeRows`.
 """
 
 from __future__ import annotations
@@ -172,6 +173,35 @@ class ShiftedRows(Rows):
         angles = self.base[self.samples()]
         angles[np.arange(self.num_rows), shifted] += np.asarray(self.rule.shifts)[term]
         return angles
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlopeRows(Rows):
+    """Derivatives, a row for each sample and angle: ``base`` has shape ``(S, A)``.
+
+    The rows of a sample are ``sample * len(columns) + column``. They stay together: a backend that
+    answers them has all slopes of a sample from one sweep through the circuit.
+
+    Args:
+        columns: the angles that are differentiated, shape ``(C,)``, ascending.
+    """
+
+    columns: IntArray
+
+    @property
+    def rows_per_sample(self) -> int:
+        return len(self.columns)
+
+    @property
+    def group(self) -> int:
+        return max(1, len(self.columns))
+
+    def name_of(self, row: int) -> str:
+        sample, column = divmod(row, self.rows_per_sample)
+        return f"row {row} (sample {sample}, slope of angle {self.columns[column]})"
+
+    def angles(self) -> FloatArray:
+        return self.base[self.samples()]
 
 
 @dataclass(frozen=True)

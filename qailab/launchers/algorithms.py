@@ -1,9 +1,9 @@
-"""How it is computed: a forward pass, or a backward pass by one of two methods."""
+"""How it is computed: a forward pass, or a backward pass by one of three methods."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal, Self, get_args
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from qailab.arguments import check_choice, checked_integer
 from qailab.errors import InputError
 from qailab.gradients.noise import NoiseStream, check_seed
-from qailab.gradients.plans import GradientPlan, ParamShiftPlan, SpsaPlan
+from qailab.gradients.plans import AdjointPlan, GradientPlan, ParamShiftPlan, SpsaPlan
 from qailab.gradients.rows import FloatArray, PointRows
 from qailab.launchers.problem import CircuitProblem
 
-Method = Literal["param_shift", "spsa"]
+Method = Literal["param_shift", "adjoint", "spsa"]
 
 
 MAX_SHOTS = 2**31 - 1
@@ -33,10 +33,6 @@ class Algorithm:
 
     shots: int | None
     seed: int | None
-
-    def with_shots(self, shots: int | None) -> Self:
-        """The same algorithm with other shots."""
-        return replace(self, shots=shots)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,9 @@ class BackwardPass(Algorithm):
     """The derivative of ``sum_k grad_output[b, k] p_k`` for inputs and weights.
 
     Args:
-        method: ``"param_shift"``: exact, two rows for each sample and angle; ``"spsa"``: a random
+        method: ``"param_shift"``: exact, two rows for each sample and angle; ``"adjoint"``: the
+            derivative of the exact probabilities in one sweep for each sample, on backends that
+            offer it (`StatevectorBackend`) and with ``shots=None`` only; ``"spsa"``: a random
             estimate from two rows for each sample and resampling.
         shots: as in `Algorithm`.
         seed: as in `Algorithm`.
@@ -89,6 +87,11 @@ class BackwardPass(Algorithm):
     def __post_init__(self) -> None:
         check_choice("method", self.method, get_args(Method))
         _check_shots_and_seed(self)
+        if self.method == "adjoint" and self.shots is not None:
+            raise InputError(
+                f"the adjoint method differentiates exact probabilities, so a backward pass by it "
+                f"has shots=None, not {self.shots}; the forward pass may have shots"
+            )
         checked_integer("spsa_resamplings", self.spsa_resamplings)
         if not 0.0 < self.spsa_perturbation < np.inf:
             raise InputError(
@@ -124,6 +127,8 @@ class BackwardPass(Algorithm):
                 first_sample=first_sample,
                 noiseless=noiseless,
             )
+        if self.method == "adjoint":
+            return AdjointPlan.of(problem.angle_map, parameters, wanted, first_sample=first_sample)
         return SpsaPlan.of(
             problem.angle_map,
             parameters,

@@ -100,6 +100,11 @@ class RowEvaluator(Protocol):
         ...
 
     @property
+    def supports_adjoint(self) -> bool:
+        """Whether ``BackwardPass(method="adjoint")`` is possible there."""
+        ...
+
+    @property
     def noiseless(self) -> bool:
         """Whether probabilities there are those of the circuit itself."""
         ...
@@ -185,6 +190,8 @@ class QuantumLauncher:
                 f"backend must be a qailab backend or a LauncherPool, got {self.backend!r}; "
                 f"write {_meant(self.backend)}"
             )
+        if isinstance(self.algorithm, BackwardPass) and self.algorithm.method == "adjoint":
+            _check_adjoint(self.backend)
         if self.algorithm.shots is None and not self.backend.supports_exact:
             raise InputError(
                 f"shots=None asks for exact probabilities, which only simulators have; "
@@ -405,6 +412,16 @@ def _real(what: str, values: ArrayLike) -> NDArray[np.float64]:
             f"{what} must be floating-point numbers, got dtype {array.dtype}{advice}"
         )
     return array.astype(np.float64, copy=False)
+
+
+def _check_adjoint(backend: RowEvaluator) -> None:
+    backends = getattr(backend, "backends", (backend,))  # those of a pool
+    others = [each for each in backends if not getattr(each, "supports_adjoint", False)]
+    if others:
+        raise InputError(
+            f"the adjoint method needs the state, which {others[0]!r} does not have; use "
+            f"StatevectorBackend(), or gradient='param_shift'"
+        )
 
 
 def _meant(backend: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Final
 
 import numpy as np
 from torch import nn
@@ -18,6 +18,7 @@ from qailab.gradients.rows import PointRows, Rows, ShiftedRows
 from qailab.launchers.algorithms import MAX_SHOTS, Method
 from qailab.torch.layers import QLayer
 
+_DEVICE_METHODS: Final[tuple[Method, ...]] = ("param_shift", "spsa")
 _STEP = ("forward rows", "backward rows", "jobs", "executions", "QPU s")
 _ALL = ("rows", "jobs", "executions", "QPU s")
 
@@ -128,7 +129,7 @@ def estimate_cost(
     demands = _demands(model, shots)
     limits, usage = limits or IBMLimits(), usage or UsageEstimate()
     methods = []
-    for method in get_args(Method):
+    for method in _DEVICE_METHODS:
         resamplings = spsa_resamplings if method == "spsa" else 1
         forward = [_point_rows(batch, 1) for _ in demands]
         backward = [demand.backward_rows(method, batch, resamplings) for demand in demands]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 from qiskit.circuit import Parameter, QuantumCircuit
 from torch import Tensor, nn
 
+from qailab.arguments import check_choice
 from qailab.backends import AerBackend
 from qailab.errors import InputError
 from qailab.gradients.rows import FloatArray
@@ -25,6 +26,8 @@ from qailab.launchers.algorithms import Method
 from qailab.torch.autograd import ArgMax, ExpVQCFunction, check_floating, check_integers
 from qailab.torch.steps import RecentPasses, ReturnStep, TakeStep
 
+GradientMethod = Literal["auto"] | Method
+
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -33,7 +36,7 @@ class QLayerOptions(TypedDict, total=False):
 
     backend: RowEvaluator | None
     shots: int | None
-    gradient: Method
+    gradient: GradientMethod
     seed: int | None
     input_params: Sequence[Parameter] | None
     weight_params: Sequence[Parameter] | None
@@ -55,7 +58,11 @@ class QLayer(nn.Module):
         backend: where rows run: a backend, or a ``LauncherPool``; an in-process ``AerBackend()``
             by default.
         shots: shots for each row; None for exact probabilities (simulators only).
-        gradient: ``"param_shift"`` (exact) or ``"spsa"``.
+        gradient: ``"param_shift"``, exact, also with shots; ``"adjoint"``, exact, from the state in
+            one sweep, where the backend offers it: with shots it draws the forward pass and
+            differentiates the exact distribution; ``"spsa"``, a cheap estimate. ``"auto"`` is
+            ``"adjoint"`` where ``shots`` is None and the backend offers it, else
+            ``"param_shift"``; the layer's ``repr`` shows which.
         seed: seed of the shot noise; drawn from torch's generator by default, so that
             ``torch.manual_seed`` makes a run repeatable.
         input_params: the features' parameters, in order; see `CircuitProblem`.
@@ -94,7 +101,7 @@ class QLayer(nn.Module):
         *,
         backend: RowEvaluator | None = None,
         shots: int | None = 1024,
-        gradient: Method = "param_shift",
+        gradient: GradientMethod = "auto",
         seed: int | None = None,
         input_params: Sequence[Parameter] | None = None,
         weight_params: Sequence[Parameter] | None = None,
@@ -102,11 +109,10 @@ class QLayer(nn.Module):
         super().__init__()
         problem = CircuitProblem(circuit, input_params, weight_params)
         where = AerBackend() if backend is None else backend
-        # The launchers' own seed is replaced at every step by the one in the state_dict.
-        self._forward_launcher = QuantumLauncher(problem, ForwardPass(shots, seed), where)
-        self._backward_launcher = QuantumLauncher(
-            problem, BackwardPass(gradient, shots, seed), where
-        )
+        check_choice("gradient", gradient, ("auto", *get_args(Method)))
+        self._gradient: GradientMethod = gradient
+        self._seed = seed
+        self._set_launchers(problem, where, shots)
         self.in_features = problem.num_inputs
         self.out_features = problem.num_outcomes
         self.weight = nn.Parameter(torch.empty(problem.num_weights))
@@ -120,7 +126,7 @@ class QLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Begin anew: other weights, uniform in [0, 2 pi), the given seed or another, no steps."""
-        seed = self._forward_launcher.algorithm.seed
+        seed = self._seed
         if seed is None:
             seed = int(torch.randint(2**63 - 1, (), device="cpu"))
         self.seed.fill_(seed)
@@ -140,7 +146,7 @@ class QLayer(nn.Module):
 
     @backend.setter
     def backend(self, backend: RowEvaluator) -> None:
-        self._replace_launchers(backend, self.shots)
+        self._set_launchers(self.problem, backend, self.shots)
 
     @property
     def shots(self) -> int | None:
@@ -149,7 +155,7 @@ class QLayer(nn.Module):
 
     @shots.setter
     def shots(self, shots: int | None) -> None:
-        self._replace_launchers(self.backend, shots)
+        self._set_launchers(self.problem, self.backend, shots)
 
     @property
     def weight_std_error(self) -> Tensor | None:
@@ -164,10 +170,19 @@ class QLayer(nn.Module):
         """The same for the inputs, ``(*, I)``."""
         return self._like_weight(self._last_gradient.input_std_error)
 
-    def _replace_launchers(self, backend: RowEvaluator, shots: int | None) -> None:
+    def _set_launchers(
+        self, problem: CircuitProblem, backend: RowEvaluator, shots: int | None
+    ) -> None:
+        method = self._gradient
+        if method == "auto":
+            adjoint = shots is None and getattr(backend, "supports_adjoint", False)
+            method = "adjoint" if adjoint else "param_shift"
+        # The seed is replaced at every step by the one in the state_dict.
+        forward = ForwardPass(shots, self._seed)
+        backward = BackwardPass(method, None if method == "adjoint" else shots, self._seed)
         self._forward_launcher, self._backward_launcher = (  # both, or an error and neither
-            QuantumLauncher(self.problem, launcher.algorithm.with_shots(shots), backend)
-            for launcher in (self._forward_launcher, self._backward_launcher)
+            QuantumLauncher(problem, forward, backend),
+            QuantumLauncher(problem, backward, backend),
         )
 
     def forward(self, inputs: Tensor) -> Tensor:

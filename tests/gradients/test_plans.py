@@ -9,7 +9,7 @@ from qiskit.quantum_info import Operator
 
 from qailab.circuit import AmplitudeEncoder, RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import InputError
-from qailab.gradients import NoiseStream, ParamShiftPlan, SpsaPlan, canonicalize
+from qailab.gradients import AdjointPlan, NoiseStream, ParamShiftPlan, SpsaPlan, canonicalize
 from tests.gradients.test_canonical import GATES, circuit_of
 from tests.support import oracles
 from tests.support.circuits import PARAMETRISED, around, circuits, values_of
@@ -249,3 +249,28 @@ def test_spsa_is_seeded():
     first, again, other = (spsa(circuit, values, vectors, 2, seed)[0].signs for seed in (1, 1, 2))
     assert (first == again).all()
     assert (first != other).any()
+
+
+@given(st.sampled_from(sorted(GATES)), st.data())
+def test_slopes_of_the_angles_give_the_gradient_of_the_shift_rule(name, data):
+    """The adjoint plan differs in who knows the slopes, in nothing else."""
+    circuit = circuit_of(GATES[name])
+    parameters = list(circuit.parameters)
+    canonical, angle_map = canonicalize(circuit, parameters)
+    first = data.draw(st.integers(0, 3))
+    values = np.random.default_rng(first).uniform(0.1, 1.0, size=(2, len(parameters)))
+    which = np.array(
+        data.draw(st.lists(st.booleans(), min_size=len(parameters), max_size=len(parameters))),
+        dtype=bool,
+    )
+    vectors = np.random.default_rng(9).normal(size=(2, canonical.num_outcomes))
+    shifted = ParamShiftPlan.of(angle_map, values, which, first_sample=first, noiseless=True)
+    adjoint = AdjointPlan.of(angle_map, values, which, first_sample=first)
+    assert adjoint.rows.num_rows * 2 == shifted.rows.num_rows
+    assert adjoint.rows.start == first * len(adjoint.slopes.columns)
+    answers = run(shifted, canonical, vectors)
+    pairs = answers[:, 0].reshape(-1, 2) @ [0.5, -0.5]
+    slopes = np.stack([pairs, np.zeros_like(pairs)], axis=1)
+    expected, gradient = shifted.reconstruct(answers), adjoint.reconstruct(slopes)
+    np.testing.assert_allclose(gradient.values, expected.values, rtol=0, atol=1e-14)
+    assert not gradient.variances.any()

@@ -2,17 +2,18 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qailab.gradients import NoiseStream, PointRows, RowBatch, ShiftedRows
+from qailab.gradients import NoiseStream, PointRows, RowBatch, ShiftedRows, SlopeRows
 
 
 @st.composite
 def batches(draw):
-    """A batch of either kind, with cotangents."""
+    """A batch of any kind, with cotangents."""
     samples, angles, outcomes = draw(st.integers(1, 4)), draw(st.integers(1, 5)), 4
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
-    if draw(st.booleans()):
+    kind = draw(st.sampled_from([PointRows, ShiftedRows, SlopeRows]))
+    if kind is not PointRows:
         columns = sorted(draw(st.sets(st.integers(0, angles - 1), min_size=1)))
-        rows = ShiftedRows(base=rng.normal(size=(samples, angles)), columns=np.array(columns))
+        rows = kind(base=rng.normal(size=(samples, angles)), columns=np.array(columns))
     else:
         base = rng.normal(size=(samples, 2 * draw(st.integers(1, 2)), angles))
         rows = PointRows(base=base, pairs=True)

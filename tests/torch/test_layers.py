@@ -302,7 +302,8 @@ def test_type_checkers_know_keywords_and_result(kind):
     [
         ({"shots": 0}, InputError, r"positive integer.*got 0"),
         ({"shots": 2.0}, InputTypeError, "got 2.0"),
-        ({"gradient": "adjoint"}, InputError, "'param_shift', 'spsa'; got 'adjoint'"),
+        ({"gradient": "vjp"}, InputError, "'auto', 'param_shift', 'adjoint', 'spsa'; got 'vjp'"),
+        ({"gradient": "adjoint"}, InputError, r"needs the state, which AerBackend\(\) does not"),
         ({"backend": "aer"}, InputTypeError, "LauncherPool, got 'aer'"),
         ({"seed": -3}, InputError, "got -3"),
         ({"input_params": [], "weight_params": []}, CircuitError, "in neither group"),
