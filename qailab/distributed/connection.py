@@ -11,6 +11,7 @@ import math
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -63,7 +64,7 @@ def connect(
         InputError: if this process is connected to another cluster than the address says.
     """
     where = address or os.environ.get("RAY_ADDRESS") or "local"
-    with _lock:
+    with _lock, _own_sigterm():
         session = current_session()
         if session is None:
             _start_local(num_cpus, resources or {}) if where == "local" else _join(where)
@@ -90,6 +91,33 @@ def disconnect(session: str | None) -> None:
                 import ray
 
                 ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Put the program's answer to SIGTERM back in place of Ray's, or an exit with status 143.
+
+    Ray's exits with status 15; and below Python's handlers it sets one (of absl) that aborts what
+    has not ended 3 s later, which closing a session may take. Only the main thread may set one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        import ray
+
+        # Not in a Ray worker, whose SIGTERM is Ray's own matter.
+        if ray.is_initialized() and ray.get_runtime_context().get_task_id() is None:
+            rays = getattr(before, "__module__", "").startswith("ray.")
+            unset = rays or before in (None, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, _exit if unset else before)
+
+
+def _exit(number: int, _: object) -> None:
+    sys.exit(128 + number)  # as shells have it; pools are closed at exit
 
 
 def current_session() -> str | None:

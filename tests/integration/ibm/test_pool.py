@@ -11,8 +11,16 @@ import pytest
 from qailab.backends import AerBackend, Budget, IBMTimeouts
 from qailab.distributed import LauncherPool
 from qailab.errors import BackendBuildError, BudgetExceededError, PoolError, PoolExhaustedError
+from tests.support import ibm
 from tests.support.contracts import answers
-from tests.support.ibm import DEADLINE, device, gradient_rows, live_jobs, on, wait_until
+from tests.support.ibm import DEADLINE, gradient_rows, live_jobs, on, wait_until
+
+PATIENT = IBMTimeouts(request_seconds=30.0, retry_seconds=60.0, settle_seconds=1.0)
+
+
+def device(*name, **options):
+    """A device whose actors start on a machine that is busy with their imports."""
+    return ibm.device(*name, **{"timeouts": PATIENT, **options})
 
 
 def pool(server, *backends, **options):
