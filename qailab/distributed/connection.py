@@ -217,7 +217,7 @@ def _start_local(num_cpus: float, resources: Mapping[str, float]) -> None:
 
 
 def _log_slow_start(attempt: int, error: BaseException) -> None:
-    """Say that Ray did not start within its 30 s, which nobody can raise; the second time, raise."""
+    """Say that Ray did not start within its own 30 s; the second time, raise."""
     busy = f"{os.getloadavg()[0]:.1f} processes want one of its {os.cpu_count()} cores"
     if attempt > 1:
         raise PoolError(
