@@ -9,7 +9,7 @@ from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.distributed.actors import Actor, Chunk
 from qailab.distributed.evaluation import (
     MAX_INLINE_BYTES,
-    MIN_CHUNK_SECONDS,
+    ROUND_SHARE,
     ChunkSizer,
     Evaluation,
     guessed_row_seconds,
@@ -82,7 +82,8 @@ def test_work_worth_it_is_shared_equally_and_ends_small():
     chunks = cut(batch_of(64, 50), actors=2, seconds_per_row=3e-4)
     sizes = [stop - start for start, stop in chunks]
     assert sizes[0] == max(sizes) == sizes[1]
-    assert sizes[-1] * 3e-4 < 4 * MIN_CHUNK_SECONDS
+    assert sizes[-1] < sizes[0] / 4
+    assert sizes[0] < ROUND_SHARE * sum(sizes) / 2 + 100
     halves = [sum(sizes[i::2]) for i in (0, 1)]
     assert abs(halves[0] - halves[1]) <= max(sizes[-1], 100)
 
