@@ -40,6 +40,9 @@ MIN_CALL_SHARE = 4.0
 seconds where a device has a queue. Half of that is enough where an actor would be idle instead."""
 ROUND_SHARE = 0.7
 """Of what is left, in a round. Speeds are known to a tenth or so: the rest makes up for that."""
+WHOLE_SAMPLES = 8
+"""Chunks of so many samples end with one, so that no cotangents are sent twice. Rounding smaller
+ones would make some actors wait for others: by 80 rows of 640, of a batch of 16 on two."""
 CALL_SECONDS = 0.25
 """Chunks with a shorter fixed size are made several times as large, up to this: a call costs 0.7 to
 1 ms of the driver, so one core of it feeds about 250 actors at this length. The actor still
@@ -94,8 +97,8 @@ class ChunkSizer:
         longest = MAX_CHUNK_SECONDS if relative_speed is not None else PROBE_SECONDS
         longest = max(longest, 2 * MIN_CALL_SHARE * call_seconds) / seconds_per_row
         size = min(min(self._size, longest) * (relative_speed or 1.0), self._most_rows)
-        if rows.num_rows >= 2 * actors * rows.rows_per_sample:
-            group = rows.rows_per_sample  # enough to go round: no cotangents are sent twice
+        if size >= WHOLE_SAMPLES * rows.rows_per_sample:
+            group = rows.rows_per_sample
         return self._end(next_row, in_groups(size, group), group)
 
     def end_of_first(self, next_row: int) -> int:

@@ -87,7 +87,7 @@ def measure_steps(cases: list[Case], pool: RowEvaluator) -> Iterator[Mapping[str
     with _two_processes() as pipes:
         for number, case in enumerate([cases[0], *cases]):
             trainings = []
-            for _ in range(_TRAININGS):
+            for _ in range(_TRAININGS if number else 1):
                 cold = replace(case, mark=next(marks))
                 _ask(pipes, cold)
                 runs = {_HERE: _Step(cold, here), _POOL: _Step(cold, pool)}
