@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import qiskit.circuit.library  # noqa: F401 (it crashes where the thread that imported it ends)
 
 from qailab import doctor
 from qailab.doctor import Finding, findings_of, ibm_failure, node_finding, pool_finding

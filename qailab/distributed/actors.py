@@ -13,9 +13,9 @@ from typing import Literal
 
 from qailab.backends.base import Backend
 
-Pace = tuple[str, int | None, bool]
-"""What rows have in common that take the same time: circuit key, shots, and whether probabilities
-are wanted."""
+Pass = Literal["forward", "backward", "slopes"]
+Pace = tuple[str, int | None, Pass]
+"""What rows have in common that take the same time: circuit key, shots, and pass."""
 State = Literal["starting", "ready", "quarantined"]
 
 KNOWN_CIRCUITS = 128

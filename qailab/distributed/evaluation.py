@@ -24,15 +24,16 @@ from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 
 from qailab.backends.base import RowFuture
-from qailab.distributed.actors import Actor, Chunk, Pace, average_speed, expected_seconds
+from qailab.distributed.actors import Actor, Chunk, Pace, Pass, average_speed, expected_seconds
 from qailab.distributed.options import Settings
 from qailab.errors import QailabError
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import FloatArray, RowBatch
+from qailab.gradients.rows import FloatArray, RowBatch, SlopeRows
 
 HOP_SECONDS = 0.002  # to an actor and back, whatever its rows and backend: 1.2 ms on idle cores
 MIN_CALL_SHARE = 4.0
@@ -54,6 +55,10 @@ MAX_INLINE_BYTES = 64 << 10
 actor's node, and are lost with it. Backward answers (two floats a row) are kept below."""
 MAX_PROBABILITY_BYTES = 4 << 20  # forward answers (K floats a row) cannot be small
 MAX_SHARE_BYTES = 256 << 20  # answers of a device's whole share: jobs are few, and must stay so
+
+
+_OTHER_PASS: Final[dict[Pass, Pass]] = {"forward": "backward", "backward": "forward"}
+"""A pass whose speed is a good guess."""
 
 
 class ChunkSizer:
@@ -145,7 +150,9 @@ class Evaluation:
         self.future = future
         self.answered = 0
         self.ends_with: QailabError | None = None  # once nothing of it is in flight
-        self.pace: Pace = (circuit.key, batch.shots, batch.cotangents is None)
+        kind: Pass = "forward" if batch.cotangents is None else "backward"
+        kind = "slopes" if isinstance(batch.rows, SlopeRows) else kind
+        self.pace: Pace = (circuit.key, batch.shots, kind)
         self.rows_per_call: int | None = None
         if settings.chunk_rows != "auto":
             self.rows_per_call = in_groups(settings.chunk_rows, batch.rows.group)
@@ -197,10 +204,11 @@ class Evaluation:
         sent = [each.pace for each in actor.in_flight]
         if self.pace not in sent and not actor.throughput.has_compiled(self.pace):
             return self._sizer.end_of_first(self._next_row)
-        key, shots, forward = self.pace
+        key, shots, kind = self.pace
+        other = _OTHER_PASS.get(kind, kind)
         average = (
             average_speed(self.pace, sharing)
-            or average_speed((key, shots, not forward), sharing)  # of the other pass: a good guess
+            or average_speed((key, shots, other), sharing)
             or 1.0 / guessed_row_seconds(self.circuit)
         )
         own = actor.throughput.speed(self.pace)

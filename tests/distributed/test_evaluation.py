@@ -112,8 +112,10 @@ def test_a_pass_begins_with_the_speed_of_the_other_pass():
     circuit = build_circuit(2, [RotationalEncoder("y", "input")])
     canonical, _ = canonicalize(circuit, circuit.parameters)
     for _ in range(2):
-        actor.throughput.learn((canonical.key, batch.shots, True), 1, 20, 1.0)  # a forward pass
-    actor.throughput.learn((canonical.key, batch.shots, False), 1, 2, 1.0)  # compiled
+        actor.throughput.learn(
+            (canonical.key, batch.shots, "forward"), 1, 20, 1.0
+        )  # a forward pass
+    actor.throughput.learn((canonical.key, batch.shots, "backward"), 1, 2, 1.0)  # compiled
     evaluation = Evaluation(0, canonical, batch, RowFuture(lambda: None), Settings())
     assert evaluation.take(actor, [actor]).num_rows == 6  # a quarter of a second
 
