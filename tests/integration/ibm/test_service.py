@@ -134,7 +134,8 @@ def test_jobs_are_paced_where_a_minute_has_few(rehearse, monkeypatch):
     backend = device(limits=limits, timeouts=timeouts, mode="job")
     answers(backend, canonical, rows)
     created = sorted(job.created for job in server.jobs)
-    assert len(created) == 9 and server.duplicates() == []
+    assert len(created) == 9
+    assert server.duplicates() == []
     assert all(third - first >= 1.0 for first, third in zip(created, created[2:], strict=False))
     assert 429 in {request.status for request in server.requests}
     backend.close()
