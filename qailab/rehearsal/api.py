@@ -243,7 +243,7 @@ class Api:
         submission = read_submission(request.field("program_id", str, ""), params)
         most = self._instance.limits.job_seconds
         job = Job(
-            id=secrets.token_hex(10),
+            id=f"rehearsal-{secrets.token_hex(10)}",  # journals tell by it that nothing was paid
             backend=device.name,
             program=submission.program,
             mode="job" if session is None else session.mode,

@@ -236,4 +236,5 @@ def test_a_minute_has_five_jobs_on_the_open_plan(rehearse):
     with pytest.raises(IBMRuntimeError, match="Too Many Requests: the limit is 5 a minute"):
         rehearsal.run()
     assert rehearsal.server.requests[-1].status == 429
+    assert all(job.id.startswith("rehearsal-") for job in rehearsal.server.jobs)
     assert len(rehearsal.server.jobs) == 5
