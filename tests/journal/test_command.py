@@ -106,8 +106,8 @@ def test_json_is_for_programs(path, capsys):
     assert report["jobs"][0] | {"owner": "", "tag": "", "created": 0, "updated": 0} == {
         "id": 1, "step": 0, "pass": "forward", "start": 0, "stop": 4, "shots": 100,
         "backend": "ibm_fez", "mode": "batch", "session": "s-1", "job_id": "d1",
-        "tag": "", "rehearsed": False, "attempt": 0, "state": "done", "cause": "", "qpu_seconds": 2.0,
-        "reason": "", "circuit": "c1", "seed": 7, "owner": "", "created": 0, "updated": 0,
+        "tag": "", "rehearsed": False, "attempt": 0, "state": "done", "cause": "",
+        "qpu_seconds": 2.0, "reason": "", "circuit": "c1", "seed": 7, "owner": "", "created": 0, "updated": 0,
     }  # fmt: skip
     assert report["steps"][1] == {
         "step": 1, "jobs": 1, "rows": 6, "executions": 600, "qpu_seconds": 0.0,
@@ -115,7 +115,8 @@ def test_json_is_for_programs(path, capsys):
     }  # fmt: skip
     assert report["totals"] == {
         "jobs": 3, "rows": 15, "executions": 1500, "qpu_seconds": 2.5, "usage_unknown": 1,
-        "cost": 4.0, "rehearsed": 0, "states": {"done": 1, "failed": 1, "submitted": 1, "withdrawn": 1},
+        "cost": 4.0, "rehearsed": 0,
+        "states": {"done": 1, "failed": 1, "submitted": 1, "withdrawn": 1},
     }  # fmt: skip
     assert report["circuits"] == [{"circuit": "c1", "qubits": 6, "angles": 50, "jobs": 3}]
     assert report["sessions"] == [
