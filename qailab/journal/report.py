@@ -23,8 +23,8 @@ _REHEARSED = "job_id GLOB 'rehearsal-*'"  # the jobs of `qailab.rehearsal`
 # The mode is not in the table: it is the session's.
 _JOBS = f"""
 SELECT id, step, purpose AS pass, start, stop, shots, backend, NULL AS mode, session, job_id, tag,
-       {_REHEARSED} IS TRUE AS rehearsed, attempt, state, cause, usage_seconds AS qpu_seconds, reason,
-       circuit, seed, owner, created, updated
+       {_REHEARSED} IS TRUE AS rehearsed, attempt, state, cause, usage_seconds AS qpu_seconds,
+       reason, circuit, seed, owner, created, updated
 FROM entries ORDER BY id"""
 _STEPS = f"""
 SELECT step, count(job_id) AS jobs, count(CASE WHEN {_REHEARSED} THEN 1 END) AS rehearsed,

@@ -107,7 +107,8 @@ def test_json_is_for_programs(path, capsys):
         "id": 1, "step": 0, "pass": "forward", "start": 0, "stop": 4, "shots": 100,
         "backend": "ibm_fez", "mode": "batch", "session": "s-1", "job_id": "d1",
         "tag": "", "rehearsed": False, "attempt": 0, "state": "done", "cause": "",
-        "qpu_seconds": 2.0, "reason": "", "circuit": "c1", "seed": 7, "owner": "", "created": 0, "updated": 0,
+        "qpu_seconds": 2.0,
+        "reason": "", "circuit": "c1", "seed": 7, "owner": "", "created": 0, "updated": 0,
     }  # fmt: skip
     assert report["steps"][1] == {
         "step": 1, "jobs": 1, "rows": 6, "executions": 600, "qpu_seconds": 0.0,
