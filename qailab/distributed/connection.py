@@ -20,6 +20,8 @@ from pathlib import Path
 
 from qailab.errors import InputError, PoolError
 
+logger = logging.getLogger("qailab.distributed")
+
 NAMESPACE = "qailab"
 _QUIET = {
     # What a pool says in one line of its own, or means to do. Read when ray is first imported.
@@ -192,21 +194,36 @@ def _start_local(num_cpus: float, resources: Mapping[str, float]) -> None:
         listen_everywhere = ray_constants.ENABLE_RAY_CLUSTER
         ray_constants.ENABLE_RAY_CLUSTER = False
         try:
-            ray.init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
-                resources=dict(resources),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                namespace=NAMESPACE,
-                object_store_memory=_OBJECT_STORE_BYTES,
-            )
-        except BaseException:  # Ctrl-C: what has started already must not stay
-            ray.shutdown()
-            raise
+            for attempt in (1, 2):
+                try:
+                    ray.init(
+                        address="local",
+                        num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
+                        resources=dict(resources),
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        namespace=NAMESPACE,
+                        object_store_memory=_OBJECT_STORE_BYTES,
+                    )
+                    return
+                except BaseException as error:  # Ctrl-C: what has started already must not stay
+                    ray.shutdown()
+                    if "timed out during startup" not in str(error):
+                        raise
+                    _log_slow_start(attempt, error)
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = listen_everywhere
+
+
+def _log_slow_start(attempt: int, error: BaseException) -> None:
+    """Say that Ray did not start within its own 30 s; the second time, raise."""
+    busy = f"{os.getloadavg()[0]:.1f} processes want one of its {os.cpu_count()} cores"
+    if attempt > 1:
+        raise PoolError(
+            f"Ray did not start within 30 s, twice: this machine is busy ({busy}); try again later"
+        ) from error
+    logger.warning("Ray did not start within 30 s (%s); trying once more", busy)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import ray
 from tests.support.pools import DEADLINE, children_of, is_alive, wait_until
 
 PREAMBLE = """
+import dataclasses
 import os
 import signal
 import threading
@@ -247,6 +248,10 @@ def test_sigterm_closes_the_backends_of_a_busy_pool(own_ray, tmp_path):
     driver = start(
         f"""
         class Closing(Slow):
+            def __init__(self):
+                super().__init__()
+                self.traits = dataclasses.replace(self.traits, close_seconds=60.0)
+
             def close(self):
                 time.sleep(4)
                 open(os.path.join({str(tmp_path)!r}, str(os.getpid())), "w").close()
