@@ -102,8 +102,10 @@ class StatevectorBackend(Backend):
                 f"{self.max_qubits}: three states of it need {size}; use fewer qubits, raise "
                 "max_qubits, or use AerBackend (method='matrix_product_state' for wide circuits)"
             )
-        if circuit.key not in self.__dict__.get("_live_programs", {}):
+        checked: set[str] = self.__dict__.setdefault("_live_checked", set())
+        if circuit.key not in checked:
             check_gates(circuit)
+            checked.add(circuit.key)
         return max(_MIN_ROWS_PER_CALL, _CALL_BYTES // (8 * circuit.num_outcomes))
 
     def probabilities(
