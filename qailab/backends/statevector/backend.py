@@ -19,7 +19,7 @@ from qailab.backends.base import (
     Evaluation,
     Probabilities,
 )
-from qailab.backends.statevector_program import StateProgram, check_gates, compile_program
+from qailab.backends.statevector.program import StateProgram, check_gates, compile_program
 from qailab.errors import BackendBuildError, MemoryLimitError
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import RowBatch, SlopeRows
@@ -179,13 +179,15 @@ def _load_kernels() -> Any:
     """
     with _LOADING:
         try:
-            from qailab.backends import sampling_kernels  # first: it tells whether there is a cache
+            from qailab.backends.statevector import (
+                sampling,  # first: it tells whether there is a cache
+            )
 
-            if sampling_kernels.draw_frequencies.stats.cache_misses:
+            if sampling.draw_frequencies.stats.cache_misses:
                 _log.info(
                     "compiling the statevector kernels, once on this machine: 10 to 20 seconds"
                 )
-            from qailab.backends.statevector_work import StateWork
+            from qailab.backends.statevector.work import StateWork
         except (OSError, RuntimeError) as error:  # numba's, which finds no "locator"
             if isinstance(error, RuntimeError) and "no locator" not in str(error):
                 raise

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from qailab.backends import sampling_kernels as sampling
-from qailab.backends import statevector_kernels as kernels
-from qailab.backends.statevector_program import StateProgram
+from qailab.backends.statevector import kernels, sampling
+from qailab.backends.statevector.program import StateProgram
 from qailab.gradients.rows import FloatArray, IntArray, RowBatch, ShiftedRows, SlopeRows
 
 _TABLE_BYTES = 4 << 20  # of probabilities, for both kernels to find in the cache

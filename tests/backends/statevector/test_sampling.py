@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from qailab.backends.sampling_kernels import (
+from qailab.backends.statevector.sampling import (
     by_binomials,
     draw_frequencies,
     draw_space,

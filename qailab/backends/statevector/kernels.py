@@ -1,7 +1,7 @@
 """Statevector kernels: gate programs on one state after another, compiled by numba.
 
 A state of n qubits is an array of ``N = 2**n`` floats, or of ``2 N``, real parts before imaginary
-ones, if its program is not real (see `statevector_program.StateProgram`). A real gate does not
+ones, if its program is not real (see `program.StateProgram`). A real gate does not
 care which of the two it is given, or whether another state follows: all of that is more bits.
 
 The answer of a row is the same floating-point operations whatever other rows there are: no sum
@@ -27,7 +27,7 @@ from qailab.gradients.rows import FloatArray, IntArray
 
 _LANES = 8
 _SUMS = 64  # partial sums of a scalar product
-# `statevector_program.Kind`, again: numba's cache does not see when that file changes.
+# `program.Kind`, again: numba's cache does not see when that file changes.
 _RY, _RX, _RZ, _RZZ, _PAIRS, _REAL, _COMPLEX, _CX, _PERMUTATION = range(9)
 _REAL_DIAGONAL, _COMPLEX_DIAGONAL, _REAL_MATRIX, _COMPLEX_MATRIX = range(9, 13)
 _WORDS, _SLOT = 8, 7

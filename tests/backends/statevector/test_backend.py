@@ -12,7 +12,7 @@ from qiskit.quantum_info import random_unitary
 
 from qailab.backends import StatevectorBackend
 from qailab.backends.base import contract
-from qailab.backends.statevector_program import Kind, compile_program
+from qailab.backends.statevector.program import Kind, compile_program
 from qailab.errors import BackendBuildError, BackendError, InputError, MemoryLimitError
 from qailab.gradients import (
     ParamShiftPlan,
@@ -179,11 +179,11 @@ def test_what_is_fused():
 
 
 def test_kernels_know_the_same_operations():
-    from qailab.backends import statevector_kernels, statevector_program
+    from qailab.backends.statevector import kernels, program
 
     for kind in Kind:
-        assert getattr(statevector_kernels, f"_{kind.name}") == kind
-    assert statevector_kernels._WORDS == statevector_program.WORDS
+        assert getattr(kernels, f"_{kind.name}") == kind
+    assert kernels._WORDS == program.WORDS
 
 
 def test_another_shift_rule():
@@ -210,7 +210,7 @@ def test_answers_are_the_contracted_probabilities(shots, measured):
 
 @pytest.mark.parametrize("shots", [None, 50, 3000])
 def test_the_same_bits_in_any_company(shots, monkeypatch):
-    from qailab.backends import statevector_work
+    from qailab.backends.statevector import work
 
     _, canonical, angle_map, values = model(5, 2)
     batch = backward_batch(canonical, angle_map, values, shots)
@@ -223,8 +223,8 @@ def test_the_same_bits_in_any_company(shots, monkeypatch):
         answers(BACKEND, canonical, other), whole[2 * later.rows_per_sample :]
     )
     for threads, table_bytes in ((1, 1), (1, 3000), (2, 1000), (3, 1 << 20)):
-        monkeypatch.setattr(statevector_work, "_TABLE_BYTES", table_bytes)
-        monkeypatch.setattr(statevector_work, "_PIECE_FLOATS", table_bytes)
+        monkeypatch.setattr(work, "_TABLE_BYTES", table_bytes)
+        monkeypatch.setattr(work, "_PIECE_FLOATS", table_bytes)
         backend = StatevectorBackend(threads=threads)
         np.testing.assert_array_equal(answers(backend, canonical, batch), whole)
         found = answers(backend, canonical, slope_batch(batch))
@@ -267,7 +267,7 @@ def test_bad_options(options):
 
 def test_a_gate_without_a_matrix(monkeypatch):
     canonical = model()[1]
-    monkeypatch.setattr("qailab.backends.statevector_program.matrix_of", lambda gate: None)
+    monkeypatch.setattr("qailab.backends.statevector.program.matrix_of", lambda gate: None)
     with pytest.raises(BackendError, match=r"'cx' has no matrix.*AerBackend"):
         StatevectorBackend().validate(canonical, 10)
 
@@ -276,7 +276,7 @@ def test_no_place_for_compiled_kernels(monkeypatch):
     def njit(*args, **options):
         raise RuntimeError("cannot cache function 'f': no locator available for file 'x'")
 
-    module = "qailab.backends.sampling_kernels"
+    module = "qailab.backends.statevector.sampling"
     monkeypatch.setattr("numba.njit", njit)
     monkeypatch.delattr(module, raising=False)
     monkeypatch.delitem(sys.modules, module, raising=False)
