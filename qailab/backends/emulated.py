@@ -108,7 +108,7 @@ class EmulatedBackend(Backend):
         usage = Usage(jobs=1, qpu_seconds=seconds)
         if isinstance(found, Probabilities):
             return replace(found, usage=usage)
-        return found._replace(usage=usage)
+        return Evaluation(found.answers, usage)
 
     def _inner_probabilities(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
