@@ -19,7 +19,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from training.options import check_places, cores, parse
 from training.storage import RunFolder
@@ -97,6 +97,7 @@ def train(
     training = Training(options.settings, AerBackend(), start)
     on_hardware = options.settings.backend == "ibm"
     pool = starting.result()
+    signals.install()
     if on_hardware:  # which device gets which rows must not depend on who was faster
         pool.wait(timeout=_DEVICES_SECONDS)
     training.model.circuit.backend = pool
@@ -177,13 +178,18 @@ class StopSignals:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, _: object) -> None:
+        signal.alarm(0)  # until `install`, a handler of Ray's comes first: an abort in 3 s
         if self.received is None:
             self.received = number
             raise KeyboardInterrupt
         os.write(2, b"\nAlready stopping ...\n")  # print must not interrupt a print
 
+    def install(self) -> list[Any]:
+        """Handle the signals, also when Ray has begun to; return what handled them before."""
+        return [signal.signal(number, self._handle) for number in _SIGNALS]
+
     def __enter__(self) -> StopSignals:
-        self._before = [signal.signal(number, self._handle) for number in _SIGNALS]
+        self._before = self.install()
         return self
 
     def __exit__(self, *_: object) -> None:

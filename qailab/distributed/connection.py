@@ -11,6 +11,7 @@ import math
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -18,6 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from qailab.errors import InputError, PoolError
+
+logger = logging.getLogger("qailab.distributed")
 
 NAMESPACE = "qailab"
 _QUIET = {
@@ -63,7 +66,7 @@ def connect(
         InputError: if this process is connected to another cluster than the address says.
     """
     where = address or os.environ.get("RAY_ADDRESS") or "local"
-    with _lock:
+    with _lock, _own_sigterm():
         session = current_session()
         if session is None:
             _start_local(num_cpus, resources or {}) if where == "local" else _join(where)
@@ -90,6 +93,33 @@ def disconnect(session: str | None) -> None:
                 import ray
 
                 ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Put the program's answer to SIGTERM back in place of Ray's, or an exit with status 143.
+
+    Ray's exits with status 15; and below Python's handlers it sets one (of absl) that aborts what
+    has not ended 3 s later, which closing a session may take. Only the main thread may set one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        import ray
+
+        # Not in a Ray worker, whose SIGTERM is Ray's own matter.
+        if ray.is_initialized() and ray.get_runtime_context().get_task_id() is None:
+            rays = getattr(before, "__module__", "").startswith("ray.")
+            unset = rays or before in (None, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, _exit if unset else before)
+
+
+def _exit(number: int, _: object) -> None:
+    sys.exit(128 + number)  # as shells have it; pools are closed at exit
 
 
 def current_session() -> str | None:
@@ -164,21 +194,36 @@ def _start_local(num_cpus: float, resources: Mapping[str, float]) -> None:
         listen_everywhere = ray_constants.ENABLE_RAY_CLUSTER
         ray_constants.ENABLE_RAY_CLUSTER = False
         try:
-            ray.init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
-                resources=dict(resources),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                namespace=NAMESPACE,
-                object_store_memory=_OBJECT_STORE_BYTES,
-            )
-        except BaseException:  # Ctrl-C: what has started already must not stay
-            ray.shutdown()
-            raise
+            for attempt in (1, 2):
+                try:
+                    ray.init(
+                        address="local",
+                        num_cpus=max(os.cpu_count() or 1, math.ceil(num_cpus)),
+                        resources=dict(resources),
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        namespace=NAMESPACE,
+                        object_store_memory=_OBJECT_STORE_BYTES,
+                    )
+                    return
+                except BaseException as error:  # Ctrl-C: what has started already must not stay
+                    ray.shutdown()
+                    if "timed out during startup" not in str(error):
+                        raise
+                    _log_slow_start(attempt, error)
         finally:
             ray_constants.ENABLE_RAY_CLUSTER = listen_everywhere
+
+
+def _log_slow_start(attempt: int, error: BaseException) -> None:
+    """Say that Ray did not start within its own 30 s; the second time, raise."""
+    busy = f"{os.getloadavg()[0]:.1f} processes want one of its {os.cpu_count()} cores"
+    if attempt > 1:
+        raise PoolError(
+            f"Ray did not start within 30 s, twice: this machine is busy ({busy}); try again later"
+        ) from error
+    logger.warning("Ray did not start within 30 s (%s); trying once more", busy)
 
 
 @contextlib.contextmanager

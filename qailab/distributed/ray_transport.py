@@ -47,6 +47,7 @@ _FULL = (
     exceptions.PendingCallsLimitExceeded,
 )
 """Ray's errors that pass when others have let go of what they hold."""
+_OWNER_DIED = "its owner has died"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Ray colours its tracebacks, also in files
 _LOOK_SECONDS = 0.2  # how long a list of Ray's actors is good for
 
@@ -203,6 +204,8 @@ class RayTransport:
         index, generation = actor.index, actor.health.generation
 
         def done(future: Future[Any]) -> None:
+            if self._owned and _OWNER_DIED in str(future.exception()):
+                return  # we live: it is Ray that is being shut down, which the next turn sees
             if (event := event_of(index, generation, future)) is not None:
                 self._events.put(event)
 

@@ -78,6 +78,11 @@ class ExpressionMap:
                 partial = _column_function(tree.diff(symbol), symbols, columns)
                 self._partials[row, col] = partial
 
+    @property
+    def is_affine(self) -> bool:
+        """Whether all expressions are, so that their derivatives are finite everywhere."""
+        return not self._functions
+
     def values(self, parameters: FloatArray) -> FloatArray:
         """Evaluate every expression for every sample.
 
@@ -178,6 +183,10 @@ class AngleMap:
         self._direct = direct
         self._prepared = tuple(prepared)
         self._relevant = relevant
+        self._is_affine = direct.is_affine and not self._prepared
+        # Of what is asked for again at every step, by what is wanted.
+        self._reached: dict[tuple[bytes, bool], IntArray] = {}
+        self._lives: dict[tuple[bytes, bytes], BoolArray] = {}
 
     def values(self, parameters: FloatArray) -> FloatArray:
         """Angles in radians, shape ``(B, A)``, for logical parameters of shape ``(B, L)``."""
@@ -198,6 +207,8 @@ class AngleMap:
         Raises:
             InputError: naming the instruction and the sample.
         """
+        if self._is_affine:
+            return
         live = self._live(wanted, columns)
         self._direct.vjp(parameters, np.zeros((len(parameters), len(self._columns))), live=live)
         for piece in self._prepared:
@@ -214,13 +225,17 @@ class AngleMap:
             noiseless: whether the circuit runs without noise. Then angles outside the measured
                 qubits' light cone change nothing; routing and noise may carry them into it.
         """
+        known = self._reached.get(key := (wanted.tobytes(), noiseless))
+        if known is not None:
+            return known
         reached = set(self._columns[self._direct.reach[:, wanted].any(axis=1)].tolist())
         for piece in self._prepared:
             if piece.features.reach[:, wanted].any():
                 reached |= set(piece.columns.tolist())
         if noiseless:
             reached &= set(self._relevant.tolist())
-        return np.array(sorted(reached), dtype=np.int64)
+        self._reached[key] = np.array(sorted(reached), dtype=np.int64)
+        return self._reached[key]
 
     def vjp(
         self,
@@ -263,9 +278,11 @@ class AngleMap:
 
     def _live(self, wanted: BoolArray, columns: IntArray) -> BoolArray:
         """The slopes of direct angles that count, shape ``(direct angles, L)``."""
-        shifted = np.isin(self._columns, columns)
-        live: BoolArray = self._direct.reach & wanted & shifted[:, None]
-        return live
+        key = wanted.tobytes(), columns.tobytes()
+        if key not in self._lives:
+            shifted = np.isin(self._columns, columns)
+            self._lives[key] = self._direct.reach & wanted & shifted[:, None]
+        return self._lives[key]
 
 
 def _affine(

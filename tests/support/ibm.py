@@ -13,6 +13,7 @@ from tests.support.contracts import backward_batch, model
 
 DEADLINE = 120
 QUICK = IBMTimeouts(request_seconds=1.0, retry_seconds=4.0, settle_seconds=1.0)
+PATIENT = IBMTimeouts(request_seconds=30.0, retry_seconds=60.0, settle_seconds=1.0)
 
 
 def on(kind, where="POST /jobs", **options):
@@ -36,6 +37,11 @@ def rehearsed(*backends, faults=(), seed=5, **options):
 
 def device(name="ibmq_manila", **options):
     return IBMBackend(name, **{"timeouts": QUICK, "poll_interval": 0.1, **options})
+
+
+def patient_device(*name, **options):
+    """A device of actors, which start on a machine that is busy with their imports."""
+    return device(*name, **{"timeouts": PATIENT, **options})
 
 
 def gradient_rows(shots=200, seed=1, samples=3):

@@ -350,7 +350,7 @@ def test_a_pickled_pool_is_a_handle_for_other_processes(pool):
 
 
 def test_a_handle_without_an_owner_says_so():
-    own = LauncherPool([AerBackend()], actor_options=SMALL, start_timeout=10.0)
+    own = LauncherPool([AerBackend()], actor_options=SMALL)
     handle = pickle.loads(pickle.dumps(own))
     np.testing.assert_array_equal(handle.run(CANONICAL, BATCH), EXPECTED)
     own.close()

@@ -16,6 +16,7 @@ import ray
 from tests.support.pools import DEADLINE, children_of, is_alive, wait_until
 
 PREAMBLE = """
+import dataclasses
 import os
 import signal
 import threading
@@ -236,6 +237,42 @@ def test_a_killed_driver_leaves_nothing_behind(shared, ray_cluster):
         wait_until(lambda: not any(map(is_alive, pids)))
         for pid in filter(is_alive, started):  # two agents of Ray's own may outlive it
             os.kill(pid, signal.SIGKILL)
+    finally:
+        driver.kill()
+        driver.stdout.close()
+
+
+@pytest.mark.parametrize("own_ray", [False, True])
+def test_sigterm_closes_the_backends_of_a_busy_pool(own_ray, tmp_path):
+    """Ray's own handler would abort the process after 3 s, or end it with status 15."""
+    driver = start(
+        f"""
+        class Closing(Slow):
+            def __init__(self):
+                super().__init__()
+                self.traits = dataclasses.replace(self.traits, close_seconds=60.0)
+
+            def close(self):
+                time.sleep(4)
+                open(os.path.join({str(tmp_path)!r}, str(os.getpid())), "w").close()
+
+        if {own_ray}:
+            start_ray(num_cpus=2)
+        pool = LauncherPool([Closing()] * 2, actor_options={{"num_cpus": 0.1}})
+        pool.wait()
+        print(*[actor["pid"] for actor in pool.stats()["actors"]], flush=True)
+        while True:
+            check(pool.submit(CANONICAL, BATCH))
+        """,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        pids = driver.stdout.readline().split()
+        driver.terminate()
+        assert driver.wait(DEADLINE) == 128 + signal.SIGTERM
+        assert sorted(os.listdir(tmp_path)) == sorted(pids)
+        wait_until(lambda: not any(is_alive(int(pid)) for pid in pids))
     finally:
         driver.kill()
         driver.stdout.close()

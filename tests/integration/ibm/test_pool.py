@@ -12,7 +12,8 @@ from qailab.backends import AerBackend, Budget, IBMTimeouts
 from qailab.distributed import LauncherPool
 from qailab.errors import BackendBuildError, BudgetExceededError, PoolError, PoolExhaustedError
 from tests.support.contracts import answers
-from tests.support.ibm import DEADLINE, device, gradient_rows, live_jobs, on, wait_until
+from tests.support.ibm import DEADLINE, gradient_rows, live_jobs, on, wait_until
+from tests.support.ibm import patient_device as device
 
 
 def pool(server, *backends, **options):
@@ -129,7 +130,7 @@ def test_a_spent_budget_cancels_nothing_that_was_sent(ray_cluster, rehearse, tmp
 def test_a_device_that_is_set_aside_has_its_session_closed(ray_cluster, rehearse):
     server = rehearse("manila", "lagos", faults=[on("http", status=503, after=4, times=200)])
     canonical, rows = gradient_rows()
-    impatient = IBMTimeouts(request_seconds=1.0, retry_seconds=0.3, settle_seconds=0.1)
+    impatient = IBMTimeouts(request_seconds=30.0, retry_seconds=0.3, settle_seconds=0.1)
     names = ("ibmq_manila", "ibm_lagos")
     with pool(server, *(device(name, timeouts=impatient) for name in names)) as fleet:
         fleet.wait(timeout=DEADLINE)
@@ -146,9 +147,9 @@ import sys
 import torch
 from qailab.distributed import LauncherPool
 from tests.support.contracts import answers
-from tests.support.ibm import device, gradient_rows
+from tests.support.ibm import gradient_rows, patient_device
 
-pool = LauncherPool([device()])
+pool = LauncherPool([patient_device()])
 pool.run(*gradient_rows())
 sys.exit(3)
 """
