@@ -44,13 +44,11 @@ class NoiseStream:
         seed: a non-negative integer below 2**63.
         step: the training step, so that steps differ.
         purpose: what the noise is for, so that the passes of a step are independent.
-        basis: the basis that the rows are measured in, where they are those of one.
     """
 
     seed: int
     step: int = 0
     purpose: Purpose = "forward"
-    basis: int = 0
 
     @classmethod
     def fresh(cls, purpose: Purpose) -> NoiseStream:
@@ -85,7 +83,7 @@ class NoiseStream:
         state = bits.state
         counter = state["state"]["counter"]
         for row in range(first_row, first_row + num_rows):
-            counter[:] = (0, 0, row, self.basis)  # 2**128 blocks of four words for each row
+            counter[:] = (0, 0, row, 0)  # 2**128 blocks of four words for each row
             bits.state = state  # the buffer in `state` was taken empty, and stays so
             yield generator
 

@@ -304,7 +304,10 @@ class RowBatch:
             basis: the basis.
             cotangents: a number for each outcome in that basis, shape ``(S, K)``, or None.
         """
-        rows, noise = self.rows.in_basis(basis), replace(self.noise, basis=basis)
+        noise = self.noise
+        if basis:
+            noise = NoiseStream.of(f"basis {basis}", noise.seed, noise.step, noise.purpose)
+        rows = self.rows.in_basis(basis)
         return replace(self, rows=rows, noise=noise, cotangents=cotangents)
 
     def answer_width(self, num_outputs: int) -> int:
