@@ -11,6 +11,8 @@ from qailab.gradients.noise import NoiseStream
 from qailab.gradients.observables import Observables
 from qailab.gradients.rows import FloatArray, RowBatch
 
+_TABLE_BITS = 12  # up to here it is quicker to look a shot up than to take its parities
+
 Bits = NDArray[np.uint8]
 """Outcomes of shots, ``(n, shots, bytes)``, the most significant byte first as in `BitArray`."""
 
@@ -88,19 +90,24 @@ def contract_bits(observables: Observables, batch: RowBatch, bits: Bits) -> Floa
         Each row's share of the values ``(n, O)``; or with cotangents ``c`` of each row's sample its
         share of ``sum_o c[o] <O_o>`` and the shot variance of that, ``(n, 2)``.
     """
-    samples = batch.rows.samples()
+    samples, cotangents = batch.rows.samples(), batch.cotangents
     answers = np.empty((batch.num_rows, batch.answer_width(observables.num_observables)))
+    few_bits = observables.num_bits <= _TABLE_BITS
     for basis in range(observables.num_bases):
-        weights = None
-        if batch.cotangents is not None:
-            weights = observables.weights(basis, batch.cotangents)
+        if cotangents is not None:  # of each outcome or of each term
+            numbers = observables.outcome_cotangents if few_bits else observables.weights
+            table = numbers(basis, cotangents)
         for row in range(basis, batch.num_rows, observables.num_bases):
-            signs = observables.signs(basis, _words(bits[row]))
-            if weights is None:
-                means = signs.mean(axis=1)[None]
-                answers[row] = observables.of_parities(basis, means)
+            words = _words(bits[row])
+            if cotangents is None:
+                means = observables.signs(basis, words).mean(axis=1)
+                answers[row] = observables.of_parities(basis, means[None])
                 continue
-            shots = (weights[samples[row]][:, None] * signs).sum(axis=0)
+            mine = table[samples[row]]
+            if few_bits:
+                shots = mine[words[:, 0]]
+            else:
+                shots = (mine[:, None] * observables.signs(basis, words)).sum(axis=0)
             answers[row] = shots.mean(), _variance_of_mean(shots)
     return answers
 
