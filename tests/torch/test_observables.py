@@ -42,6 +42,7 @@ def bare(measured):
     return measured.remove_final_measurements(inplace=False)
 
 
+@pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")  # Qiskit's, of powers
 @settings(deadline=None, max_examples=40)
 @given(
     st.integers(2, 6).flatmap(
