@@ -27,8 +27,8 @@ from qailab.errors import (
     PoolClosedError,
     PoolError,
 )
-from qailab.torch import QLayer
-from tests.support.contracts import answers, backward_batch, forward_batch, model
+from qailab.torch import ObservableQLayer, QLayer
+from tests.support.contracts import OBSERVABLES, answers, backward_batch, forward_batch, model
 from tests.support.pools import DEADLINE, SMALL, actor_handles, actor_pids, is_alive, wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -45,9 +45,13 @@ def pool():
         yield shared
 
 
-def layer(backend, qubits=3, seed=5, reps=1):
+def layer(backend, qubits=3, seed=5, reps=1, observables=None):
     blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=reps)]
-    made = QLayer(build_circuit(qubits, blocks), backend=backend, seed=seed, shots=100)
+    circuit, options = build_circuit(qubits, blocks), {"backend": backend, "seed": seed}
+    if observables is None:
+        made = QLayer(circuit, shots=100, **options)
+    else:
+        made = ObservableQLayer(circuit, observables=observables, shots=100, **options)
     made.weight.data.copy_(torch.linspace(0, 3, len(made.weight)))
     return made
 
@@ -77,6 +81,14 @@ def assert_same(first, second):
 def test_the_same_bits_as_in_process(actors, chunk_rows):
     with LauncherPool([AerBackend()] * actors, chunk_rows=chunk_rows, actor_options=SMALL) as own:
         assert_same(two_steps(own), two_steps(AerBackend()))
+
+
+@pytest.mark.parametrize(("actors", "chunk_rows"), [(2, 1), (3, "auto")])
+def test_observables_have_the_same_bits_as_in_process(actors, chunk_rows):
+    with LauncherPool([AerBackend()] * actors, chunk_rows=chunk_rows, actor_options=SMALL) as own:
+        for asked in ("Z", OBSERVABLES):
+            outputs = two_steps(own, observables=asked)
+            assert_same(outputs, two_steps(AerBackend(), observables=asked))
 
 
 def test_several_layers_and_threads_at_once(pool):
