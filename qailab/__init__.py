@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers, which do not run `__getattr__`
-    from qailab.backends import AerBackend, IBMBackend  # noqa: F401
+    from qailab.backends import AerBackend, IBMBackend, StatevectorBackend  # noqa: F401
     from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit  # noqa: F401
     from qailab.distributed import LauncherPool  # noqa: F401
     from qailab.torch import (  # noqa: F401
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # for type checkers, which do not run `__getattr__`
     )
 
 _NAMES = {
-    "backends": "AerBackend IBMBackend",
+    "backends": "AerBackend IBMBackend StatevectorBackend",
     "circuit": "RealAmplitudesBlock RotationalEncoder build_circuit",
     "distributed": "LauncherPool",
     "torch": "ArgmaxQLayer ExpectedValueQLayer ObservableQLayer QLayer",

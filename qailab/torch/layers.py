@@ -10,8 +10,8 @@ from qiskit.circuit import Parameter, QuantumCircuit
 from torch import Tensor, nn
 
 from qailab.arguments import check_choice
-from qailab.backends import AerBackend
-from qailab.errors import InputError
+from qailab.backends import AerBackend, StatevectorBackend
+from qailab.errors import BackendError, InputError
 from qailab.gradients.observables import Observable
 from qailab.gradients.rows import FloatArray
 from qailab.launchers import (
@@ -88,7 +88,7 @@ class CircuitLayer(nn.Module):
         seed: int | None,
     ) -> None:
         super().__init__()
-        where = AerBackend() if backend is None else backend
+        where = _default_backend(problem) if backend is None else backend
         check_choice("gradient", gradient, ("auto", *get_args(Method)))
         self._gradient: GradientMethod = gradient
         self._seed = seed
@@ -136,6 +136,13 @@ class CircuitLayer(nn.Module):
     @shots.setter
     def shots(self, shots: int | None) -> None:
         self._set_launchers(self.problem, self.backend, shots)
+
+    @property
+    def gradient(self) -> Method:
+        """How gradients are computed; what ``"auto"`` stands for on this backend."""
+        algorithm = self._backward_launcher.algorithm
+        assert isinstance(algorithm, BackwardPass)
+        return algorithm.method
 
     @property
     def weight_std_error(self) -> Tensor | None:
@@ -206,12 +213,11 @@ class CircuitLayer(nn.Module):
         return torch.tensor(values, dtype=self.weight.dtype, device=self.weight.device)
 
     def extra_repr(self) -> str:
-        problem, backward = self.problem, self._backward_launcher.algorithm
-        assert isinstance(backward, BackwardPass)
+        problem = self.problem
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"qubits={problem.circuit.num_qubits}, weights={problem.num_weights}, "
-            f"shots={self.shots}, gradient={backward.method!r}, backend={self.backend!r}"
+            f"shots={self.shots}, gradient={self.gradient!r}, backend={self.backend!r}"
         )
 
 
@@ -222,8 +228,8 @@ class QLayer(CircuitLayer):
 
     Args:
         circuit: a measured circuit, from `qailab.circuit` or not.
-        backend: where rows run: a backend, or a ``LauncherPool``; an in-process ``AerBackend()``
-            by default.
+        backend: where rows run: a backend, or a ``LauncherPool``; by default in this process, on a
+            ``StatevectorBackend()`` if the circuit fits it, else an ``AerBackend()``.
         shots: shots for each row; None for exact probabilities (simulators only).
         gradient: ``"param_shift"``, exact, also with shots; ``"adjoint"``, exact, from the state in
             one sweep, where the backend offers it: with shots it draws the forward pass and
@@ -387,6 +393,14 @@ class ArgmaxQLayer(QLayer):
         check_integers(self.problem.num_outcomes, inputs.dtype)
         integers: Tensor = ArgMax.apply(self._outputs(_at_least_single(inputs)))
         return integers.to(inputs.dtype)
+
+
+def _default_backend(problem: CircuitProblem) -> RowEvaluator:
+    try:
+        StatevectorBackend().validate(problem.canonical, None)
+    except BackendError:  # too many qubits
+        return AerBackend()
+    return StatevectorBackend()
 
 
 def _at_least_single(inputs: Tensor) -> Tensor:

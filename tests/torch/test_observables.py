@@ -368,7 +368,7 @@ def test_constants_alone_and_circuits_without_measurements():
 def test_observables_of_more_qubits_than_there_are_tables_for():
     made = circuit(18, reps=1)
     with pytest.raises(BackendError, match=r"act on 18 qubits.*at most 16.*shots instead"):
-        ObservableQLayer(made, shots=None)
+        ObservableQLayer(made, shots=None, backend=AerBackend())
     layer = ObservableQLayer(made, observables="Z", shots=5, backend=AerBackend(), seed=1)
     assert layer(torch.rand(1, 18)).shape == (1, 18)
     exact = ObservableQLayer(made, observables="I" * 15 + "ZIX", shots=None)
