@@ -1,8 +1,9 @@
 """``python -m qailab.doctor [--address A] [--ibm]``: what of qailab works on this machine.
 
 It shows what was found, what is wrong, and what to do: versions, Aer, Ray and its nodes, one
-gradient through an actor, and with ``--ibm`` the IBM Quantum account (nothing runs there). The exit
-code is 0 if nothing is wrong (warnings do not count), 1 if something is, 2 for wrong arguments.
+gradient through an actor, from which size on a pool pays, and with ``--ibm`` the IBM Quantum
+account (nothing runs there). The exit code is 0 if nothing is wrong (warnings do not count), 1 if
+something is, 2 for wrong arguments.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ _ACCOUNT = Path("~/.qiskit/qiskit-ibm.json")
 _NODE_SECONDS = 40.0  # for all nodes; a first worker takes 1 to 10 s to start on a busy machine
 _GRADIENT_SECONDS = 25.0  # from the first actor on, for which the pool itself waits a minute
 _TOLERANCE = 1e-9
+_TIMED_ACTORS = 2
+_SAMPLES = 1, 24  # 60 and 1440 rows of 6 qubits: about 5 and 100 ms on one core
+_LEAST_GAIN = 1.1
+_TIMED_RUNS = 10  # of which the quickest counts: others may use the machine
 _SECRET_PART = 8  # characters in a row that give a secret away; IBM's API keys have 44
 _LONGEST = 360  # of a message; remote tracebacks have thousands of characters
 _THREAD = "qailab-doctor"
@@ -221,6 +226,8 @@ def _ray(address: str | None) -> Iterator[Finding]:
         yield Finding("resources", shown, problem, to_do, warning=True)
         yield from _nodes()
         yield _gradient()
+        if len(os.sched_getaffinity(0)) > 1 and free.get("CPU", 0) >= _TIMED_ACTORS:
+            yield _pays()
     finally:
         disconnect(session)
 
@@ -284,6 +291,58 @@ def _gradient() -> Finding:
     problem = "" if error <= _TOLERANCE else f"more than {_TOLERANCE:g} off: not the gradient"
     to_do = "reinstall qiskit and qiskit-aer on all nodes; report it if that does not help"
     return Finding("gradient", f"by an actor, {error:.0e} off the one by hand", problem, to_do)
+
+
+def _pays() -> Finding:
+    """Time passes here and on a pool: the way to an actor and back, and what two actors gain."""
+    import numpy as np
+
+    from qailab.backends import AerBackend
+    from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+    from qailab.distributed import LauncherPool
+    from qailab.errors import QailabError
+    from qailab.launchers import BackwardPass, CircuitProblem, QuantumLauncher
+
+    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=3)]
+    problem = CircuitProblem(build_circuit(6, blocks))
+
+    def seconds(launcher: QuantumLauncher, samples: int) -> float:
+        values = (samples, 6), (problem.num_weights,), (samples, 64)
+        arrays, times = [np.ones(shape) for shape in values], []
+        for _ in range(_TIMED_RUNS):
+            began = time.perf_counter()
+            launcher.run(*arrays)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    try:
+        with LauncherPool([AerBackend()] * _TIMED_ACTORS, progress=False) as pool:
+            pool.wait(timeout=_GRADIENT_SECONDS)
+            here, there = (
+                [seconds(QuantumLauncher(problem, BackwardPass(), place), n) for n in _SAMPLES]
+                for place in (AerBackend(), pool)
+            )
+    except QailabError as failure:
+        return Finding("pool", "no figures", message_of(failure), "free 2 CPUs", warning=True)
+    return pool_finding(here, there)
+
+
+def pool_finding(here: Sequence[float], pool: Sequence[float]) -> Finding:
+    """Say from which size on a pool is quicker than this process.
+
+    Args:
+        here: seconds of a small and of a large pass in this process.
+        pool: the same on two actors; the small one runs on one of them.
+    """
+    way = max(pool[0] - here[0], 1e-4)
+    gain = here[1] / max(pool[1] - way, 1e-9)
+    found = f"{_TIMED_ACTORS} actors do {gain:.1f} times the work of one process, {1e3 * way:.1f} "
+    found += "ms away"
+    if gain < _LEAST_GAIN:
+        to_do = "use the backend without a pool here, or machines whose cores are idle"
+        return Finding("pool", found, "a pool of this size does not pay now", to_do, warning=True)
+    least = 1e3 * way * gain / (gain - 1)
+    return Finding("pool", f"{found}: a pool pays for passes that take {least:.0f} ms or more here")
 
 
 def _ibm() -> Iterator[Finding]:

@@ -3,9 +3,10 @@
 import threading
 
 import pytest
+import qiskit.circuit.library  # noqa: F401 (it crashes where the thread that imported it ends)
 
 from qailab import doctor
-from qailab.doctor import Finding, findings_of, ibm_failure, node_finding
+from qailab.doctor import Finding, findings_of, ibm_failure, node_finding, pool_finding
 
 TOKEN = "planted-Zq7xW2vK9mPf4RtY8bNc3Lh6Jd1Gs5Ae0Uo"
 
@@ -103,3 +104,11 @@ def test_ibms_client_blames_the_token_for_the_network(cause, found):
     error = ValueError("check your API token")
     error.__cause__ = cause
     assert ibm_failure(error).found == found
+
+
+def test_a_pool_pays_from_where_its_gain_outweighs_the_way_there():
+    good = pool_finding(here=[0.005, 0.1], pool=[0.007, 0.052])
+    assert not good.problem
+    assert "2.0 times" in good.found
+    assert "2.0 ms away: a pool pays for passes that take 4 ms or more" in good.found
+    assert pool_finding(here=[0.005, 0.1], pool=[0.007, 0.1]).warning

@@ -13,9 +13,9 @@ from typing import Literal
 
 from qailab.backends.base import Backend
 
-Pace = tuple[str, int | None, bool]
-"""What rows have in common that take the same time: circuit key, shots, and whether probabilities
-are wanted."""
+Pass = Literal["forward", "backward", "slopes"]
+Pace = tuple[str, int | None, Pass]
+"""What rows have in common that take the same time: circuit key, shots, and pass."""
 State = Literal["starting", "ready", "quarantined"]
 
 KNOWN_CIRCUITS = 128
@@ -43,9 +43,8 @@ class Health:
 
 @dataclass
 class _Speed:
-    rows_per_second: float  # beside the overhead of calls
     first_seconds: float  # of the latest process's first chunk, for which it compiled
-    guessed: bool = True  # from a first chunk
+    rows_per_second: float | None = None  # beside the overhead of calls; of later chunks
     compiled: bool = True  # by the process that is there now
 
 
@@ -71,16 +70,15 @@ class Throughput:
     def learn(self, pace: Pace, calls: int, rows: int, seconds: float) -> None:
         """Take into account that rows were answered in some calls and seconds."""
         known = self._speeds.pop(pace, None)
-        if known is None:  # a first chunk is compiled for as well, and says little
-            known = _Speed(rows / max(seconds, 1e-6), seconds)
+        if known is None:  # compiling takes most of a first chunk's time
+            known = _Speed(seconds)
         elif not known.compiled:
             known.first_seconds, known.compiled = seconds, True
         else:
             # At least a tenth of the time is the rows', as the overhead is only roughly known.
             newest = rows / max(seconds - calls * self.overhead, seconds / 10, 1e-6)
-            old = newest if known.guessed else known.rows_per_second
+            old = known.rows_per_second or newest
             known.rows_per_second = (1 - _NEWEST_SHARE) * old + _NEWEST_SHARE * newest
-            known.guessed = False
         self._speeds[pace] = known
         if len(self._speeds) > KNOWN_CIRCUITS:
             self._speeds.popitem(last=False)

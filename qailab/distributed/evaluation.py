@@ -4,8 +4,9 @@ Every row is in exactly one of four places: not handed out yet, returned (its ac
 flight (perhaps in two copies), answered.
 
 Chunk sizes follow factoring: rows are handed out in rounds of one chunk for each actor; a round is
-half of what is left, so chunks are large first and small at the end, and all actors end together.
-No chunk is so small that its call costs more than its rows.
+most of what is left, so chunks are large first and small at the end, and all actors end together.
+No chunk is so small that its call costs more than its rows, so that small work is one round. The
+first chunk that a process gets of a circuit is as small as can be: while it compiles, others work.
 
 References:
     S. F. Hummel, E. Schonberg, L. E. Flynn, Factoring: a method for scheduling parallel loops,
@@ -14,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import pickle
 import uuid
 from collections import deque
@@ -22,21 +24,26 @@ from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 
 from qailab.backends.base import RowFuture
-from qailab.distributed.actors import Actor, Chunk, Pace, average_speed, expected_seconds
+from qailab.distributed.actors import Actor, Chunk, Pace, Pass, average_speed, expected_seconds
 from qailab.distributed.options import Settings
 from qailab.errors import QailabError
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import FloatArray, RowBatch
+from qailab.gradients.rows import FloatArray, RowBatch, SlopeRows
 
-MIN_CHUNK_SECONDS = 0.0125  # a call costs 1 ms of the driver
-MIN_SPLIT_SECONDS = 0.05  # where a sample is split: each part takes all of its cotangents along
+HOP_SECONDS = 0.002  # to an actor and back, whatever its rows and backend: 1.2 ms on idle cores
 MIN_CALL_SHARE = 4.0
-"""A chunk's rows take at least this many times what its call takes whatever its rows: 3 ms on Aer,
-seconds where a device has a queue."""
+"""A chunk's rows take at least this many times what its call takes whatever its rows: 20 ms on Aer,
+seconds where a device has a queue. Half of that is enough where an actor would be idle instead."""
+ROUND_SHARE = 0.7
+"""Of what is left, in a round. Speeds are known to a tenth or so: the rest makes up for that."""
+WHOLE_SAMPLES = 8
+"""Chunks of so many samples end with one, so that no cotangents are sent twice. Rounding smaller
+ones would make some actors wait for others: by 80 rows of 640, of a batch of 16 on two."""
 CALL_SECONDS = 0.25
 """Chunks with a shorter fixed size are made several times as large, up to this: a call costs 0.7 to
 1 ms of the driver, so one core of it feeds about 250 actors at this length. The actor still
@@ -48,6 +55,10 @@ MAX_INLINE_BYTES = 64 << 10
 actor's node, and are lost with it. Backward answers (two floats a row) are kept below."""
 MAX_PROBABILITY_BYTES = 4 << 20  # forward answers (K or O floats a row) cannot be small
 MAX_SHARE_BYTES = 256 << 20  # answers of a device's whole share: jobs are few, and must stay so
+
+
+_OTHER_PASS: Final[dict[Pass, Pass]] = {"forward": "backward", "backward": "forward"}
+"""A pass whose speed is a good guess."""
 
 
 class ChunkSizer:
@@ -80,23 +91,24 @@ class ChunkSizer:
             call_seconds: what a chunk takes whatever its rows.
         """
         rows, group = self._rows, self._rows.group
-        samples = rows.num_rows / rows.rows_per_sample
         if self._left <= 0:
-            least = MIN_CHUNK_SECONDS if samples >= actors else MIN_SPLIT_SECONDS
-            fewest = max(least, MIN_CALL_SHARE * call_seconds) / seconds_per_row
+            fewest = MIN_CALL_SHARE * (HOP_SECONDS + call_seconds) / seconds_per_row
             remaining = rows.stop - next_row
-            self._left = actors
-            self._size = remaining / actors / 2
-            if self._size < fewest:  # the last round: as many equal chunks as are worth a call
-                self._left = max(1, min(actors, round(remaining / fewest)))
+            self._left, self._size = actors, ROUND_SHARE * remaining / actors
+            if remaining / actors - self._size < fewest:  # the last round: equal chunks
+                self._left = min(actors, math.ceil(2 * remaining / fewest))
                 self._size = remaining / self._left
         self._left -= 1
         longest = MAX_CHUNK_SECONDS if relative_speed is not None else PROBE_SECONDS
         longest = max(longest, 2 * MIN_CALL_SHARE * call_seconds) / seconds_per_row
         size = min(min(self._size, longest) * (relative_speed or 1.0), self._most_rows)
-        if samples >= 2 * actors:  # enough to go round: no sample's cotangents are sent twice
+        if size >= WHOLE_SAMPLES * rows.rows_per_sample:
             group = rows.rows_per_sample
         return self._end(next_row, in_groups(size, group), group)
+
+    def end_of_first(self, next_row: int) -> int:
+        """Return where the first chunk ends that a process gets of a circuit."""
+        return self._end(next_row, self._rows.group, self._rows.group)
 
     def end_of_share(self, next_row: int, devices: int) -> int:
         """Return where the share of a device ends: all get the same, whatever their speed.
@@ -138,7 +150,9 @@ class Evaluation:
         self.future = future
         self.answered = 0
         self.ends_with: QailabError | None = None  # once nothing of it is in flight
-        self.pace: Pace = (circuit.key, batch.shots, batch.cotangents is None)
+        kind: Pass = "forward" if batch.cotangents is None else "backward"
+        kind = "slopes" if isinstance(batch.rows, SlopeRows) else kind
+        self.pace: Pace = (circuit.key, batch.shots, kind)
         self.rows_per_call: int | None = None
         if settings.chunk_rows != "auto":
             self.rows_per_call = in_groups(settings.chunk_rows, batch.rows.group)
@@ -187,7 +201,16 @@ class Evaluation:
             # Rows of one device are not split among the actors that use it.
             devices = {other.backend.traits.queue_name or other.index for other in sharing}
             return self._sizer.end_of_share(self._next_row, len(devices))
-        average = average_speed(self.pace, sharing) or 1.0 / guessed_row_seconds(self.circuit)
+        sent = [each.pace for each in actor.in_flight]
+        if self.pace not in sent and not actor.throughput.has_compiled(self.pace):
+            return self._sizer.end_of_first(self._next_row)
+        key, shots, kind = self.pace
+        other = _OTHER_PASS.get(kind, kind)
+        average = (
+            average_speed(self.pace, sharing)
+            or average_speed((key, shots, other), sharing)
+            or 1.0 / guessed_row_seconds(self.circuit)
+        )
         own = actor.throughput.speed(self.pace)
         return self._sizer.end_of_chunk(
             self._next_row,

@@ -13,6 +13,7 @@ import torch
 from tables import Column
 
 from benchmarks.report import Report
+from benchmarks.steps import COLUMNS, FOOTNOTE, measure_steps
 from benchmarks.timing import interleaved, medians, memory_mib, reset_peaks
 from benchmarks.workload import Case, Workload, raw_aer, small_backward
 from qailab.backends import AerBackend, Backend
@@ -67,6 +68,18 @@ def run(options: argparse.Namespace, report: Report) -> None:
                 for row in measure(case, places, rounds=options.rounds, bound=True):
                     table.add(row)
             print(_FOOTNOTE)
+        if "steps" in options.only and (two := places.get("2 actors")) is not None:
+            table = report.table("steps", COLUMNS, "The first steps of a training")
+            for row in measure_steps(
+                list(_cases(options, qubits=(4, 6, 8, 10, 12), batches=(16,))), two
+            ):
+                table.add(row)
+            print(FOOTNOTE)
+        if "exact" in options.only:
+            from benchmarks.exact import measure_exact
+
+            cases = _cases(options, qubits=(4, 6, 8, 10, 12), batches=(1, 16, 64))
+            measure_exact(cases, report, options.rounds)
         if options.peers:
             from benchmarks.peers import measure_peers
 

@@ -22,13 +22,14 @@ Backward = Callable[[], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Case:
-    """One size of work; ``reps`` are of the ansatz."""
+    """One size of work; ``reps`` are of the ansatz, circuits with other marks compiled anew."""
 
     qubits: int
     batch: int
-    shots: int = 1024
+    shots: int | None = 1024
     seed: int = 7
     reps: int = 3
+    mark: int = 0
 
 
 class Workload:
@@ -45,6 +46,10 @@ class Workload:
         self.case = case
         blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=case.reps)]
         self.circuit: QuantumCircuit = build_circuit(case.qubits, blocks)
+        if case.mark:
+            first = QuantumCircuit(1)
+            first.rz(1e-3 * case.mark, 0)  # on |0>: it changes nothing but the circuit's key
+            self.circuit.compose(first, [0], front=True, inplace=True)
         self.problem = CircuitProblem(self.circuit)
         rng = np.random.default_rng(case.seed)
         samples, outcomes = case.batch, self.problem.num_outcomes

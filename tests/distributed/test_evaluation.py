@@ -9,7 +9,7 @@ from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.distributed.actors import Actor, Chunk
 from qailab.distributed.evaluation import (
     MAX_INLINE_BYTES,
-    MIN_CHUNK_SECONDS,
+    ROUND_SHARE,
     ChunkSizer,
     Evaluation,
     guessed_row_seconds,
@@ -82,7 +82,8 @@ def test_work_worth_it_is_shared_equally_and_ends_small():
     chunks = cut(batch_of(64, 50), actors=2, seconds_per_row=3e-4)
     sizes = [stop - start for start, stop in chunks]
     assert sizes[0] == max(sizes) == sizes[1]
-    assert sizes[-1] * 3e-4 < 4 * MIN_CHUNK_SECONDS
+    assert sizes[-1] < sizes[0] / 4
+    assert sizes[0] < ROUND_SHARE * sum(sizes) / 2 + 100
     halves = [sum(sizes[i::2]) for i in (0, 1)]
     assert abs(halves[0] - halves[1]) <= max(sizes[-1], 100)
 
@@ -92,9 +93,31 @@ def test_small_work_is_one_chunk_for_each_actor_or_one_call():
     assert len(cut(batch_of(1, 16), actors=2, seconds_per_row=1e-5)) == 1
 
 
-def test_whole_samples_travel_where_there_are_enough():
-    for start, stop in cut(batch_of(16, 50), actors=2, seconds_per_row=2e-4):
-        assert start % 100 == stop % 100 == 0
+def test_whole_samples_travel_where_rounding_to_them_leaves_no_actor_waiting():
+    (_, stop), *_ = cut(batch_of(64, 50), actors=2, seconds_per_row=2e-4)
+    assert stop % 100 == 0
+    loads = [stop - start for start, stop in cut(batch_of(5, 50), actors=2, seconds_per_row=1e-4)]
+    assert loads == [250, 250]
+
+
+def test_a_process_compiles_with_as_few_rows_as_can_be():
+    (_, first, _), *_ = taken(batch_of(3, 50), Settings())
+    assert first == 2
+    (_, first, _), *_ = taken(batch_of(3, 50), Settings(), speed=10_000)
+    assert first > 100
+
+
+def test_a_pass_begins_with_the_speed_of_the_other_pass():
+    actor, batch = Actor(0, FastBackend()), batch_of(1, 100)
+    circuit = build_circuit(2, [RotationalEncoder("y", "input")])
+    canonical, _ = canonicalize(circuit, circuit.parameters)
+    for _ in range(2):
+        actor.throughput.learn(
+            (canonical.key, batch.shots, "forward"), 1, 20, 1.0
+        )  # a forward pass
+    actor.throughput.learn((canonical.key, batch.shots, "backward"), 1, 2, 1.0)  # compiled
+    evaluation = Evaluation(0, canonical, batch, RowFuture(lambda: None), Settings())
+    assert evaluation.take(actor, [actor]).num_rows == 6  # a quarter of a second
 
 
 def test_one_sample_is_shared_by_all_actors():
