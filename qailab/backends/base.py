@@ -226,6 +226,7 @@ class Backend(ABC):
             _check_shape(self, "probabilities", table, (batch.num_rows, circuit.num_outcomes))
         return Evaluation(contract(found, batch), found.usage)
 
+    @np.errstate(invalid="ignore", over="ignore")  # of a grad_output that is nearly infinite
     def expectations(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
     ) -> Evaluation:
