@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,11 +14,9 @@ from qiskit_aer.noise import NoiseModel, depolarizing_error
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from qailab.backends import AerBackend, EmulatedBackend, IBMBackend, aer
-from qailab.backends.base import Evaluation
+from qailab.backends import AerBackend, EmulatedBackend, IBMBackend, StatevectorBackend, aer
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import BackendError, CircuitError, InputError, InputTypeError
-from qailab.gradients import ShiftedRows, SlopeRows
 from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, QuantumLauncher
 from qailab.torch import ExpVQCFunction, ObservableQLayer, QLayer, estimate_cost
 from tests.gradients.test_observables import operators
@@ -290,27 +287,9 @@ def test_all_bases_of_an_emulated_device_are_one_job():
     assert used == [1, 1]
 
 
-class Sweeping(AerBackend):
-    """Answers slopes, as a backend with the state does; by exact shifts of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.traits = replace(self.traits, supports_adjoint=True)
-
-    def answers(self, circuit, batch, stop):
-        rows = batch.rows
-        if not isinstance(rows, SlopeRows):
-            return super().answers(circuit, batch, stop)
-        first = rows.first_sample
-        shifted = ShiftedRows.numbered(first, rows.base, columns=rows.columns)
-        found = super().answers(circuit, replace(batch, rows=shifted), stop)
-        slopes = found.answers[:, 0].reshape(-1, 2) @ shifted.rule.coefficients
-        return Evaluation(np.stack([slopes, np.zeros_like(slopes)], axis=1), found.usage)
-
-
 def test_the_adjoint_method_sums_over_bases():
     results = []
-    for backend, method in ((Sweeping(), "adjoint"), (AerBackend(), "param_shift")):
+    for backend, method in ((StatevectorBackend(), "adjoint"), (AerBackend(), "param_shift")):
         layer = ObservableQLayer(circuit(4), observables=HEISENBERG, shots=None, backend=backend)
         layer.double().weight.data.copy_(torch.linspace(0.1, 2.0, 8))
         assert f"gradient='{method}'" in repr(layer)
