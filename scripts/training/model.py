@@ -84,11 +84,14 @@ class HybridClassifier(nn.Module):
             gradient=settings.gradient,  # type: ignore[arg-type]
             seed=settings.seed,
         )
-        # A step has a row forward, and two backward for each angle, or for SPSA's direction.
-        angles = self.circuit.problem.canonical.num_angles
-        self.rows_per_sample = 1 + 2 * (1 if settings.gradient == "spsa" else angles)
         self.readout = nn.Linear(self.circuit.out_features, CLASSES)
         self.to(getattr(torch, settings.dtype))
+
+    @property
+    def rows_per_sample(self) -> int:
+        """A row forward, and backward two for each angle, or its slope, or two for SPSA."""
+        angles = self.circuit.problem.canonical.num_angles
+        return 1 + {"spsa": 2, "adjoint": angles}.get(self.circuit.gradient, 2 * angles)
 
     def forward(self, images: Tensor) -> Tensor:
         probabilities: Tensor = self.circuit(self.encoder(images))

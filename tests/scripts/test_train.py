@@ -35,7 +35,7 @@ BEFORE = Path(__file__).parent / "checkpoint_before.pt"
         ("--shots many", "argument --shots: invalid number_or_exact value: 'many'"),
         ("--qubits 17", "--qubits must be from 1 to 16, got 17"),
         ("--samples 10", "--samples must be from 50 to 1797, got 10"),
-        ("--backend real", "--backend must be one of aer, aer-noisy, ibm, got real"),
+        ("--backend real", "--backend must be one of aer, statevector, aer-noisy, ibm, got real"),
         ("--actor-options {", "argument --actor-options: invalid JSON value: '{'"),
         ("--workers 0", "argument --workers: must be at least 1, got 0"),
         ("--epoch 3", "unrecognized arguments: --epoch 3"),
