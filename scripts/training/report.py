@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
-from sklearn.metrics import ConfusionMatrixDisplay
 from tqdm import tqdm
 
 from training.checkpoint import Checkpoint, EpochMetrics
 from training.storage import RunFolder
+
+if TYPE_CHECKING:  # slow to import, and not needed before the end
+    from matplotlib.figure import Figure
 
 _TRAIN, _TEST, _INK, _FAINT = "#7a8ca3", "#c8102e", "#22303f", "#d9dfe6"
 
@@ -73,6 +73,9 @@ def write_report(folder: RunFolder, checkpoint: Checkpoint) -> str:
 
 def draw_curves(history: Sequence[EpochMetrics]) -> Figure:
     """Loss and accuracy by epoch, side by side."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     epochs = [metrics.epoch for metrics in history]
@@ -100,6 +103,9 @@ def draw_curves(history: Sequence[EpochMetrics]) -> Figure:
 
 def draw_confusion(confusion: NDArray[np.int64]) -> Figure:
     """Counts of (digit, answer), shape ``(10, 10)``, as a matrix."""
+    from matplotlib.figure import Figure
+    from sklearn.metrics import ConfusionMatrixDisplay
+
     figure = Figure(figsize=(6.6, 6.4), layout="constrained")
     axes = figure.subplots()
     ConfusionMatrixDisplay(confusion).plot(ax=axes, cmap="Blues", colorbar=False)
