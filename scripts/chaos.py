@@ -5,6 +5,7 @@
     scripts/chaos pool                        10 runs, seeds 0 to 9, about 6 minutes
     scripts/chaos pool --seeds 50 --first 100 seeds 100 to 149
     scripts/chaos pool --faults node late     only nodes that go, come back, or come late
+    scripts/chaos soak                        2,000 steps and 200 circuits through one pool
     scripts/chaos hardware                    all kinds; about 20 minutes
     scripts/chaos hardware --kinds kills --seeds 1 --first 17     seed 17 again
 
@@ -26,6 +27,8 @@ late       one of the two nodes joins only while the training runs
 Weights and the hash of all gradients equal those of a run in process without Ray, bit for bit; each
 row is answered exactly once; all actors come back, and train the same again undisturbed; the pool
 logs no error, and leaves no process.
+
+*soak*: no faults; memory (MB), threads and descriptors of driver and actors stay level.
 
 *hardware*: `IBMBackend` and its journal, through IBM's real client, against a rehearsal server:
 
@@ -90,10 +93,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="pool | hardware")
-    pool, hardware = commands.add_parser("pool"), commands.add_parser("hardware")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="pool | hardware | soak"
+    )
+    pool, hardware, soak = map(commands.add_parser, ("pool", "hardware", "soak"))
     defaults = ", ".join(f"{kind} {count}" for kind, count in _KINDS.items())
-    for command, seeds, steps in ((pool, "10", "8"), (hardware, defaults, "of kills 10")):
+    for command, seeds, steps in (
+        (pool, "10", "8"), (hardware, defaults, "of kills 10"), (soak, "1", "2000"),
+    ):  # fmt: skip
         command.add_argument("--seeds", type=int, help=f"how many runs ({seeds})")
         command.add_argument("--first", type=int, default=0, help="the first seed (0)")
         command.add_argument("--steps", type=int, help=f"of a training ({steps})")
@@ -106,6 +113,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="the pool's chunk_timeout (5 s); where machines are so busy that a new process takes "
         "longer to answer its first chunk, the pool rightly gives it up",
     )  # fmt: skip
+    soak.add_argument("--actors", type=int, default=2, help="(2)")
+    soak.add_argument("--circuits", type=int, default=200, help="(200)")
+    soak.set_defaults(deadline=1800.0)
     hardware.add_argument("--kinds", choices=_KINDS, nargs="+", default=list(_KINDS), help="(all)")
     hardware.add_argument("--pool-every", type=int, default=10, help="(10; 0: never)")
     return parser.parse_args(arguments)
@@ -127,11 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, folder: Path) -> int:
-    from chaos_runs import pool, scenario
+    from chaos_runs import pool, scenario, soak
     from chaos_runs.harness import Report, run_trials, summary
     from tables import Column, Table
 
-    figures = pool.FIGURES if options.command == "pool" else scenario.FIGURES
+    figures = {"pool": pool, "soak": soak, "hardware": scenario}[options.command].FIGURES
     columns = [Column("kind", width=8), Column("seed"), Column("ok"), Column("s", ".1f", 5)]
     table = Table([*columns, *(Column(name, "g", 5) for name in figures), Column("what", width=20)])
     reports: list[Report] = []
@@ -151,12 +161,16 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
 
 
 def _trials(options: argparse.Namespace) -> Iterator[Any]:
-    from chaos_runs import hardware, kills, pool
+    from chaos_runs import hardware, kills, pool, soak
     from chaos_runs.harness import Report
 
-    runs = hardware.TRIALS | {"kills": kills.run, "pool": pool.run}
-    for kind in ["pool"] if options.command == "pool" else options.kinds:
-        count = _KINDS.get(kind, 10) if options.seeds is None else options.seeds
+    runs = hardware.TRIALS | {"kills": kills.run, "pool": pool.run, "soak": soak.run}
+    for kind in options.kinds if options.command == "hardware" else [options.command]:
+        count = (
+            _KINDS.get(kind, 1 if kind == "soak" else 10)
+            if options.seeds is None
+            else options.seeds
+        )
         for seed in range(options.first, options.first + count):
             yield runs[kind], Report(kind, seed)
 

@@ -43,6 +43,12 @@ def test_nothing_is_lost_or_paid_twice_on_hardware(tmp_path: Path) -> None:
     assert [report["problems"] for report in reports] == [[]] * len(kinds)
 
 
+def test_a_pool_stays_level(tmp_path: Path) -> None:
+    status, output, (report,) = chaos("soak --steps 200 --circuits 20", tmp_path)
+    assert status == 0, output
+    assert report["figures"]["steps"] == 220
+
+
 def test_a_run_that_does_not_end_is_reported_with_its_stacks(tmp_path: Path) -> None:
     status, output, (report,) = chaos("hardware --kinds kills --seeds 1 --deadline 1", tmp_path)
     assert status == 1
