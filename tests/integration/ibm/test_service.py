@@ -31,6 +31,7 @@ from tests.support.ibm import (
     gradient_rows,
     live_jobs,
     on,
+    patient_device,
     standard_errors,
     wait_until,
 )
@@ -244,6 +245,41 @@ def test_a_budget_of_seconds_lasts_as_long_as_the_journal(rehearse, tmp_path):
     assert len(server.jobs) == sent
     assert spent <= 3.5 * each + max(job.qpu_seconds for job in server.jobs)
     assert sent >= 3
+
+
+def _spend(path, environment, seed):
+    """A program of its own: the first rows are everybody's, the others its own."""
+    import os
+
+    os.environ.update(environment)
+    canonical, rows = gradient_rows()
+    backend = patient_device(journal=path, budget=Budget(jobs=4), mode="job")
+    try:
+        answers(backend, canonical, rows)
+        for step in range(4):
+            answers(backend, canonical, gradient_rows(seed=seed + step)[1])
+    except BudgetExceededError:
+        raise SystemExit(3) from None
+    finally:
+        backend.close()
+
+
+def test_two_programs_with_one_journal_and_one_budget(rehearse, tmp_path):
+    server = rehearse(queue_seconds=0.2)
+    path = tmp_path / "journal.sqlite"
+    context = multiprocessing.get_context("spawn")
+    both = [
+        context.Process(target=_spend, args=(path, server.environment, seed)) for seed in (10, 20)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(DEADLINE)
+    assert [process.exitcode for process in both] == [3, 3]
+    assert len(server.jobs) == 4  # one for the rows of both, three others
+    assert server.report().as_dict()["duplicates"] == []
+    with Journal(path) as journal:
+        assert journal.totals().jobs == 4
 
 
 # Bad input.
