@@ -99,17 +99,18 @@ def minimize(
 
 
 def draw(curve: NDArray[np.float64], exact: float, unit: str) -> Figure:
-    """The energy of each step, with standard errors, above the ground energy."""
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
-    axes = figure.subplots()
-    axes.errorbar(range(len(curve)), *curve.T, fmt=".-", color="#c8102e", ecolor="#7a8ca3",
-                  label="energy and its standard error")  # fmt: skip
-    axes.axhline(exact, color="#22303f", linestyle="--", label=f"ground energy {exact:.6f} {unit}")
-    axes.set_xlabel("step of Adam")
-    axes.set_ylabel(f"energy ({unit})")
-    axes.grid(color="#d9dfe6", linewidth=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    """The energies of all steps, and of the second half, with standard errors, side by side."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, first in zip(figure.subplots(1, 2), (0, len(curve) // 2), strict=True):
+        axes.errorbar(range(first, len(curve)), *curve[first:].T, fmt=".", color="#c8102e",
+                      ecolor="#7a8ca3", label="energy and its standard error")  # fmt: skip
+        axes.axhline(exact, color="#22303f", linestyle="--", label=f"exact: {exact:.6f} {unit}")
+        axes.set_xlabel("step of Adam")
+        axes.set_ylabel(f"energy ({unit})")
+        axes.ticklabel_format(useOffset=False)
+        axes.grid(color="#d9dfe6", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False)
     return figure
 
 
