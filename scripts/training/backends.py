@@ -69,7 +69,8 @@ def close_sessions(folder: RunFolder, **more: Any) -> None:
     for session in _open_sessions(folder):
         print(
             "{mode} {session} of {backend} was left open, and may cost until its max_time: close "
-            "it at quantum.cloud.ibm.com".format(**session) + "".join(reasons),
+            "it at quantum.cloud.ibm.com".format(**session)
+            + "".join(reasons),
             file=sys.stderr,
         )
 
