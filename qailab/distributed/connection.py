@@ -252,10 +252,15 @@ def undeclared(resources: Iterable[str]) -> set[str]:
 
 
 def available_resources(needs: str) -> str:
-    """Return the cluster's free and total resources in words, and which of ``needs`` it lacks."""
+    """Return the cluster's free and total resources in words, and which of ``needs`` it lacks.
+
+    Nothing if no machine is left.
+    """
     import ray
 
     free, total = ray.available_resources(), ray.cluster_resources()
+    if not total:
+        return ""
     # Not what Ray keeps account of by itself: memory, nodes, parts of placement groups.
     known = ("memory", "object_store_memory", "node:", "CPU_group_", "GPU_group_", "bundle_group_")
     names = sorted(name for name in total if not name.startswith(known))
