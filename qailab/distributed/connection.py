@@ -106,16 +106,18 @@ def _own_sigterm() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
+    rays = getattr(before, "__module__", "").startswith("ray.")
+    own = _exit if rays or before in (None, signal.SIG_DFL) else before
     try:
         yield
+    except SystemExit as ended:  # while Ray starts, only its handler is there
+        if ended.code == signal.SIGTERM and callable(own):
+            own(signal.SIGTERM, None)
+        raise
     finally:
-        import ray
-
         # Not in a Ray worker, whose SIGTERM is Ray's own matter.
-        if ray.is_initialized() and ray.get_runtime_context().get_task_id() is None:
-            rays = getattr(before, "__module__", "").startswith("ray.")
-            unset = rays or before in (None, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, _exit if unset else before)
+        if current_session() and sys.modules["ray"].get_runtime_context().get_task_id() is None:
+            signal.signal(signal.SIGTERM, own)
 
 
 def _exit(number: int, _: object) -> None:
