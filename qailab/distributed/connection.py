@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from qailab.errors import InputError, PoolError
+from qailab.errors import InputError, InputTypeError, PoolError
 
 logger = logging.getLogger("qailab.distributed")
 
@@ -66,6 +66,14 @@ def connect(
         InputError: if this process is connected to another cluster than the address says.
     """
     where = address or os.environ.get("RAY_ADDRESS") or "local"
+    if not isinstance(where, str) or where.isdigit():
+        raise InputTypeError(f"address must be 'HOST:PORT', as '127.0.0.1:{where}', got {where!r}")
+    if where.startswith("http"):
+        raise InputError(
+            f"address {where!r} (or RAY_ADDRESS) is that of a dashboard, to which programs are "
+            f"submitted: scripts/submit --address {where} -- PROGRAM; a pool joins a cluster at "
+            "'HOST:6379', or 'auto' on one of its machines"
+        )
     with _lock, _own_sigterm():
         session = current_session()
         if session is None:
@@ -106,16 +114,18 @@ def _own_sigterm() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
+    rays = getattr(before, "__module__", "").startswith("ray.")
+    own = _exit if rays or before in (None, signal.SIG_DFL) else before
     try:
         yield
+    except SystemExit as ended:  # while Ray starts, only its handler is there
+        if ended.code == signal.SIGTERM and callable(own):
+            own(signal.SIGTERM, None)
+        raise
     finally:
-        import ray
-
         # Not in a Ray worker, whose SIGTERM is Ray's own matter.
-        if ray.is_initialized() and ray.get_runtime_context().get_task_id() is None:
-            rays = getattr(before, "__module__", "").startswith("ray.")
-            unset = rays or before in (None, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, _exit if unset else before)
+        if current_session() and sys.modules["ray"].get_runtime_context().get_task_id() is None:
+            signal.signal(signal.SIGTERM, own)
 
 
 def _exit(number: int, _: object) -> None:
@@ -252,10 +262,15 @@ def undeclared(resources: Iterable[str]) -> set[str]:
 
 
 def available_resources(needs: str) -> str:
-    """Return the cluster's free and total resources in words, and which of ``needs`` it lacks."""
+    """Return the cluster's free and total resources in words, and which of ``needs`` it lacks.
+
+    Nothing if no machine is left.
+    """
     import ray
 
     free, total = ray.available_resources(), ray.cluster_resources()
+    if not total:
+        return ""
     # Not what Ray keeps account of by itself: memory, nodes, parts of placement groups.
     known = ("memory", "object_store_memory", "node:", "CPU_group_", "GPU_group_", "bundle_group_")
     names = sorted(name for name in total if not name.startswith(known))

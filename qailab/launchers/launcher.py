@@ -192,7 +192,7 @@ class QuantumLauncher:
         if isinstance(self.backend, type) or not hasattr(self.backend, "submit"):
             raise InputTypeError(
                 f"backend must be a qailab backend or a LauncherPool, got {self.backend!r}; "
-                f"write {_meant(self.backend)}"
+                f"write {meant_backend(self.backend)}"
             )
         if isinstance(self.algorithm, BackwardPass) and self.algorithm.method == "adjoint":
             _check_adjoint(self.backend)
@@ -437,7 +437,7 @@ def _check_adjoint(backend: RowEvaluator) -> None:
         )
 
 
-def _meant(backend: object) -> str:
+def meant_backend(backend: object) -> str:
     """What somebody meant who passed this as a backend."""
     if isinstance(backend, type):
         return f"{backend.__name__}(), with parentheses"

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from qailab.arguments import checked_integer
-from qailab.backends.cost import Cost, UsageEstimate
+from qailab.backends.cost import Cost, UsageEstimate, price_in_words
 from qailab.backends.limits import IBMLimits
 from qailab.errors import InputError, InputTypeError
 from qailab.gradients.rows import FloatArray, PointRows, Rows, ShiftedRows
@@ -78,7 +78,9 @@ class TrainingEstimate:
             f"{_count(self.layers, 'quantum layer')}, {_count(self.batch, 'sample')} a step, "
             f"{shots} a row"
         )
-        return "\n".join([title, groups, *("  ".join(_aligned(row, widths)) for row in table)])
+        lines = [title, groups, *("  ".join(_aligned(row, widths)) for row in table)]
+        prices = (f"{each.name}: {price_in_words(each.total.qpu_seconds)}" for each in self.methods)
+        return "\n".join([*lines, *prices])
 
 
 def estimate_cost(
@@ -92,7 +94,7 @@ def estimate_cost(
     usage: UsageEstimate | None = None,
     show: bool = True,
 ) -> TrainingEstimate:
-    """Tell rows, jobs, executions and QPU seconds of a training run; nothing is run.
+    """Tell rows, jobs, executions, QPU seconds and price of a training run; nothing is run.
 
     Each layer is taken to see ``(batch, I)`` features, once a step, and to run on one backend.
     Its inputs are taken to need gradients if a trainable parameter comes before it in the order

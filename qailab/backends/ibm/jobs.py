@@ -107,6 +107,7 @@ class Jobs:
         self._timeout = timeout
         self._owner = this_owner()
         self._room = threading.Semaphore(pending_jobs)
+        self._taken = self._limited_until = 0.0  # when a job was, and none is, taken (monotonic)
         self._lock = threading.Lock()
         self._sending: set[int] = set()  # entries that a thread of this process deals with
         self._begun: set[int] = set()  # entries that one has dealt with: they may have been sent
@@ -298,6 +299,7 @@ class Jobs:
         room_end: float | None = None
         replaced = 0
         while True:
+            backoff.sleep(max(0.0, self._limited_until - time.monotonic()))
             task.check_stop()
             session_id, mode, sending = None, None, False
             try:
@@ -307,6 +309,7 @@ class Jobs:
                 job_id = self._device.submit(
                     task.program, angles, work.shots, tag=entry.tag, seed=seed, mode=mode
                 )
+                self._taken = time.monotonic()
                 return job_id, session_id
             except RequestError as error:
                 fault = error.fault
@@ -324,6 +327,9 @@ class Jobs:
                 found = self._confirm(entry.id, fault, task.stop)
                 if found is not None:
                     return found.job_id, session_id
+            if fault.status == 429:  # 5 jobs a minute for each user (IBM's REST reference)
+                self._limited_until = time.monotonic() + (fault.retry_after or 0.0)
+                backoff.count_from(self._taken)  # no fault lasts while other jobs are taken
             backoff.pause(fault)
 
     def _confirm(self, entry_id: int, fault: Fault, stop: threading.Event) -> Found | None:

@@ -254,6 +254,14 @@ def test_no_resources_says_what_is_missing():
         LauncherPool([AerBackend()], actor_options={"num_cpus": 64}, start_timeout=3.0)
 
 
+@pytest.mark.parametrize(
+    ("backend", "options"), [(AerBackend(device="GPU"), {}), (AerBackend(), {"num_gpus": 0.5})]
+)
+def test_a_gpu_where_there_is_none_is_an_error_at_once(backend, options):
+    with pytest.raises(PoolError, match=r"asks for .* GPU, and Ray sees none on this machine"):
+        LauncherPool([AerBackend(), backend], actor_options=[{}, options], start_timeout=600.0)
+
+
 def test_another_cluster_than_the_one_in_use():
     with pytest.raises(InputError, match=r"connected to the Ray at .*, not at '10.9.9.9:1234'"):
         LauncherPool([AerBackend()], address="10.9.9.9:1234")
