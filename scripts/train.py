@@ -59,6 +59,12 @@ def run(options: Namespace, signals: StopSignals) -> None:
         options.settings = start.settings
     check_places(options)
     settings = options.settings
+    first = 1 if start is None else start.progress.epoch + 1
+    if start is not None and first > settings.epochs and not options.estimate:
+        print(f"The run {folder} has had all its epochs; to train it further, give more --epochs.")
+        report(folder, start)
+        close_left_sessions(options, folder)
+        return
     if options.estimate or (settings.backend == "ibm" and options.budget_seconds is None):
         from training.cost import cost_in_words, no_budget
 
@@ -68,17 +74,13 @@ def run(options: Namespace, signals: StopSignals) -> None:
         for gradient in ("param_shift", "spsa"):
             print(f"--gradient {gradient}:", cost_in_words(settings, start, gradient, devices))
         return
-    first = 1 if start is None else start.progress.epoch + 1
-    if start is not None and first > settings.epochs:
-        print(f"The run {folder} has had all its epochs; to train it further, give more --epochs.")
-        report(folder, start)
-        return
     where = f"{options.actors or cores()} x {settings.backend}"
     if settings.backend == "ibm":
         where = " and ".join(options.devices or ["the least busy device"])
     print(f"Run {folder}: epochs {first} to {settings.epochs} on {where}; starting ...", flush=True)
     with starting_pool(options, folder) as starting:
         report(folder, train(options, folder, start, starting, signals))
+    close_left_sessions(options, folder)
 
 
 def train(
@@ -143,6 +145,14 @@ def report(folder: RunFolder, checkpoint: Checkpoint) -> None:
     from training.report import write_report
 
     print(write_report(folder, checkpoint) + paid(folder, checkpoint), flush=True)
+
+
+def close_left_sessions(options: Namespace, folder: RunFolder) -> None:
+    """Close, or name, what a killed run has left open."""
+    if options.settings.backend == "ibm":
+        from training.backends import close_sessions
+
+        close_sessions(folder, **(options.backend_options or {}))
 
 
 def save_stopped(checkpoint: Checkpoint, folder: RunFolder) -> str:

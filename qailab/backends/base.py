@@ -291,6 +291,15 @@ class Backend(ABC):
         self._executor().submit(self._run, future, circuit, batch, stop)
         return future
 
+    def run(self, circuit: CanonicalCircuit, batch: RowBatch) -> FloatArray:
+        """``submit(...).result()``; an interrupt (Ctrl-C) stops what runs."""
+        future = self.submit(circuit, batch)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
+
     def _run(
         self, future: RowFuture, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
     ) -> None:
@@ -345,7 +354,12 @@ _NOT_ABOUT_ROWS = (
 
 
 def evaluate(
-    backend: Backend, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    backend: Backend,
+    circuit: CanonicalCircuit,
+    batch: RowBatch,
+    stop: threading.Event,
+    *,
+    in_callers_thread: bool = False,
 ) -> Evaluation:
     """Answer a batch, here and now.
 
@@ -359,6 +373,7 @@ def evaluate(
         circuit: the circuit.
         batch: the rows and what is wanted of them.
         stop: set it to give up between two slices.
+        in_callers_thread: an interrupt is the caller's, and raised as such.
 
     Raises:
         BackendError: if the rows cannot be run.
@@ -369,6 +384,8 @@ def evaluate(
     except _NOT_ABOUT_ROWS:
         raise
     except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if in_callers_thread and not isinstance(error, Exception):
+            raise
         failing, cause = batch, cast(BaseException, error)
         if backend.traits.idempotent:
             failing, cause = _locate_failing_row(backend, circuit, batch, stop, error)
@@ -387,7 +404,8 @@ def _evaluate_slices(
     for start in range(rows.start, rows.stop, stride):
         if stop.is_set():
             raise CancelledError("the evaluation was cancelled")
-        piece = batch.part(start, min(start + stride, rows.stop))
+        whole = stride >= batch.num_rows
+        piece = batch if whole else batch.part(start, min(start + stride, rows.stop))
         found = answer(circuit, piece, stop)
         _check_shape(backend, "answers", found.answers, (piece.num_rows, answers.shape[1]))
         first = start - rows.start

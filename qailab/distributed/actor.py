@@ -32,6 +32,7 @@ CONCURRENCY_GROUPS = {"control": 1, "watch": 1}
 _REMEMBERED_CANCELS = 10_000
 _REMEMBERED_WARNINGS = 100
 _OPEN_SECONDS = 15.0
+_TOKEN = "QISKIT_IBM_TOKEN"  # which workers inherit from whoever started their Ray
 _SHARE_OF_CLOSE = 0.4  # how much of the time that `close` may take it waits for what runs
 
 Method = TypeVar("Method", bound=Callable[..., object])
@@ -83,6 +84,8 @@ class LauncherActor:
                 backend: Backend = pickle.loads(self._config)
                 backend.share(RayState(self._pool))
                 backend.open()
+                if backend.traits.supports_exact:  # a simulator, which needs no account
+                    os.environ.pop(_TOKEN, None)
                 self._backend = backend
             except QailabError as error:
                 raise plain(error) from error

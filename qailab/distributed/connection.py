@@ -114,16 +114,18 @@ def _own_sigterm() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
+    rays = getattr(before, "__module__", "").startswith("ray.")
+    own = _exit if rays or before in (None, signal.SIG_DFL) else before
     try:
         yield
+    except SystemExit as ended:  # while Ray starts, only its handler is there
+        if ended.code == signal.SIGTERM and callable(own):
+            own(signal.SIGTERM, None)
+        raise
     finally:
-        import ray
-
         # Not in a Ray worker, whose SIGTERM is Ray's own matter.
-        if ray.is_initialized() and ray.get_runtime_context().get_task_id() is None:
-            rays = getattr(before, "__module__", "").startswith("ray.")
-            unset = rays or before in (None, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, _exit if unset else before)
+        if current_session() and sys.modules["ray"].get_runtime_context().get_task_id() is None:
+            signal.signal(signal.SIGTERM, own)
 
 
 def _exit(number: int, _: object) -> None:
@@ -260,10 +262,15 @@ def undeclared(resources: Iterable[str]) -> set[str]:
 
 
 def available_resources(needs: str) -> str:
-    """Return the cluster's free and total resources in words, and which of ``needs`` it lacks."""
+    """Return the cluster's free and total resources in words, and which of ``needs`` it lacks.
+
+    Nothing if no machine is left.
+    """
     import ray
 
     free, total = ray.available_resources(), ray.cluster_resources()
+    if not total:
+        return ""
     # Not what Ray keeps account of by itself: memory, nodes, parts of placement groups.
     known = ("memory", "object_store_memory", "node:", "CPU_group_", "GPU_group_", "bundle_group_")
     names = sorted(name for name in total if not name.startswith(known))

@@ -167,8 +167,10 @@ class Scheduler:
         if error is not None:
             rows = sum(each.batch.num_rows for each in self._evaluations.values())
             done = sum(each.answered for each in self._evaluations.values())
-            advice = "Remove the cause and submit again: the pool starts its actors anew"
-            self.fail_all(type(error)(f"{error}\n{done} of {rows} rows were done. {advice}"))
+            text = f"{error}\n{done} of {rows} rows were done."
+            if not isinstance(error, PoolClosedError):
+                text += " Remove the cause and submit again: the pool starts its actors anew"
+            self.fail_all(type(error)(text))
         ask, hung = self._hangs.look(now)
         for actor in ask:
             self._transport.inquire(actor)

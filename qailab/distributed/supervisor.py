@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from qailab.distributed.actors import Actor
 from qailab.distributed.transport import Opened, Transport
-from qailab.errors import BackendBuildError, PoolError, PoolExhaustedError
+from qailab.errors import BackendBuildError, PoolClosedError, PoolError, PoolExhaustedError
 
 logger = logging.getLogger("qailab.distributed")
 
@@ -189,20 +189,28 @@ class ActorSupervisor:
     def starting_error(self, count: int, waited: float) -> PoolError:
         """Return the error of a pool that has fewer than ``count`` actors after some seconds."""
         if all(actor.health.missing for actor in self._actors):
-            return PoolError(
+            return PoolClosedError(
                 "none of its actors is to be found: the process that made this pool has closed it, "
                 "or has ended; make a new LauncherPool and assign it to layer.backend"
             )
         waiting = [actor for actor in self._actors if not actor.is_ready()]
         actor = waiting[0] if waiting else self._actors[0]
         wanted = "none" if count == 1 else f"{len(self._actors) - len(waiting)}, not {count},"
-        last = actor.health.last_error
+        last, free = actor.health.last_error, self._transport.free_resources(actor.needs)
+        advice = (
+            f"{actor.backend!r} needs {actor.needs}, and the cluster has: {free}. Close what holds "
+            "them, or ask for less: actor_options={'num_cpus': 0.5}; where machines take longer to "
+            "come up, or workers were killed while they started (Ray waits 60 s for each), raise "
+            "start_timeout."
+        )
+        if not free:
+            advice = (
+                "no machine is left in its Ray: the raylet of each has ended. Start one again, or, "
+                "for a local Ray, close this pool and make a new LauncherPool."
+            )
         return PoolError(
             f"{wanted} of {len(self._actors)} actors could start within {waited:g} s; "
-            f"{actor.backend!r} needs {actor.needs}, and the cluster has: "
-            f"{self._transport.free_resources(actor.needs)}. Close what holds them, or ask for "
-            "less: actor_options={'num_cpus': 0.5}; where machines take longer to come up, raise "
-            f"start_timeout.{f' Last trouble: {last}' if last else ''}"
+            f"{advice}{f' Last trouble: {last}' if last else ''}"
         )
 
     def _retire(self, actor: Actor, *, hangs: bool = False, gently: bool = False) -> None:
@@ -230,7 +238,7 @@ class ActorSupervisor:
             logger.warning(
                 f"{len(slow)} of {len(self._actors)} actors have been starting for "
                 f"{SLOW_START_SECONDS:.0f} s, such as {slow[0]}; it needs {slow[0].needs}, and the "
-                f"cluster has: {free}"
+                f"cluster has: {free or 'no machine'}"
             )
         self._warned = bool(slow) or (self._warned and bool(starting))
 

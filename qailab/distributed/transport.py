@@ -129,5 +129,5 @@ class Transport(Protocol):
         """Close the backends of these actors, and wait as long as that may take."""
 
     def free_resources(self, needs: str) -> str:
-        """Return what the machines have left for one that needs this, in words."""
+        """Return what the machines have left for one that needs this; "" if there is none."""
         ...

@@ -116,6 +116,10 @@ class RowEvaluator(Protocol):
         """Start a batch of rows."""
         ...
 
+    def run(self, circuit: CanonicalCircuit, batch: RowBatch) -> FloatArray:
+        """``submit(...).result()``, perhaps without another thread."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Gradient:
@@ -229,13 +233,16 @@ class QuantumLauncher:
         """``submit(...).result()``."""
         return self.submit(inputs, weights, grad_output).result()
 
-    def submit_forward(self, inputs: ArrayLike, weights: ArrayLike) -> LaunchHandle[FloatArray]:
+    def submit_forward(
+        self, inputs: ArrayLike, weights: ArrayLike, *, wait: bool = False
+    ) -> LaunchHandle[FloatArray]:
         """Start computing the probabilities of the outcomes, or the values of the observables.
 
         Args:
             inputs: features in radians (or what the circuit takes), shape ``(*, I)``.
             weights: weights, shape ``(W,)``; or ``(*G, W)``, one set for each group of inputs
                 ``(*G, *, I)``.
+            wait: whether to return when it is done, which may save the way to another thread.
 
         Returns:
             A handle of them, shape ``(*, K)`` or ``(*, O)``.
@@ -255,7 +262,7 @@ class QuantumLauncher:
             outputs: FloatArray = rows.over_bases(answers) + constants
             return outputs.reshape(*lead, self.problem.num_outputs)
 
-        return LaunchHandle(self._start(batch), finish)
+        return LaunchHandle(self._start(batch, wait), finish)
 
     def submit_backward(
         self,
@@ -265,6 +272,7 @@ class QuantumLauncher:
         *,
         for_inputs: bool = True,
         for_weights: bool = True,
+        wait: bool = False,
     ) -> LaunchHandle[Gradient]:
         """Start computing the derivative of ``sum(grad_output * outputs)``.
 
@@ -275,6 +283,7 @@ class QuantumLauncher:
                 and the gradient is nan, which gradient scalers look for.
             for_inputs: whether the gradient for the inputs is wanted.
             for_weights: whether the gradient for the weights is wanted.
+            wait: as in `submit_forward`.
 
         Returns:
             A handle of the gradient.
@@ -318,17 +327,19 @@ class QuantumLauncher:
                 self.context.on_gradient(gradient)
             return gradient
 
-        return LaunchHandle(self._start(batch), finish)
+        return LaunchHandle(self._start(batch, wait), finish)
 
-    def _start(self, batch: RowBatch) -> Future[FloatArray]:
-        cotangents = batch.cotangents
+    def _start(self, batch: RowBatch, wait: bool) -> Future[FloatArray]:
+        cotangents, done = batch.cotangents, Future[FloatArray]()
         if batch.num_rows == 0 or not (cotangents is None or np.isfinite(cotangents).all()):
-            done: Future[FloatArray] = Future()
             shape = (batch.num_rows, batch.answer_width(self.problem.num_outputs))
             done.set_result(np.full(shape, np.nan))
             return done
         if cotangents is None:
             self._check_table(batch.num_rows)
+        if wait:
+            done.set_result(self.backend.run(self.problem.canonical, batch))
+            return done
         return self.backend.submit(self.problem.canonical, batch)
 
     def _check_table(self, num_rows: int) -> None:

@@ -93,7 +93,9 @@ class ExpVQCFunction(ReverseOnly):
     ) -> Tensor:
         _check_launchers(launcher_forward, launcher_backward)
         inputs, weights = array_of("inputs (fn_in)", fn_in), array_of("weight", weight)
-        return _tensor(launcher_forward.submit_forward(inputs, weights).result(), like=fn_in)
+        return _tensor(
+            launcher_forward.submit_forward(inputs, weights, wait=True).result(), like=fn_in
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -140,6 +142,7 @@ class _VQCGradient(_Gradient):
             cotangents,
             for_inputs=for_inputs,
             for_weights=for_weights,
+            wait=True,
         ).result()
         return (
             _tensor(gradient.inputs, like=fn_in) if for_inputs else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,7 +11,8 @@ from typing import Any
 from qailab.backends import AerBackend, Backend, Budget, IBMBackend, StatevectorBackend
 from qailab.distributed import LauncherPool
 from qailab.distributed.connection import connect, disconnect
-from qailab.errors import InputError
+from qailab.errors import InputError, QailabError
+from qailab.journal.report import PRICE_PER_SECOND, read_report
 from training.options import Settings, cores
 from training.storage import RunFolder
 
@@ -52,6 +54,33 @@ def make_backends(options: Namespace, folder: RunFolder) -> list[Backend]:
         return [IBMBackend(name, **shared, **more) for name in options.devices or [None]]
     except TypeError as error:  # a keyword that there is not
         raise InputError(f"--backend-options: {error}") from error
+
+
+def close_sessions(folder: RunFolder, **more: Any) -> None:
+    """Close the sessions that nobody has closed, as after ``kill -9``; name those that stay."""
+    reasons = []
+    for name in sorted({session["backend"] for session in _open_sessions(folder)}):
+        try:
+            backend = IBMBackend(name, journal=folder.journal, **more)
+            backend.open()
+            backend.close()
+        except QailabError as error:
+            reasons.append(f" ({error})")
+    for session in _open_sessions(folder):
+        print(
+            "{mode} {session} of {backend} was left open, and may cost until its max_time: close "
+            "it at quantum.cloud.ibm.com".format(**session)
+            + "".join(reasons),
+            file=sys.stderr,
+        )
+
+
+def _open_sessions(folder: RunFolder) -> list[dict[str, Any]]:
+    """The run's own sessions that nobody has closed yet, as its journal knows them."""
+    if not folder.journal.exists():
+        return []
+    sessions = read_report(folder.journal, price_per_second=PRICE_PER_SECOND).sessions
+    return [one for one in sessions if one["state"] == "open" and not one["given"]]
 
 
 def make_simulator(settings: Settings, **given: Any) -> Backend:

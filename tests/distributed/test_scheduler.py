@@ -16,6 +16,7 @@ from qailab.errors import (
     BackendBuildError,
     BudgetExceededError,
     EvaluationError,
+    PoolClosedError,
     PoolError,
     PoolExhaustedError,
 )
@@ -182,6 +183,19 @@ def test_a_handle_waits_for_the_owner_to_replace_a_process():
     assert missing == [0] * 5
     assert pool.replaced()[0] == 1  # looking for it is no loss
     pool.run_until(lambda: pool.state(0) == "ready")
+
+
+def test_a_handle_whose_owner_is_gone_says_that_only_a_new_pool_helps():
+    pool = pool_of([500.0])
+    evaluate(pool, batch_of(10))
+    transport = pool.transport
+    transport.start = lambda actor: transport.after(
+        0, lambda: transport.report(Missing(actor.index, actor.health.generation))
+    )
+    transport.strike(Fault(0, 0, "kill"))
+    with pytest.raises(PoolClosedError, match="make a new LauncherPool") as caught:
+        evaluate(pool, batch_of(800))
+    assert "submit again" not in str(caught.value)
 
 
 # Rows that kill actors, and rows that do not.
@@ -459,6 +473,10 @@ def test_a_start_that_never_ends_is_given_up_with_what_is_missing(caplog):
     with pytest.raises(PoolError, match=r"could start within 100 s; .* needs 1 CPU.*nothing"):
         pool.submit(CANONICAL, batch_of(10)).result(0)
     assert "1 of 1 actors have been starting for 20 s" in caplog.text
+    pool.transport.free = ""
+    with pytest.raises(PoolError, match="no machine is left in its Ray") as caught:
+        pool.submit(CANONICAL, batch_of(10)).result(0)
+    assert "Close what holds" not in str(caught.value)
 
 
 # Ending.

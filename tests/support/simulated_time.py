@@ -117,6 +117,7 @@ class SimulatedTransport:
         self.slowed = set()
         self.circuits = {}
         self.report = None  # takes an event
+        self.free = "nothing"  # that the machines have left
         for fault in faults:
             self.at(fault.at, lambda fault=fault: self.strike(fault))
 
@@ -249,7 +250,7 @@ class SimulatedTransport:
         pass
 
     def free_resources(self, needs):
-        return "nothing"
+        return self.free
 
 
 class SimulatedPool:

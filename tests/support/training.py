@@ -16,6 +16,7 @@ sys.path.insert(0, str(SCRIPTS))  # as Python does for a script
 from training.checkpoint import Checkpoint  # noqa: E402
 from training.loop import Training  # noqa: E402
 from training.options import Settings  # noqa: E402
+from training.storage import RunFolder  # noqa: E402, F401
 
 from qailab.backends import AerBackend  # noqa: E402
 

@@ -24,6 +24,8 @@ _PIECE_FLOATS = 1 << 26  # that gates pass before anybody looks for a stop: some
 
 Table = tuple[IntArray, FloatArray]
 
+_NO_KEY = np.zeros(2, dtype=np.uint64)  # where nothing is drawn
+
 
 class StateWork:
     """The work that a batch is, for some threads.
@@ -44,7 +46,7 @@ class StateWork:
         self._threads = threads
         self._shots = batch.shots or 0
         self._binomials = sampling.by_binomials(self._shots, program.num_outcomes)
-        self._key = batch.noise.key()
+        self._key = batch.noise.key() if batch.shots else _NO_KEY
         self._base = _floats(batch.rows.base)
         none = np.empty((0, program.num_outcomes))
         self._cotangents = none if batch.cotangents is None else _floats(batch.cotangents)

@@ -13,7 +13,7 @@ import textwrap
 import pytest
 import ray
 
-from tests.support.pools import DEADLINE, children_of, is_alive, wait_until
+from tests.support.pools import DEADLINE, children_of, is_alive, marked, wait_until
 
 PREAMBLE = """
 import dataclasses
@@ -276,6 +276,33 @@ def test_sigterm_closes_the_backends_of_a_busy_pool(own_ray, tmp_path):
     finally:
         driver.kill()
         driver.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)]
+)
+def test_a_signal_while_ray_starts_leaves_nothing_behind(number, code, tmp_path):
+    """Ray's own handler of SIGTERM is there by then, and exits with status 15."""
+    mark = f"MARK={tmp_path}"
+    driver = start(
+        f"""
+        from tests.support.pools import children_of
+
+        def strike():
+            wait_until(lambda: len(children_of(os.getpid())) > {3 * (number == signal.SIGTERM)})
+            os.kill(os.getpid(), {int(number)})
+
+        threading.Thread(target=strike, daemon=True).start()
+        LauncherPool([AerBackend()]).wait()
+        """,
+        environment={"MARK": str(tmp_path)},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert driver.wait(DEADLINE) == code
+        wait_until(lambda: not marked(mark))
+    finally:
+        driver.kill()
 
 
 def test_a_full_object_store_is_no_obstacle():

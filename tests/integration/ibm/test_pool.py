@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from qailab.backends import AerBackend, Budget, IBMTimeouts
-from qailab.distributed import LauncherPool
+from qailab.distributed import LauncherPool, stragglers
 from qailab.errors import BackendBuildError, BudgetExceededError, PoolError, PoolExhaustedError
 from tests.support.contracts import answers
 from tests.support.ibm import DEADLINE, gradient_rows, live_jobs, on, wait_until
 from tests.support.ibm import patient_device as device
+from tests.support.pools import is_alive
 
 
 def pool(server, *backends, **options):
@@ -55,6 +56,26 @@ def test_a_dead_actors_job_is_taken_up(ray_cluster, rehearse, tmp_path, with_jou
         os.kill(fleet.stats()["actors"][0]["pid"], signal.SIGKILL)
         assert future.result(DEADLINE).shape == (rows.num_rows, 2)
     assert len(server.jobs) == 1
+
+
+def test_a_stopped_actor_is_replaced_and_its_job_taken_up(
+    ray_cluster, rehearse, tmp_path, monkeypatch
+):
+    """All its own deadlines stand still with it: it is watched from outside."""
+    monkeypatch.setattr(stragglers, "PULSE_SECONDS", 1.0)
+    monkeypatch.setattr(stragglers, "UNKNOWN_SECONDS", 10.0)
+    server = rehearse(queue_seconds=2.0)
+    canonical, rows = gradient_rows()
+    with pool(server, device(journal=tmp_path / "journal.sqlite")) as fleet:
+        future = fleet.submit(canonical, rows)
+        wait_until(lambda: server.jobs)
+        stopped = fleet.stats()["actors"][0]["pid"]
+        os.kill(stopped, signal.SIGSTOP)
+        assert future.result(DEADLINE).shape == (rows.num_rows, 2)
+        assert fleet.stats()["actors"][0]["pid"] != stopped
+        wait_until(lambda: not is_alive(stopped))
+    assert len(server.jobs) == 1
+    assert [session.state for session in server.sessions] == ["closed"]
 
 
 def test_evaluations_of_many_threads_are_in_flight_together(ray_cluster, rehearse):
@@ -145,7 +166,7 @@ def test_a_device_that_is_set_aside_has_its_session_closed(ray_cluster, rehearse
 FORGETFUL = """
 import sys
 import torch
-from qailab.distributed import LauncherPool
+from qailab.distributed import LauncherPool, stragglers
 from tests.support.contracts import answers
 from tests.support.ibm import gradient_rows, patient_device
 

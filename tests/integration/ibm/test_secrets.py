@@ -1,14 +1,17 @@
 """The API key is nowhere but where IBM's client finds it."""
 
 import logging
+import os
 import pickle
 from dataclasses import replace
 
 import pytest
 
+from qailab.backends import AerBackend
+from qailab.distributed import LauncherPool
 from qailab.errors import QailabError
 from tests.support.contracts import answers
-from tests.support.ibm import device, gradient_rows, on
+from tests.support.ibm import DEADLINE, device, gradient_rows, on
 
 KEY = "s3cret-0123456789-abcdefghijklmnopqrstuvwxyz"
 
@@ -44,3 +47,16 @@ def test_nothing_that_is_written_sent_or_shown_has_the_key(rehearse, tmp_path, c
     assert journal in written
     for content in [pickle.dumps(backend), *(path.read_bytes() for path in written)]:
         assert KEY.encode() not in content
+
+
+class Watchful(AerBackend):
+    def probabilities(self, circuit, batch, stop):
+        assert "QISKIT_IBM_TOKEN" not in os.environ
+        return super().probabilities(circuit, batch, stop)
+
+
+def test_simulators_of_a_pool_do_not_have_the_key(ray_cluster):
+    """Workers inherit the environment of whoever started their Ray."""
+    where = {"runtime_env": {"env_vars": {"QISKIT_IBM_TOKEN": KEY}}}
+    with LauncherPool([Watchful()], actor_options=where, start_timeout=DEADLINE) as pool:
+        assert len(pool.run(*gradient_rows()))

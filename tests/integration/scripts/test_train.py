@@ -15,6 +15,8 @@ from qailab.rehearsal import RehearsalServer
 from tests.support.training import (
     DEADLINE,
     SCRIPTS,
+    TINY,
+    RunFolder,
     Settings,
     arguments_of,
     assert_same,
@@ -131,3 +133,41 @@ def test_on_hardware_a_killed_run_pays_no_row_twice_and_a_spent_budget_can_grow(
     assert TOKEN not in output + errors
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
+
+
+KILLED = """
+import os, signal, sys, threading
+from qailab.backends import IBMBackend
+from qailab.backends.base import evaluate
+from tests.support.ibm import gradient_rows
+
+backend = IBMBackend("ibm_lagos", journal=sys.argv[1], poll_interval=0.1)
+evaluate(backend, *gradient_rows(), threading.Event())
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_finished_run_has_left_open_is_named_or_closed(tmp_path):
+    """A session, where ``kill -9`` came between the last step and the end."""
+    tiny = dataclasses.replace(TINY, epochs=1)
+    finished = dataclasses.replace(trained(tiny), settings=dataclasses.replace(tiny, backend="ibm"))
+    folder = RunFolder(str(tmp_path / "runs"), "mine")
+    finished.save(folder)
+    with RehearsalServer(("lagos",), seed=5, token=TOKEN) as server:
+        killed = [sys.executable, "-c", KILLED, folder.journal]
+        environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent), **server.environment}
+        done = subprocess.run(killed, env=environment, timeout=DEADLINE)
+        assert done.returncode == -signal.SIGKILL
+        (session,) = server.sessions
+        resume = ["train.py", "--resume=mine"]
+        refused = {**server.environment, "QISKIT_IBM_TOKEN": "of-somebody-else"}
+        code, _, errors = finish(start(tmp_path, *resume, **refused))
+        assert code == 0, errors
+        assert f"session {session.id} of ibm_lagos was left open" in errors
+        assert "refuses the API key" in errors
+        assert session.state == "active"
+        code, output, errors = finish(start(tmp_path, *resume, **server.environment))
+        assert code == 0, errors
+        assert "has had all its epochs" in output
+        assert "left open" not in errors
+        assert [each.state for each in server.sessions] == ["closed"]
