@@ -10,16 +10,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers, which do not run `__getattr__`
-    from qailab.backends import AerBackend, IBMBackend  # noqa: F401
+    from qailab.backends import AerBackend, IBMBackend, StatevectorBackend  # noqa: F401
     from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit  # noqa: F401
     from qailab.distributed import LauncherPool  # noqa: F401
-    from qailab.torch import ArgmaxQLayer, ExpectedValueQLayer, QLayer  # noqa: F401
+    from qailab.torch import (  # noqa: F401
+        ArgmaxQLayer,
+        ExpectedValueQLayer,
+        ObservableQLayer,
+        QLayer,
+    )
 
 _NAMES = {
-    "backends": "AerBackend IBMBackend",
+    "backends": "AerBackend IBMBackend StatevectorBackend",
     "circuit": "RealAmplitudesBlock RotationalEncoder build_circuit",
     "distributed": "LauncherPool",
-    "torch": "ArgmaxQLayer ExpectedValueQLayer QLayer",
+    "torch": "ArgmaxQLayer ExpectedValueQLayer ObservableQLayer QLayer",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 

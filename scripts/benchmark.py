@@ -13,7 +13,8 @@
 *gradients*: one backward pass, for inputs and weights, of an RY encoder followed by RealAmplitudes
 (reps=3). Its sections: ``small``, 20 rows of 4 qubits, where the pool's own time shows; ``memory``,
 25,600 rows; ``grid``, all sizes; ``steps``, two actors from a training's first step on, beside two
-plain processes; and the peers with ``--peers``. The bound is raw Aer: the same
+plain processes; ``exact``, every backend beside PennyLane's exact methods, which need
+``pip install .[bench]``; and the peers with ``--peers``. The bound is raw Aer: the same
 rows with ``save_probabilities``, all bindings in one call, one thread, then numpy's multinomial.
 (qailab can be faster: of the two shifts of an angle it simulates one.) All gradients are compared:
 bit for bit, or with those of the peers within 6 standard errors.
@@ -41,7 +42,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _SECTIONS = {
-    "gradients": ["small", "memory", "grid", "steps"],
+    "gradients": ["small", "memory", "grid", "steps", "exact"],
     "scale": ["efficiency", "kills", "rows", "small"],
 }
 _ACTORS = {"gradients": [1, 2], "scale": [8, 32]}

@@ -91,12 +91,12 @@ def train(
     signals: StopSignals,
 ) -> Checkpoint:
     """Train, saving after each epoch and when something stops it; the last checkpoint."""
+    from training.backends import make_simulator
     from training.loop import Training
     from training.report import make_bar, show
 
-    from qailab.backends import AerBackend
-
-    training = Training(options.settings, AerBackend(), start)
+    # Until the pool has started.
+    training = Training(options.settings, make_simulator(options.settings), start)
     on_hardware = options.settings.backend == "ibm"
     pool = starting.result()
     signals.install()

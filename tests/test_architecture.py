@@ -27,6 +27,8 @@ MAY_USE = {
 }
 MAY_USE["doctor"] = set(MAY_USE)  # it looks at everything
 ONLY_IN = {
+    "llvmlite": {"backends"},
+    "numba": {"backends"},
     "ray": {"distributed", "doctor"},
     "torch": {"torch"},
     "qiskit_aer": {"backends", "rehearsal", "doctor"},

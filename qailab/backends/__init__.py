@@ -1,4 +1,4 @@
-"""Backends: where rows run. The seam is `Backend`; Aer simulates, IBM is hardware."""
+"""Backends: where rows run. The seam is `Backend`; kernels and Aer simulate, IBM is hardware."""
 
 from qailab.backends.aer import AerBackend
 from qailab.backends.base import ActorResources, Backend, BackendTraits, Probabilities, Usage
@@ -6,6 +6,7 @@ from qailab.backends.budget import Budget
 from qailab.backends.emulated import EmulatedBackend
 from qailab.backends.ibm import IBMBackend, IBMTimeouts, IBMWaits
 from qailab.backends.limits import IBMLimits
+from qailab.backends.statevector import StatevectorBackend
 from qailab.deprecation import renamed
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "IBMTimeouts",
     "IBMWaits",
     "Probabilities",
+    "StatevectorBackend",
     "Usage",
 ]
 

@@ -21,8 +21,16 @@ from qailab.backends.aer_programs import (
     for_noise,
     native_gates,
 )
-from qailab.backends.base import ActorResources, Backend, BackendTraits, Probabilities
+from qailab.backends.base import (
+    NOTHING_USED,
+    ActorResources,
+    Backend,
+    BackendTraits,
+    Evaluation,
+    Probabilities,
+)
 from qailab.backends.readout import ReadoutErrors
+from qailab.backends.sampling import contract_bits
 from qailab.errors import (
     BackendBuildError,
     BackendError,
@@ -40,14 +48,17 @@ MAX_EXACT_OUTCOMES = 1 << 13
 """Up to here exact probabilities and numpy's multinomial beat Aer's own sampling (measured: 7 to
 10 times at 10 bits, level at about 14); beyond, copying 2**m probabilities costs more."""
 
+MAX_EXPECTATION_BITS = 16
+"""Exact values of observables are made of 2**m probabilities, 512 KiB for each row at 16 bits."""
+
 MAX_DENSITY_QUBITS = 10
 """Up to here a density matrix beats 1024 noisy trajectories, and fits 16 MiB."""
 
 _SLICE_BYTES = 32 << 20  # what one Aer call and the arrays made of it may take; more is no faster
 _MAX_ROWS_PER_CALL = 4096  # Aer keeps a few kilobytes of Python objects for each result
-_MAX_MPS_QUBITS = 63  # Aer's own limit
 _SMALL_STATE_QUBITS = 14  # a statevector of 256 KiB, which a gate passes in some 10 us
 _CACHED_PROGRAMS = 64
+_BYTES_PER_SHOT = 256  # a count in a dictionary of Python's, and its bits
 
 
 class AerBackend(Backend):
@@ -55,7 +66,8 @@ class AerBackend(Backend):
 
     Without noise, exact probabilities come from the statevector and shots are drawn by numpy;
     with noise, from the density matrix; where those do not fit (many outcomes, many noisy
-    qubits) Aer draws the shots itself. Every way is deterministic in (seed, step, row number).
+    qubits) Aer draws the shots itself. Observables beyond 13 measured qubits are evaluated from the
+    bits of those shots, of any width. Every way is deterministic in (seed, step, row number).
 
     A noise model acts on the circuit's own qubits and gates as it does where the circuit is
     transpiled for ``AerSimulator(noise_model=...)`` with ``optimization_level=0`` and run there. A
@@ -157,6 +169,8 @@ class AerBackend(Backend):
         amplitudes = self._ideal_method(circuit, shots) != "matrix_product_state"
         state = 48 << min(qubits, 40) if amplitudes and not self.noisy else 0
         per_row = state + 8 * 6 * circuit.num_outcomes
+        if _from_bits(circuit, shots):
+            per_row = _BYTES_PER_SHOT * (shots or 1)
         return max(1, min(_MAX_ROWS_PER_CALL, _SLICE_BYTES // per_row))
 
     def probabilities(
@@ -164,16 +178,31 @@ class AerBackend(Backend):
     ) -> Probabilities:
         return self._program(circuit, batch.shots).probabilities(batch)
 
+    def expectations(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        program = self._program(circuit, batch.shots)
+        if circuit.observables is None or not isinstance(program, CountsProgram):
+            return super().expectations(circuit, batch, stop)
+        bits = program.bits(batch)
+        return Evaluation(contract_bits(circuit.observables, batch, bits), NOTHING_USED)
+
     def _check_fits(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         qubits, outcomes = len(circuit.active_qubits), circuit.num_outcomes
-        limit = self._memory_limit()
-        if 8 * outcomes > limit:
+        limit, bits = self._memory_limit(), len(circuit.measured_qubits)
+        if circuit.observables is not None and shots is None and bits > MAX_EXPECTATION_BITS:
+            raise BackendError(
+                f"the observables act on {bits} qubits: their exact values would be made of "
+                f"{_mib(8 * outcomes)} of probabilities for each row, and are for at most "
+                f"{MAX_EXPECTATION_BITS} qubits; use shots instead of shots=None"
+            )
+        if 8 * outcomes > limit and not _from_bits(circuit, shots):
             raise MemoryLimitError(
-                f"{len(circuit.measured_qubits)} measured qubits have {outcomes} outcomes: their "
+                f"{bits} measured qubits have {outcomes} outcomes: their "
                 f"probabilities need {_mib(8 * outcomes)}, more than the limit of {_mib(limit)}; "
                 "measure fewer qubits, or raise max_memory_mb"
             )
-        widest = self._most_qubits()
+        widest = sys.maxsize if self.from_backend is None else int(self.from_backend.num_qubits)
         if circuit.circuit.num_qubits > widest:
             raise BackendError(
                 f"the circuit has {circuit.circuit.num_qubits} qubits, and {self!r} has {widest}"
@@ -195,7 +224,7 @@ class AerBackend(Backend):
     def _program(self, circuit: CanonicalCircuit, shots: int | None) -> Program:
         if "_live_programs" not in self.__dict__:
             self.open()
-        key = (circuit.key, shots is None)
+        key = (circuit.run_key, shots is None)
         program = self._live_programs.pop(key, None) or self._build(circuit, exact=shots is None)
         self._live_programs[key] = program  # the last used goes last, the first is forgotten first
         if len(self._live_programs) > _CACHED_PROGRAMS:
@@ -276,11 +305,6 @@ class AerBackend(Backend):
                 "errors, and this noise model has others; use shots instead of shots=None"
             )
 
-    def _most_qubits(self) -> int:
-        if self.from_backend is not None:
-            return int(self.from_backend.num_qubits)
-        return _MAX_MPS_QUBITS if self.method == "matrix_product_state" else sys.maxsize
-
     def _memory_limit(self) -> int:
         if self.max_memory_mb is not None:
             return self.max_memory_mb << 20
@@ -299,6 +323,12 @@ class AerBackend(Backend):
         if self.from_backend is not None:
             text.append(f"from_backend={getattr(self.from_backend, 'name', '...')!r}")
         return f"AerBackend({', '.join(text)})"
+
+
+def _from_bits(circuit: CanonicalCircuit, shots: int | None) -> bool:
+    """Whether a table over the outcomes is not needed, and would be larger."""
+    wide = circuit.num_outcomes > MAX_EXACT_OUTCOMES
+    return circuit.observables is not None and shots is not None and wide
 
 
 def _without_service(backend: Any) -> Any:

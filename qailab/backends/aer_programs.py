@@ -27,6 +27,8 @@ from qiskit.circuit.library import UnitaryGate
 from qailab.backends.base import Probabilities
 from qailab.backends.readout import ReadoutErrors
 from qailab.backends.sampling import (
+    Bits,
+    counts_to_bits,
     counts_to_frequencies,
     measured_marginal,
     sample_frequencies,
@@ -171,12 +173,19 @@ class CountsProgram(Program):
         return circuit.circuit
 
     def probabilities(self, batch: RowBatch) -> Probabilities:
+        frequencies = counts_to_frequencies(self._counts(batch), self._circuit.num_outcomes)
+        return Probabilities(frequencies)
+
+    def bits(self, batch: RowBatch) -> Bits:
+        """The bits of the shots of a batch's rows, in all of their bases."""
+        return counts_to_bits(self._counts(batch), len(self._circuit.measured_qubits))
+
+    def _counts(self, batch: RowBatch) -> list[Any]:
         seeds = batch.noise.integer_seeds(batch.rows.start, batch.num_rows)
-        counts = [
+        return [
             self._run(row[None], shots=batch.shots, seed_simulator=seed)[0].counts
             for row, seed in zip(batch.rows.angles(), seeds, strict=True)
         ]
-        return Probabilities(counts_to_frequencies(counts, self._circuit.num_outcomes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,6 +336,8 @@ def for_ideal(circuit: CanonicalCircuit, simulator: Any) -> CanonicalCircuit:
         if instruction.operation.name != "barrier":
             qubits = [place[circuit.circuit.find_bit(q).index] for q in instruction.qubits]
             compact.append(instruction.operation, qubits, instruction.clbits)
+    if compact.num_qubits > simulator.num_qubits:  # MPS says 63, and runs any number
+        simulator.set_options(n_qubits=compact.num_qubits)
     native = transpile(compact, simulator, optimization_level=0)
     native.global_phase = 0
     measured = tuple(place[qubit] for qubit in circuit.measured_qubits)

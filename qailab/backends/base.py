@@ -5,6 +5,9 @@ the backend takes at once, contracts its answers with the cotangents, and names 
 
     batch --evaluate--> slices --Backend.probabilities--> Probabilities --contraction--> answers
 
+Values of observables are contractions of the probabilities in each of their bases; a backend that
+knows the bits of each shot makes them of those (`Backend.expectations`).
+
 Backends are recipes: cheap to make, picklable, without anything live until `Backend.open`.
 """
 
@@ -128,7 +131,8 @@ class Evaluation(NamedTuple):
     """The answers of a batch, in row order, and what they took.
 
     Args:
-        answers: probabilities ``(n, K)``, or values and variances ``(n, 2)``; see `RowBatch`.
+        answers: outputs ``(n, K)`` or ``(n, O)``, or values and variances ``(n, 2)``; see
+            `RowBatch`.
         usage: what a device was used for.
     """
 
@@ -160,9 +164,9 @@ class RowFuture(Future[FloatArray]):
 class Backend(ABC):
     """A place that runs the rows of canonical circuits.
 
-    Four methods and the traits make a backend; `answers`, `validate` and `share` are hooks for
-    those that answer in other ways, or have more to check or to agree on. `submit` runs it in this
-    process.
+    Four methods and the traits make a backend; `answers`, `expectations`, `validate` and `share`
+    are hooks for those that answer in other ways, or have more to check or to agree on. `submit`
+    runs it in this process.
 
     Attributes:
         traits: what a pool needs to know of it.
@@ -214,12 +218,37 @@ class Backend(ABC):
     ) -> Evaluation:
         """Answer a batch of at most `max_rows_per_call` rows, by its probabilities.
 
-        A backend that can do with less than a table of them, or knows slopes, does it here.
+        Its outputs are those, and it has no bases, whatever the circuit's observables. A backend
+        that can do with less than a table of them, or knows slopes, does it here.
         """
         found = self.probabilities(circuit, batch, stop)
         for table in (found.sampled, found.exact):
             _check_shape(self, "probabilities", table, (batch.num_rows, circuit.num_outcomes))
         return Evaluation(contract(found, batch), found.usage)
+
+    @np.errstate(invalid="ignore", over="ignore")  # of a grad_output that is nearly infinite
+    def expectations(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        """Answer a batch whose outputs are the values of observables, by `answers` in each basis.
+
+        That takes 2**m numbers for each sample; a backend for more bits than that overrides it.
+        """
+        observables = circuit.observables
+        assert observables is not None
+        answers = np.empty((batch.num_rows, batch.answer_width(circuit.num_outputs)))
+        used = NOTHING_USED
+        for basis in range(observables.num_bases):
+            cotangents = batch.cotangents
+            if cotangents is not None:
+                cotangents = observables.outcome_cotangents(basis, cotangents)
+            found = self.answers(circuit, batch.in_basis(basis, cotangents), stop)
+            shares = found.answers
+            if cotangents is None:
+                shares = observables.of_probabilities(basis, shares)
+            answers[basis :: observables.num_bases] = shares
+            used += found.usage
+        return Evaluation(answers, used)
 
     def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         """Raise a clear error if rows of this circuit cannot run here, before anything runs.
@@ -261,6 +290,15 @@ class Backend(ABC):
         future = RowFuture(on_cancel=stop.set)
         self._executor().submit(self._run, future, circuit, batch, stop)
         return future
+
+    def run(self, circuit: CanonicalCircuit, batch: RowBatch) -> FloatArray:
+        """``submit(...).result()``; an interrupt (Ctrl-C) stops what runs."""
+        future = self.submit(circuit, batch)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
 
     def _run(
         self, future: RowFuture, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
@@ -316,7 +354,12 @@ _NOT_ABOUT_ROWS = (
 
 
 def evaluate(
-    backend: Backend, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    backend: Backend,
+    circuit: CanonicalCircuit,
+    batch: RowBatch,
+    stop: threading.Event,
+    *,
+    in_callers_thread: bool = False,
 ) -> Evaluation:
     """Answer a batch, here and now.
 
@@ -330,6 +373,7 @@ def evaluate(
         circuit: the circuit.
         batch: the rows and what is wanted of them.
         stop: set it to give up between two slices.
+        in_callers_thread: an interrupt is the caller's, and raised as such.
 
     Raises:
         BackendError: if the rows cannot be run.
@@ -340,6 +384,8 @@ def evaluate(
     except _NOT_ABOUT_ROWS:
         raise
     except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if in_callers_thread and not isinstance(error, Exception):
+            raise
         failing, cause = batch, cast(BaseException, error)
         if backend.traits.idempotent:
             failing, cause = _locate_failing_row(backend, circuit, batch, stop, error)
@@ -349,16 +395,18 @@ def evaluate(
 def _evaluate_slices(
     backend: Backend, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
 ) -> Evaluation:
-    answers = np.empty((batch.num_rows, batch.answer_width(circuit.num_outcomes)))
+    answers = np.empty((batch.num_rows, batch.answer_width(circuit.num_outputs)))
     used = NOTHING_USED
+    answer = backend.answers if circuit.observables is None else backend.expectations
     rows, group = batch.rows, batch.rows.group
     most = backend.max_rows_per_call(circuit, batch.shots)
     stride = max(group, most // group * group)
     for start in range(rows.start, rows.stop, stride):
         if stop.is_set():
             raise CancelledError("the evaluation was cancelled")
-        piece = batch.part(start, min(start + stride, rows.stop))
-        found = backend.answers(circuit, piece, stop)
+        whole = stride >= batch.num_rows
+        piece = batch if whole else batch.part(start, min(start + stride, rows.stop))
+        found = answer(circuit, piece, stop)
         _check_shape(backend, "answers", found.answers, (piece.num_rows, answers.shape[1]))
         first = start - rows.start
         answers[first : first + piece.num_rows] = found.answers

@@ -25,6 +25,13 @@ EXECUTION_SECONDS = 350e-6
 """QPU seconds of one execution: the devices' default repetition delay of 250 us, and about 100 us
 for the circuit, its readout and the reset. See `UsageEstimate`."""
 
+PRICE_PER_SECOND = 1.60
+"""US dollars for a second of a QPU on the pay-as-you-go plan, 96 USD a minute
+(https://www.ibm.com/quantum/pricing, 2025); other plans are cheaper, the open one is free."""
+
+OPEN_PLAN_SECONDS = 600
+"""QPU seconds of the open plan in 28 days (IBM Quantum documentation, plans)."""
+
 _REMEMBERED = 32  # jobs: enough for a median, few enough to follow a device that changes
 _ALIKE = 4.0  # jobs of up to so many times the executions tell most about one another
 
@@ -66,6 +73,17 @@ class Cost:
 
     def __mul__(self, times: int) -> Cost:
         return Cost(*(getattr(self, name) * times for name in UNITS))
+
+
+def price_in_words(qpu_seconds: float) -> str:
+    """QPU seconds in hours, dollars and the share of the open plan.
+
+    >>> price_in_words(1149.0)
+    "0.32 hours, 1,838 dollars, 192% of the open plan's 600 s in 28 days"
+    """
+    dollars, share = qpu_seconds * PRICE_PER_SECOND, qpu_seconds / OPEN_PLAN_SECONDS
+    plan = f"{share:,.0%} of the open plan's {OPEN_PLAN_SECONDS} s in 28 days"
+    return f"{qpu_seconds / 3600:,.2f} hours, {dollars:,.0f} dollars, {plan}"
 
 
 class UsageEstimate:

@@ -6,19 +6,23 @@ import hashlib
 import math
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
 from qailab.arguments import checked_integer
 from qailab.backends.aer import AerBackend
-from qailab.backends.base import Backend, Probabilities, Usage
+from qailab.backends.base import Backend, Evaluation, Probabilities, Usage, evaluate
 from qailab.errors import InputError, InputTypeError, TransientBackendError
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray, RowBatch
 
 _TABLE_BYTES = 256 << 20  # the probabilities of one job
+
+Found = TypeVar("Found", Probabilities, Evaluation)
 
 
 class EmulatedBackend(Backend):
@@ -78,21 +82,33 @@ class EmulatedBackend(Backend):
     def max_rows_per_call(self, circuit: CanonicalCircuit, shots: int | None) -> int:
         """As many rows as one job of a device takes; ``inner`` may be given them in parts."""
         fewest = self.inner.max_rows_per_call(circuit, shots)
-        return max(fewest, _TABLE_BYTES // (16 * circuit.num_outcomes))
+        return max(fewest, _TABLE_BYTES // (16 * circuit.num_outputs))
 
     def probabilities(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
     ) -> Probabilities:
+        return self._as_job(batch, stop, lambda: self._inner_probabilities(circuit, batch, stop))
+
+    def expectations(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        return self._as_job(batch, stop, lambda: evaluate(self.inner, circuit, batch, stop))
+
+    def _as_job(self, batch: RowBatch, stop: threading.Event, answer: Callable[[], Found]) -> Found:
+        """What ``inner`` answers, as a job that takes its time, or fails."""
         began = time.monotonic()
         self._live_jobs = job = self.__dict__.get("_live_jobs", 0) + 1
         chance = self._chance(batch, job)
         seconds = max(0.0, self.latency + self.jitter * chance.uniform(-1.0, 1.0))
         fails = chance.random() < self.failure_rate
-        found = None if fails else self._inner_probabilities(circuit, batch, stop)
+        found = None if fails else answer()
         _sleep(began + seconds - time.monotonic(), stop)
         if found is None:
             raise TransientBackendError(f"job {job} of {self!r} failed, as failure_rate asks for")
-        return replace(found, usage=Usage(jobs=1, qpu_seconds=seconds))
+        usage = Usage(jobs=1, qpu_seconds=seconds)
+        if isinstance(found, Probabilities):
+            return replace(found, usage=usage)
+        return Evaluation(found.answers, usage)
 
     def _inner_probabilities(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event

@@ -1,13 +1,20 @@
-"""From exact probabilities to shots, and from counts to probabilities."""
+"""From exact probabilities to shots, and from shots to probabilities and expectation values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qailab.gradients.noise import NoiseStream
-from qailab.gradients.rows import FloatArray
+from qailab.gradients.observables import Observables
+from qailab.gradients.rows import FloatArray, RowBatch
+
+_TABLE_BITS = 12  # up to here it is quicker to look a shot up than to take its parities
+
+Bits = NDArray[np.uint8]
+"""Outcomes of shots, ``(n, shots, bytes)``, the most significant byte first as in `BitArray`."""
 
 
 def sample_frequencies(
@@ -50,6 +57,72 @@ def counts_to_frequencies(counts: Sequence[Mapping[str, int]], num_outcomes: int
         frequencies[row, outcomes] = list(table.values())
     frequencies /= frequencies.sum(axis=1, keepdims=True)
     return frequencies
+
+
+def counts_to_bits(counts: Sequence[Mapping[str, int]], num_bits: int) -> Bits:
+    """The bits of each shot, in some order, from Aer's counts.
+
+    Args:
+        counts: for each row, counts by outcome in hexadecimal; equally many shots in each.
+        num_bits: measured bits, as many as you like.
+    """
+    size = -(-num_bits // 8)
+    rows = []
+    for table in counts:
+        outcomes = b"".join(int(outcome, 16).to_bytes(size) for outcome in table)
+        once = np.frombuffer(outcomes, dtype=np.uint8).reshape(-1, size)
+        rows.append(np.repeat(once, list(table.values()), axis=0))
+    return np.stack(rows)
+
+
+@np.errstate(invalid="ignore", over="ignore")  # of a grad_output that is nearly infinite
+def contract_bits(observables: Observables, batch: RowBatch, bits: Bits) -> FloatArray:
+    """What a batch wants of observables, from the shots of its rows.
+
+    The variance is that of the whole sum from shot to shot, so terms may be correlated.
+
+    Args:
+        observables: the observables.
+        batch: the rows, in all bases, with or without cotangents.
+        bits: their shots, shape ``(n, shots, bytes)``.
+
+    Returns:
+        Each row's share of the values ``(n, O)``; or with cotangents ``c`` of each row's sample its
+        share of ``sum_o c[o] <O_o>`` and the shot variance of that, ``(n, 2)``.
+    """
+    samples, cotangents = batch.rows.samples(), batch.cotangents
+    answers = np.empty((batch.num_rows, batch.answer_width(observables.num_observables)))
+    few_bits = observables.num_bits <= _TABLE_BITS
+    for basis in range(observables.num_bases):
+        if cotangents is not None:  # of each outcome or of each term
+            numbers = observables.outcome_cotangents if few_bits else observables.weights
+            table = numbers(basis, cotangents)
+        for row in range(basis, batch.num_rows, observables.num_bases):
+            words = _words(bits[row])
+            if cotangents is None:
+                means = observables.signs(basis, words).mean(axis=1)
+                answers[row] = observables.of_parities(basis, means[None])
+                continue
+            mine = table[samples[row]]
+            if few_bits:
+                shots = mine[words[:, 0]]
+            else:
+                shots = (mine[:, None] * observables.signs(basis, words)).sum(axis=0)
+            answers[row] = shots.mean(), _variance_of_mean(shots)
+    return answers
+
+
+def _words(bits: Bits) -> NDArray[np.uint64]:
+    """The outcomes of shots ``(shots, bytes)`` in words, least significant first."""
+    shots, size = bits.shape
+    padded = np.zeros((shots, -(-size // 8) * 8), dtype=np.uint8)
+    padded[:, :size] = bits[:, ::-1]
+    return padded.view("<u8").astype(np.uint64, copy=False)
+
+
+def _variance_of_mean(shots: FloatArray) -> float:
+    """The sample variance of one shot has no value."""
+    return float(shots.var(ddof=1)) / len(shots) if len(shots) > 1 else np.nan
 
 
 def measured_marginal(probabilities: FloatArray, measured_qubits: Sequence[int]) -> FloatArray:

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from qailab.errors import InputError, PoolError
+from qailab.errors import InputError, InputTypeError, PoolError
 
 logger = logging.getLogger("qailab.distributed")
 
@@ -66,6 +66,14 @@ def connect(
         InputError: if this process is connected to another cluster than the address says.
     """
     where = address or os.environ.get("RAY_ADDRESS") or "local"
+    if not isinstance(where, str) or where.isdigit():
+        raise InputTypeError(f"address must be 'HOST:PORT', as '127.0.0.1:{where}', got {where!r}")
+    if where.startswith("http"):
+        raise InputError(
+            f"address {where!r} (or RAY_ADDRESS) is that of a dashboard, to which programs are "
+            f"submitted: scripts/submit --address {where} -- PROGRAM; a pool joins a cluster at "
+            "'HOST:6379', or 'auto' on one of its machines"
+        )
     with _lock, _own_sigterm():
         session = current_session()
         if session is None:

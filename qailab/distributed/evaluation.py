@@ -53,7 +53,7 @@ MAX_CHUNK_SECONDS = 2.0  # what a dead actor may cost, and how long a cancel may
 MAX_INLINE_BYTES = 64 << 10
 """Answers of at most 100 kB travel inside Ray's reply; larger ones stay in the object store of the
 actor's node, and are lost with it. Backward answers (two floats a row) are kept below."""
-MAX_PROBABILITY_BYTES = 4 << 20  # forward answers (K floats a row) cannot be small
+MAX_PROBABILITY_BYTES = 4 << 20  # forward answers (K or O floats a row) cannot be small
 MAX_SHARE_BYTES = 256 << 20  # answers of a device's whole share: jobs are few, and must stay so
 
 
@@ -157,7 +157,7 @@ class Evaluation:
         if settings.chunk_rows != "auto":
             self.rows_per_call = in_groups(settings.chunk_rows, batch.rows.group)
         self._one_call = settings.max_in_flight != "auto"  # a fixed bound counts calls
-        width = batch.answer_width(circuit.num_outcomes)
+        width = batch.answer_width(circuit.num_outputs)
         self._answers = np.empty((batch.num_rows, width))
         self._sizer = ChunkSizer(batch, 8 * width)
         self._next_row = batch.rows.start

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from qailab.arguments import checked_integer
 from qailab.backends.base import Backend
-from qailab.errors import InputError, InputTypeError
+from qailab.errors import InputError, InputTypeError, PoolError
+from qailab.launchers.launcher import meant_backend
 
 Auto = Literal["auto"]
 ActorOptions = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
@@ -58,13 +59,17 @@ def checked_backends(backends: Sequence[Backend]) -> tuple[Backend, ...]:
         InputError: if there are none, or one is no backend.
     """
     if not isinstance(backends, Sequence):
-        raise InputTypeError(f"backends must be a list of backends, got {backends!r}")
+        raise InputTypeError(
+            f"backends must be a list of backends, got {backends!r}; write [AerBackend()] * 4"
+        )
     if not backends:
         raise InputError("a pool needs at least one backend, got none")
     for place, backend in enumerate(backends):
         if not isinstance(backend, Backend):
-            kind = type(backend).__name__
-            raise InputError(f"backends[{place}] must be a qailab backend, got {kind}")
+            raise InputTypeError(
+                f"backends[{place}] must be a qailab backend, got {backend!r}; write "
+                f"{meant_backend(backend)}"
+            )
     return tuple(backends)
 
 
@@ -117,6 +122,18 @@ def _for_actor(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]
         "max_concurrency": backend.traits.max_concurrency,
         **overrides,
     }
+
+
+def check_gpus(
+    options: Sequence[Mapping[str, Any]], backends: Sequence[Backend], *, there: bool
+) -> None:
+    """Raise a `PoolError` if an actor asks for a GPU where there is none, nor will be."""
+    for each, backend in zip(options, backends, strict=True):
+        if each["num_gpus"] and not there:
+            raise PoolError(
+                f"{backend!r} asks for {each['num_gpus']} GPU, and Ray sees none on this machine; "
+                "use device='CPU' and no num_gpus, or give address= of a cluster that has one"
+            )
 
 
 def custom_needs(

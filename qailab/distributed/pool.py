@@ -96,7 +96,8 @@ class LauncherPool:
         self._end: weakref.finalize[..., LauncherPool]
         self._end = weakref.finalize(self, disconnect, self._session)
         try:
-            missing = undeclared(needs)
+            missing = undeclared({*needs, "GPU"})
+            checks.check_gpus(options, self._backends, there="GPU" not in missing)
             self._options = checks.with_custom_needs(options, self._backends, without=missing)
             self._configs = _pickled(self._backends)
             self._running().wait_for_actors(1, start_timeout)

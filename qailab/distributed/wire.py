@@ -1,7 +1,7 @@
 """Batches and answers as bytes: as few as their content needs, and countable.
 
-Base angles, cotangents and row numbers go out; two floats a row come back (or K, in a forward
-pass). Rows are expanded where they run.
+Base angles, bases, cotangents and row numbers go out; two floats a row come back (or K or O, in a
+forward pass). Rows are expanded where they run.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def encode_batch(batch: RowBatch) -> bytes:
     return pickle.dumps(
         (
             _encode_kind(rows),
+            None if rows.bases is None else (rows.bases.shape, rows.bases.tobytes()),
             rows.base.shape,
             rows.base.tobytes(),
             (rows.first_sample, rows.start, rows.stop),
@@ -37,13 +38,14 @@ def encode_batch(batch: RowBatch) -> bytes:
 
 def decode_batch(message: bytes) -> RowBatch:
     """Read the batch that `encode_batch` wrote."""
-    kind, shape, base, place, cotangents, shots, noise, which = pickle.loads(message)
+    kind, bases, shape, base, place, cotangents, shots, noise, which = pickle.loads(message)
     first_sample, start, stop = place
     where: dict[str, Any] = {
         "base": np.frombuffer(base).reshape(shape),
         "first_sample": first_sample,
         "start": start,
         "stop": stop,
+        "bases": None if bases is None else np.frombuffer(bases[1]).reshape(bases[0]),
     }
     return RowBatch(
         _decode_kind(kind, where),

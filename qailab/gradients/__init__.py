@@ -3,6 +3,7 @@
 from qailab.gradients.angles import AngleMap
 from qailab.gradients.canonical import CanonicalCircuit, canonicalize
 from qailab.gradients.noise import NoiseStream
+from qailab.gradients.observables import Observable, Observables
 from qailab.gradients.plans import (
     AdjointPlan,
     GradientPlan,
@@ -20,6 +21,8 @@ __all__ = [
     "CanonicalCircuit",
     "GradientPlan",
     "NoiseStream",
+    "Observable",
+    "Observables",
     "ParamShiftPlan",
     "PointRows",
     "RowBatch",

@@ -5,6 +5,8 @@ circuit with parameters ``a0 .. a<A-1>``, compiled once by each backend) and an 
 the angles come from: the user's parameters). Shared, scaled and combined parameters and
 controlled rotations thereby all become plain angles with a plain rule.
 
+Where observables are asked for, angles of their bases come last; no parameter reaches them.
+
 Noise models go by the gates that the user wrote. Where the canonical circuit has others, the
 circuit as it was written is kept beside it, with parameters of its own for each gate.
 """
@@ -32,6 +34,7 @@ from qiskit.circuit import (
     QuantumCircuit,
     QuantumRegister,
 )
+from qiskit.circuit.library import RYGate, RZGate
 
 from qailab.circuit.amplitude import AmplitudeEncodingGate
 from qailab.errors import CircuitError
@@ -45,6 +48,7 @@ from qailab.gradients.instructions import (
     opened,
     used_qubits,
 )
+from qailab.gradients.observables import Observables
 from qailab.gradients.rows import IntArray
 
 _ANGLE_NAMESPACE = uuid.UUID("3d0a3d0e-7d56-5b8e-8a53-5b1c1b0f6a11")
@@ -53,7 +57,7 @@ _KEY_DIGITS = 10  # of synthesised gates: another processor may round them other
 
 @dataclass(frozen=True, eq=False)
 class CanonicalCircuit:
-    """One circuit, to be compiled once and run with many angles.
+    """One circuit, to be compiled once and run with many angles, and what is asked of it.
 
     Args:
         circuit: gates with angle parameters ``angles`` and one measurement for each outcome bit
@@ -63,22 +67,29 @@ class CanonicalCircuit:
         measured_qubits: the qubit that each outcome bit is read from, least significant first.
         written: the same circuit in the user's own gates, each with parameters of its own; None
             if ``circuit`` is that already. Its canonical circuit is ``circuit``.
+        observables: whose values are asked for, instead of the probabilities of the outcomes.
     """
 
     circuit: QuantumCircuit
     angles: tuple[Parameter, ...]
     measured_qubits: tuple[int, ...]
     written: QuantumCircuit | None = None
+    observables: Observables | None = None
 
     @property
     def num_angles(self) -> int:
-        """The number of angles, A."""
+        """The number of angles, A, those of bases included."""
         return len(self.angles)
 
     @property
     def num_outcomes(self) -> int:
         """The number of outcomes, K."""
         return 1 << len(self.measured_qubits)
+
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers are asked for: K probabilities, or the values of O observables."""
+        return self.num_outcomes if self.observables is None else self.observables.num_observables
 
     @cached_property
     def active_qubits(self) -> tuple[int, ...]:
@@ -87,10 +98,23 @@ class CanonicalCircuit:
 
     @cached_property
     def key(self) -> str:
-        """A content hash: equal circuits have equal keys, on every machine and in every run.
+        """A content hash of the circuit and its observables.
 
-        It is of gates whose matrix it can see, and of the names that noise models go by. Numbers
-        that come out of a decomposition count to ten digits, below the exactness of results.
+        Equal ones have equal keys, on every machine and in every run.
+        """
+        if self.observables is None:
+            return self.run_key
+        content = f"{self.run_key} {self.observables.key}"
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+    @cached_property
+    def run_key(self) -> str:
+        """A content hash of what is run: of the circuit, and of the form of what is measured.
+
+        With observables that is the bits of each shot, else counts; whatever their coefficients,
+        they may be evaluated from the same bits. It is of gates whose matrix it can see, and of the
+        names that noise models go by. Numbers that come out of a decomposition count to ten digits,
+        below the exactness of results.
         """
         if self.written is None:
             buffer = io.BytesIO()
@@ -104,23 +128,28 @@ class CanonicalCircuit:
                 for words, values in _described(self.written)
             ]
             content = repr((gates, written)).encode()
+        if self.observables is not None:
+            content += b"bits"
         return hashlib.sha256(content).hexdigest()[:32]
 
 
 def canonicalize(
-    circuit: QuantumCircuit, parameters: Sequence[Parameter]
+    circuit: QuantumCircuit,
+    parameters: Sequence[Parameter],
+    observables: Observables | None = None,
 ) -> tuple[CanonicalCircuit, AngleMap]:
     """Decompose a circuit so that every angle has a two-term shift rule.
 
     Args:
         circuit: a measured circuit.
         parameters: the logical parameters, in the order of the columns of their values.
+        observables: what to measure instead of what the circuit measures at its end.
 
     Returns:
-        The canonical circuit, and the map from logical parameters to its angles.
+        The canonical circuit, and the map from logical parameters to its angles but those of bases.
 
     Raises:
-        CircuitError: if the circuit measures nothing, or has an instruction that cannot be
+        CircuitError: if nothing is measured, or the circuit has an instruction that cannot be
             differentiated; the message names it.
     """
     builder = _Builder(circuit.num_qubits)
@@ -131,7 +160,7 @@ def canonicalize(
         owner = f"instruction {position} ({name} on qubits {', '.join(map(str, qubits))})"
         for placed in opened(instruction.operation, qubits, clbits, is_written, owner):
             builder.add(*placed, owner)
-    return builder.finish(parameters)
+    return builder.finish(parameters, observables)
 
 
 class _Builder:
@@ -175,20 +204,31 @@ class _Builder:
         else:
             self._append(operation, qubits)
 
-    def finish(self, parameters: Sequence[Parameter]) -> tuple[CanonicalCircuit, AngleMap]:
+    def finish(
+        self, parameters: Sequence[Parameter], observables: Observables | None
+    ) -> tuple[CanonicalCircuit, AngleMap]:
         """The canonical circuit and the map to its angles."""
-        if not self._measured:
+        if observables is not None:
+            measured = observables.measured_qubits
+        elif self._measured:
+            measured = tuple(self._measured[clbit] for clbit in sorted(self._measured))
+        else:
             raise CircuitError(
                 "the circuit has no measurement, so it has no outcomes; call measure_all() or "
                 "measure the qubits you want"
             )
-        measured = tuple(self._measured[clbit] for clbit in sorted(self._measured))
         relevant = self._angles_that_reach(set(measured))
+        num_angles = len(self._angles)
+        for gate, qubit in () if observables is None else observables.turns:
+            turn = (RZGate if gate == "rz" else RYGate)(self._fresh())
+            self._append(turn, [qubit])
         for circuit in (self._circuit, self._written):
             circuit.add_register(ClassicalRegister(len(measured), "meas"))
             circuit.measure(list(measured), list(range(len(measured))))
         written = None if self._is_written else self._written
-        canonical = CanonicalCircuit(self._circuit, tuple(self._angles), measured, written)
+        canonical = CanonicalCircuit(
+            self._circuit, tuple(self._angles), measured, written, observables
+        )
         columns = np.array([column for column, _, _ in self._expressions], dtype=np.int64)
         direct = ExpressionMap(
             [expression for _, expression, _ in self._expressions],
@@ -205,7 +245,7 @@ class _Builder:
             )
             for gate, angle_columns, label in self._prepared
         ]
-        return canonical, AngleMap(len(self._angles), columns, direct, prepared, relevant)
+        return canonical, AngleMap(num_angles, columns, direct, prepared, relevant)
 
     def _measure(self, qubit: int, clbit: int, label: str) -> None:
         if clbit in self._measured:

@@ -78,7 +78,7 @@ class NoiseStream:
         It is one generator that moves from row to row (a new object for each row would cost ten
         times as much): draw from it before asking for the next.
         """
-        bits = np.random.Philox(key=self._words(2))
+        bits = np.random.Philox(key=self.key())
         generator = np.random.Generator(bits)
         state = bits.state
         counter = state["state"]["counter"]
@@ -92,8 +92,9 @@ class NoiseStream:
         for generator in self.generators(first_row, num_rows):
             yield int(generator.integers(2**62))
 
-    def _words(self, count: int) -> NDArray[np.uint64]:
+    def key(self) -> NDArray[np.uint64]:
+        """The key of the stream's Philox generator, two words."""
         entropy = (self.seed, self.step, _PURPOSES[self.purpose])
         # The spawn key is hashed after padding, so (seed, step) pairs cannot run into each other.
         sequence = np.random.SeedSequence(entropy[0], spawn_key=entropy[1:])
-        return np.asarray(sequence.generate_state(count, np.uint64), dtype=np.uint64)
+        return np.asarray(sequence.generate_state(2, np.uint64), dtype=np.uint64)

@@ -1,7 +1,8 @@
 """Plans: which rows to run for a gradient, and how their answers become it.
 
 plan -> run -> reconstruct, where both ends are pure functions of arrays. With ``v[r]`` the answer
-of row ``r`` (``sum_k grad_output[b, k] p_k``), the parameter-shift plan is
+of point ``r`` (``sum_k grad_output[b, k] output_k``, over all its bases), the parameter-shift plan
+is
 
     d/d angle[b, a]  =  sum_t coefficients[t] * v[(b * C + c(a)) * T + t]
     d/d parameter[b, l]  =  sum_a  d angle[b, a] / d parameter[b, l]  *  d/d angle[b, a]
@@ -46,13 +47,17 @@ class GradientPlan(ABC):
     def rows(self) -> Rows:
         """The rows to run, all of their samples."""
 
-    @abstractmethod
     def reconstruct(self, answers: FloatArray) -> SampleGradients:
         """Turn the rows' answers into gradients.
 
         Args:
             answers: value and shot variance of each row, in row order, shape ``(N, 2)``.
         """
+        return self._from_points(self.rows.over_bases(answers))
+
+    @abstractmethod
+    def _from_points(self, answers: FloatArray) -> SampleGradients:
+        """The same from value and shot variance of each point."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,22 +91,24 @@ class ParamShiftPlan(GradientPlan):
         *,
         first_sample: int = 0,
         noiseless: bool = False,
+        bases: FloatArray | None = None,
     ) -> ParamShiftPlan:
         """Plan the gradient with respect to the ``wanted`` (shape ``(L,)``) parameters.
 
         ``noiseless`` says that the rows run without noise, which saves those without effect.
+        ``bases`` are those that the rows are measured in, as in `Rows`.
         """
         base = angle_map.values(parameters)
         columns = angle_map.reached_by(wanted, noiseless=noiseless)
         angle_map.check_slopes(parameters, wanted, columns)
-        shifted = ShiftedRows.numbered(first_sample, base, columns=columns)
+        shifted = ShiftedRows.numbered(first_sample, base, columns=columns, bases=bases)
         return cls(angle_map, parameters, wanted, shifted)
 
     @property
     def rows(self) -> Rows:
         return self.shifted
 
-    def reconstruct(self, answers: FloatArray) -> SampleGradients:
+    def _from_points(self, answers: FloatArray) -> SampleGradients:
         samples, angles = self.shifted.base.shape
         columns, rule = self.shifted.columns, self.shifted.rule
         terms = answers.reshape(samples, len(columns), rule.num_terms, 2)
@@ -144,19 +151,20 @@ class AdjointPlan(GradientPlan):
         wanted: NDArray[np.bool_],
         *,
         first_sample: int = 0,
+        bases: FloatArray | None = None,
     ) -> AdjointPlan:
         """Plan the gradient with respect to the ``wanted`` (shape ``(L,)``) parameters."""
         base = angle_map.values(parameters)
         columns = angle_map.reached_by(wanted, noiseless=True)
         angle_map.check_slopes(parameters, wanted, columns)
-        slopes = SlopeRows.numbered(first_sample, base, columns=columns)
+        slopes = SlopeRows.numbered(first_sample, base, columns=columns, bases=bases)
         return cls(angle_map, parameters, wanted, slopes)
 
     @property
     def rows(self) -> Rows:
         return self.slopes
 
-    def reconstruct(self, answers: FloatArray) -> SampleGradients:
+    def _from_points(self, answers: FloatArray) -> SampleGradients:
         columns = self.slopes.columns
         slopes = np.zeros_like(self.slopes.base)
         slopes[:, columns] = answers[:, 0].reshape(len(slopes), len(columns))
@@ -196,6 +204,7 @@ class SpsaPlan(GradientPlan):
         resamplings: int,
         noise: NoiseStream,
         first_sample: int = 0,
+        bases: FloatArray | None = None,
     ) -> SpsaPlan:
         """Plan the estimate for the ``wanted`` (shape ``(L,)``) parameters."""
         samples, size = parameters.shape
@@ -208,13 +217,14 @@ class SpsaPlan(GradientPlan):
         points = parameters[:, None, :] + steps.reshape(samples, 2 * resamplings, size)
         # One table for each row of a sample: an error names the sample by its number in a table.
         base = np.stack([angle_map.values(points[:, r]) for r in range(2 * resamplings)], axis=1)
-        return cls(signs, perturbation, PointRows.numbered(first_sample, base, pairs=True))
+        rows = PointRows.numbered(first_sample, base, pairs=True, bases=bases)
+        return cls(signs, perturbation, rows)
 
     @property
     def rows(self) -> Rows:
         return self.points
 
-    def reconstruct(self, answers: FloatArray) -> SampleGradients:
+    def _from_points(self, answers: FloatArray) -> SampleGradients:
         samples, resamplings, _ = self.signs.shape
         pairs = answers.reshape(samples, resamplings, 2, 2)
         slopes = (pairs[:, :, 0, 0] - pairs[:, :, 1, 0]) / (2.0 * self.perturbation)

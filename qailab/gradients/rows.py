@@ -1,18 +1,23 @@
 """Rows: which angles of the canonical circuit an evaluation runs, by number; and batches of them.
 
-A row is one set of angles. Rows are numbered sample by sample; for shifted rows the order is
+A row is one set of angles: a point (a sample's angles, shifted perhaps) in one of the bases that
+observables are measured in, which sets the last angles; where probabilities are asked for, there
+is one basis, without angles. Rows are numbered sample by sample; for shifted rows the order is
 
-    row = (sample * len(columns) + column) * num_terms + term
+    row = ((sample * len(columns) + column) * num_terms + term) * num_bases + basis
 
 Rows travel as their recipe (base angles and row numbers), never as an ``(N, A)`` table, and any
 stretch of them can be cut out without changing their numbers.
 
 A batch is rows with what is wanted of them. Its answers are, in row order,
 
-* probabilities of the K outcomes, shape ``(num_rows, K)``, if it has no cotangents (forward);
-* ``sum_k cotangents[sample, k] * p_k`` and the shot variance of that sum, shape ``(num_rows, 2)``,
-  if it has (backward): two floats for a row, however many outcomes there are;
+* the outputs, if it has no cotangents (forward): probabilities of the K outcomes, shape
+  ``(num_rows, K)``, or the row's share of the values of O observables, shape ``(num_rows, O)``;
+* ``sum_k cotangents[sample, k] * output_k`` and the shot variance of that sum, shape
+  ``(num_rows, 2)``, if it has (backward): two floats for a row, however many outputs there are;
 * the derivative of that sum with respect to one angle, and zero, for `SlopeRows`.
+
+The shares of the bases of a point are summed (`Rows.over_bases`); their shots are independent.
 """
 
 from __future__ import annotations
@@ -40,12 +45,15 @@ class Rows(ABC):
         first_sample: the number of the sample that ``base[0]`` belongs to.
         start: the number of the first row.
         stop: one past the number of the last row; -1 means all rows of all samples in ``base``.
+        bases: the angles of each basis, which come after those of a point, in radians, shape
+            ``(G, ...)``; None if there are no bases.
     """
 
     base: FloatArray
     first_sample: int = 0
     start: int = 0
     stop: int = -1
+    bases: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if self.stop < 0:
@@ -66,21 +74,71 @@ class Rows(ABC):
 
     @property
     @abstractmethod
-    def rows_per_sample(self) -> int:
-        """How many consecutive rows belong to one sample."""
+    def points_per_sample(self) -> int:
+        """How many points belong to one sample."""
 
     @property
     @abstractmethod
-    def group(self) -> int:
-        """How many consecutive rows must run together on one backend."""
+    def points_together(self) -> int:
+        """How many consecutive points must run together on one backend."""
 
     @abstractmethod
+    def points(self) -> FloatArray:
+        """The angles of rows that have no bases, in radians, shape ``(num_rows, A)``."""
+
+    @abstractmethod
+    def name_of_point(self, point: int) -> str:
+        """Where a point comes from, in words."""
+
+    @property
+    def num_bases(self) -> int:
+        """How many rows a point has, G."""
+        return 1 if self.bases is None else len(self.bases)
+
+    @property
+    def rows_per_sample(self) -> int:
+        """How many consecutive rows belong to one sample."""
+        return self.points_per_sample * self.num_bases
+
+    @property
+    def group(self) -> int:
+        """How many consecutive rows must run together on one backend."""
+        return self.points_together * self.num_bases
+
+    def in_basis(self, basis: int) -> Self:
+        """The points of these rows, which are all bases of some points, in one of the bases.
+
+        They are numbered as points, and have the basis's angles among their own.
+        """
+        if self.bases is None:
+            return self
+        setting = self.bases[basis]
+        setting = np.broadcast_to(setting, (*self.base.shape[:-1], len(setting)))
+        return replace(
+            self,
+            base=np.concatenate([self.base, setting], axis=-1),
+            start=self.start // self.num_bases,
+            stop=self.stop // self.num_bases,
+            bases=None,
+        )
+
     def angles(self) -> FloatArray:
         """The angles of these rows in radians, shape ``(num_rows, A)``."""
+        if self.bases is None:
+            return self.points()
+        each = [self.in_basis(basis).points() for basis in range(self.num_bases)]
+        return np.stack(each, axis=1).reshape(self.num_rows, each[0].shape[1])
+
+    def over_bases(self, answers: FloatArray) -> FloatArray:
+        """Sum the answers of these rows ``(num_rows, width)`` over the bases of each point."""
+        each = answers.reshape(len(answers) // self.num_bases, self.num_bases, answers.shape[1])
+        return answers if self.num_bases == 1 else each.sum(axis=1)
 
     def name_of(self, row: int) -> str:
         """A row in words, for messages: its number and where it comes from."""
-        return f"row {row} (sample {row // self.rows_per_sample})"
+        point, basis = divmod(row, self.num_bases)
+        within = f", basis {basis}" if self.num_bases > 1 else ""
+        return f"row {row} ({self.name_of_point(point)}{within})"
 
     @property
     def num_rows(self) -> int:
@@ -121,18 +179,21 @@ class PointRows(Rows):
     pairs: bool = False
 
     @property
-    def rows_per_sample(self) -> int:
+    def points_per_sample(self) -> int:
         return int(self.base.shape[1])
 
     @property
-    def group(self) -> int:
+    def points_together(self) -> int:
         return 2 if self.pairs else 1
 
-    def angles(self) -> FloatArray:
-        offset = self.first_sample * self.rows_per_sample
+    def points(self) -> FloatArray:
+        offset = self.first_sample * self.points_per_sample
         samples, per_sample, angles = self.base.shape
         table = self.base.reshape(samples * per_sample, angles)
         return table[self.start - offset : self.stop - offset]
+
+    def name_of_point(self, point: int) -> str:
+        return f"sample {point // self.points_per_sample}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,27 +209,25 @@ class ShiftedRows(Rows):
     rule: ShiftRule = TWO_TERM_RULE
 
     @property
-    def rows_per_sample(self) -> int:
+    def points_per_sample(self) -> int:
         return len(self.columns) * self.rule.num_terms
 
     @property
-    def group(self) -> int:
+    def points_together(self) -> int:
         return self.rule.num_terms
 
     def terms(self) -> tuple[IntArray, IntArray]:
         """The angle that each row shifts and the term of the rule, each ``(num_rows,)``."""
-        within = np.arange(self.start, self.stop, dtype=np.int64) % self.rows_per_sample
+        within = np.arange(self.start, self.stop, dtype=np.int64) % self.points_per_sample
         return self.columns[within // self.rule.num_terms], within % self.rule.num_terms
 
-    def name_of(self, row: int) -> str:
-        sample, within = divmod(row, self.rows_per_sample)
+    def name_of_point(self, point: int) -> str:
+        sample, within = divmod(point, self.points_per_sample)
         column, term = divmod(within, self.rule.num_terms)
-        return (
-            f"row {row} (sample {sample}, angle {self.columns[column]} shifted by "
-            f"{self.rule.shifts[term]:+.4g})"
-        )
+        shift = f"{self.rule.shifts[term]:+.4g}"
+        return f"sample {sample}, angle {self.columns[column]} shifted by {shift}"
 
-    def angles(self) -> FloatArray:
+    def points(self) -> FloatArray:
         shifted, term = self.terms()
         angles = self.base[self.samples()]
         angles[np.arange(self.num_rows), shifted] += np.asarray(self.rule.shifts)[term]
@@ -179,8 +238,8 @@ class ShiftedRows(Rows):
 class SlopeRows(Rows):
     """Derivatives, a row for each sample and angle: ``base`` has shape ``(S, A)``.
 
-    The rows of a sample are ``sample * len(columns) + column``. They stay together: a backend that
-    answers them has all slopes of a sample from one sweep through the circuit.
+    The points of a sample are ``sample * len(columns) + column``. They stay together: a backend
+    that answers them has all slopes of a sample from one sweep through the circuit.
 
     Args:
         columns: the angles that are differentiated, shape ``(C,)``, ascending.
@@ -189,18 +248,18 @@ class SlopeRows(Rows):
     columns: IntArray
 
     @property
-    def rows_per_sample(self) -> int:
+    def points_per_sample(self) -> int:
         return len(self.columns)
 
     @property
-    def group(self) -> int:
+    def points_together(self) -> int:
         return max(1, len(self.columns))
 
-    def name_of(self, row: int) -> str:
-        sample, column = divmod(row, self.rows_per_sample)
-        return f"row {row} (sample {sample}, slope of angle {self.columns[column]})"
+    def name_of_point(self, point: int) -> str:
+        sample, column = divmod(point, self.points_per_sample)
+        return f"sample {sample}, slope of angle {self.columns[column]}"
 
-    def angles(self) -> FloatArray:
+    def points(self) -> FloatArray:
         return self.base[self.samples()]
 
 
@@ -212,8 +271,8 @@ class RowBatch:
         rows: which angles to run.
         shots: shots for each row, or None for exact probabilities.
         noise: the stream that shot noise is drawn from, by row number.
-        cotangents: one row of ``grad_output`` for each sample in ``rows.base``, shape ``(S, K)``,
-            or None if the probabilities themselves are wanted.
+        cotangents: one row of ``grad_output`` for each sample in ``rows.base``, shape ``(S, K)``
+            or ``(S, O)``, or None if the outputs themselves are wanted.
         resent: whether a process that is gone may have begun with them: where running costs,
             its jobs are looked for first.
         evaluation: names the evaluation that the rows are of; the same when they are sent again.
@@ -238,6 +297,19 @@ class RowBatch:
             cotangents = cotangents[self.rows.touched(start, stop)]
         return replace(self, rows=self.rows.part(start, stop), cotangents=cotangents)
 
-    def answer_width(self, num_outcomes: int) -> int:
+    def in_basis(self, basis: int, cotangents: FloatArray | None) -> RowBatch:
+        """The points of this batch in one basis, whose noise is theirs alone.
+
+        Args:
+            basis: the basis.
+            cotangents: a number for each outcome in that basis, shape ``(S, K)``, or None.
+        """
+        noise = self.noise
+        if basis:
+            noise = NoiseStream.of(f"basis {basis}", noise.seed, noise.step, noise.purpose)
+        rows = self.rows.in_basis(basis)
+        return replace(self, rows=rows, noise=noise, cotangents=cotangents)
+
+    def answer_width(self, num_outputs: int) -> int:
         """How many floats answer one row."""
-        return num_outcomes if self.cotangents is None else 2
+        return num_outputs if self.cotangents is None else 2

@@ -9,19 +9,20 @@ or the file is no journal. ``--json`` prints one document for programs instead::
     {"version": 1, "path": "/.../jobs.db", "price_per_second": 1.6,
      "jobs": [{"id": 1, "step": 0, "pass": "backward", "start": 0, "stop": 3000, "shots": 1024,
                "backend": "ibm_fez", "mode": "session", "session": "...", "job_id": "...",
-               "tag": "qailab-...", "attempt": 0, "state": "done", "cause": "",
+               "tag": "qailab-...", "rehearsed": false, "attempt": 0, "state": "done", "cause": "",
                "qpu_seconds": 2.0, "reason": "", "circuit": "...", "seed": 7, "owner": "...",
                "created": 1.7e9, "updated": 1.7e9}, ...],
      "steps": [{"step": 0, "jobs": 2, "rows": 3032, "executions": 3104768, "qpu_seconds": 2.1,
-                "usage_unknown": 0, "cost": 3.36}, ...],
+                "usage_unknown": 0, "cost": 3.36, "rehearsed": 0}, ...],
      "totals": {"jobs": ..., "rows": ..., "executions": ..., "qpu_seconds": ...,
-                "usage_unknown": ..., "cost": ..., "states": {"done": 2}},
+                "usage_unknown": ..., "cost": ..., "rehearsed": ..., "states": {"done": 2}},
      "circuits": [{"circuit": "...", "qubits": 6, "angles": 50, "jobs": 2}, ...],
      "sessions": [{"session": "...", "backend": "ibm_fez", "mode": "session", "state": "open",
                    "given": false, "created": 1.7e9, "updated": 1.7e9}, ...]}
 
 ``stop`` is one past the last row; times are seconds since 1970; what is not known is null. The
-numbers of steps and totals are of all jobs that reached the server. A session is "closed" once it
+numbers of steps and totals are of all jobs that reached the server; those that were rehearsed
+(`qailab.rehearsal`) cost nothing. A session is "closed" once it
 was closed or took no more jobs, and "open" before, even if the service has ended it at its max_time
 meanwhile; ``given`` tells those that somebody else opened, and closes. Keys may be added.
 """

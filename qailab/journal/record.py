@@ -23,7 +23,7 @@ from qailab.arguments import checked_integer
 from qailab.errors import InputError, JournalError
 from qailab.journal.entries import ENDED, LIVE, UNSENT, Cause, Entry, State, Work, cover
 
-Counts = NDArray[np.uint32]
+Counts = NDArray[np.unsignedinteger[Any]]
 
 
 class Record(ABC):
@@ -103,7 +103,8 @@ class Record(ABC):
 
         Args:
             entry_id: whose it is.
-            counts: how often each outcome came, shape ``(rows, K)``.
+            counts: what was measured, a line of integers for each row: how often each of K
+                outcomes came, or the bytes of its shots.
             usage_seconds: QPU seconds; None if they are not known.
 
         Raises:
@@ -176,7 +177,7 @@ class Record(ABC):
             return self._of_job(job_id)
 
     def counts(self, entry_id: int) -> Counts:
-        """The result of an entry that is done, shape ``(rows, K)``.
+        """The result of an entry that is done, a line for each row.
 
         Raises:
             JournalError: if it is not done, or the result is damaged.

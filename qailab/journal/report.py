@@ -19,17 +19,19 @@ PRICE_PER_SECOND = 1.6
 """US dollars for a QPU second: 96 dollars a minute, IBM's pay-as-you-go plan."""
 
 _LONGEST_REASON = 60
+_REHEARSED = "job_id GLOB 'rehearsal-*'"  # the jobs of `qailab.rehearsal`
 # The mode is not in the table: it is the session's.
-_JOBS = """
+_JOBS = f"""
 SELECT id, step, purpose AS pass, start, stop, shots, backend, NULL AS mode, session, job_id, tag,
-       attempt, state, cause, usage_seconds AS qpu_seconds, reason, circuit, seed, owner, created,
-       updated
+       {_REHEARSED} IS TRUE AS rehearsed, attempt, state, cause, usage_seconds AS qpu_seconds,
+       reason, circuit, seed, owner, created, updated
 FROM entries ORDER BY id"""
-_STEPS = """
-SELECT step, count(job_id) AS jobs,
+_STEPS = f"""
+SELECT step, count(job_id) AS jobs, count(CASE WHEN {_REHEARSED} THEN 1 END) AS rehearsed,
        sum(CASE WHEN job_id IS NULL THEN 0 ELSE stop - start END) AS rows,
        sum(CASE WHEN job_id IS NULL THEN 0 ELSE (stop - start) * shots END) AS executions,
        total(usage_seconds) AS qpu_seconds,
+       total(CASE WHEN {_REHEARSED} THEN 0 ELSE usage_seconds END) AS cost,  -- in seconds
        count(job_id) - sum(job_id IS NOT NULL AND usage_seconds IS NOT NULL) AS usage_unknown
 FROM entries GROUP BY step ORDER BY step"""
 _CIRCUITS = """
@@ -38,7 +40,7 @@ SELECT circuit, max(qubits) AS qubits, max(angles) AS angles, sum(jobs) AS jobs 
     UNION ALL SELECT circuit, NULL, NULL, count(job_id) FROM entries GROUP BY circuit)
 GROUP BY circuit ORDER BY circuit"""
 _STATES = "SELECT name, value FROM states WHERE name GLOB 'session/*' ORDER BY name"
-_SUMMED = ("jobs", "rows", "executions", "qpu_seconds", "usage_unknown", "cost")
+_SUMMED = ("jobs", "rows", "executions", "qpu_seconds", "usage_unknown", "cost", "rehearsed")
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,9 @@ def read_report(path: str | os.PathLike[str], *, price_per_second: float) -> Rep
     modes = {session["session"]: session["mode"] for session in sessions}
     for job in jobs:
         job["mode"] = modes.get(job["session"])
+        job["rehearsed"] = bool(job["rehearsed"])
     for step in steps:
-        step["cost"] = step["qpu_seconds"] * price_per_second
+        step["cost"] *= price_per_second
     totals: Values = {name: sum(step[name] for step in steps) for name in _SUMMED}
     totals["states"] = dict(Counter(job["state"] for job in jobs))
     full = os.path.abspath(path)
@@ -184,11 +187,14 @@ def _summary(report: Report) -> str:
     totals = report.totals
     lines = [f"{report.path}: no jobs yet"]
     if report.jobs:
+        price = f"{totals['cost']:,.2f} $ ({report.price_per_second:g} $ a second)"
+        if totals["rehearsed"]:
+            price += f", {totals['rehearsed']:,} jobs rehearsed: nothing was paid for them"
         states = ", ".join(f"{count} {state}" for state, count in sorted(totals["states"].items()))
         lines = [
             f"{totals['jobs']:,} jobs were sent: {totals['rows']:,} rows, "
             f"{totals['executions']:,} executions, {totals['qpu_seconds']:,.2f} QPU seconds, "
-            f"{totals['cost']:,.2f} $ ({report.price_per_second:g} $ a second); {states}"
+            f"{price}; {states}"
         ]
     if totals["usage_unknown"]:
         lines.append(f"QPU seconds of {totals['usage_unknown']:,} jobs are not known yet")

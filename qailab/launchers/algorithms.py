@@ -37,7 +37,7 @@ class Algorithm:
 
 @dataclass(frozen=True)
 class ForwardPass(Algorithm):
-    """The probabilities of the outcomes, one row for each sample.
+    """The outputs: probabilities or expectation values, one row for each sample and basis.
 
     Args:
         shots: as in `Algorithm`.
@@ -57,16 +57,19 @@ class ForwardPass(Algorithm):
         self, problem: CircuitProblem, parameters: FloatArray, first_sample: int = 0
     ) -> PointRows:
         """The rows to run for logical parameters of shape ``(B, L)``."""
-        return PointRows.numbered(first_sample, problem.angle_map.values(parameters)[:, None, :])
+        base = problem.angle_map.values(parameters)[:, None, :]
+        return PointRows.numbered(first_sample, base, bases=problem.bases)
 
 
 @dataclass(frozen=True)
 class BackwardPass(Algorithm):
-    """The derivative of ``sum_k grad_output[b, k] p_k`` for inputs and weights.
+    """The derivative of ``sum_k grad_output[b, k] output_k`` for inputs and weights.
+
+    Rows are as many as told below for each basis that observables are measured in.
 
     Args:
         method: ``"param_shift"``: exact, two rows for each sample and angle; ``"adjoint"``: the
-            derivative of the exact probabilities in one sweep for each sample, on backends that
+            derivative of the exact outputs in one sweep for each sample, on backends that
             offer it (`StatevectorBackend`) and with ``shots=None`` only; ``"spsa"``: a random
             estimate from two rows for each sample and resampling.
         shots: as in `Algorithm`.
@@ -126,9 +129,16 @@ class BackwardPass(Algorithm):
                 wanted,
                 first_sample=first_sample,
                 noiseless=noiseless,
+                bases=problem.bases,
             )
         if self.method == "adjoint":
-            return AdjointPlan.of(problem.angle_map, parameters, wanted, first_sample=first_sample)
+            return AdjointPlan.of(
+                problem.angle_map,
+                parameters,
+                wanted,
+                first_sample=first_sample,
+                bases=problem.bases,
+            )
         return SpsaPlan.of(
             problem.angle_map,
             parameters,
@@ -137,6 +147,7 @@ class BackwardPass(Algorithm):
             resamplings=self.spsa_resamplings,
             noise=noise,
             first_sample=first_sample,
+            bases=problem.bases,
         )
 
 

@@ -116,6 +116,10 @@ class RowEvaluator(Protocol):
         """Start a batch of rows."""
         ...
 
+    def run(self, circuit: CanonicalCircuit, batch: RowBatch) -> FloatArray:
+        """``submit(...).result()``, perhaps without another thread."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Gradient:
@@ -188,7 +192,7 @@ class QuantumLauncher:
         if isinstance(self.backend, type) or not hasattr(self.backend, "submit"):
             raise InputTypeError(
                 f"backend must be a qailab backend or a LauncherPool, got {self.backend!r}; "
-                f"write {_meant(self.backend)}"
+                f"write {meant_backend(self.backend)}"
             )
         if isinstance(self.algorithm, BackwardPass) and self.algorithm.method == "adjoint":
             _check_adjoint(self.backend)
@@ -211,14 +215,15 @@ class QuantumLauncher:
         Args:
             inputs: features, shape ``(*, I)``.
             weights: weights, shape ``(W,)``.
-            grad_output: for a backward pass, shape ``(*, K)``.
+            grad_output: for a backward pass, one number for each output.
 
         Returns:
-            A handle of the probabilities ``(*, K)``, or of the `Gradient`.
+            A handle of the outputs, ``(*, K)`` or ``(*, O)``, or of the `Gradient`.
         """
         if isinstance(self.algorithm, BackwardPass):
             if grad_output is None:
-                raise InputError("a backward pass needs grad_output, of shape (*, K)")
+                shape = f"(*, {self.problem.num_outputs})"
+                raise InputError(f"a backward pass needs grad_output, of shape {shape}")
             return self.submit_backward(inputs, weights, grad_output)
         return self.submit_forward(inputs, weights)
 
@@ -228,16 +233,19 @@ class QuantumLauncher:
         """``submit(...).result()``."""
         return self.submit(inputs, weights, grad_output).result()
 
-    def submit_forward(self, inputs: ArrayLike, weights: ArrayLike) -> LaunchHandle[FloatArray]:
-        """Start computing the probabilities of the outcomes.
+    def submit_forward(
+        self, inputs: ArrayLike, weights: ArrayLike, *, wait: bool = False
+    ) -> LaunchHandle[FloatArray]:
+        """Start computing the probabilities of the outcomes, or the values of the observables.
 
         Args:
             inputs: features in radians (or what the circuit takes), shape ``(*, I)``.
             weights: weights, shape ``(W,)``; or ``(*G, W)``, one set for each group of inputs
                 ``(*G, *, I)``.
+            wait: whether to return when it is done, which may save the way to another thread.
 
         Returns:
-            A handle of the probabilities, shape ``(*, K)``.
+            A handle of them, shape ``(*, K)`` or ``(*, O)``.
 
         Raises:
             InputError: if a shape is wrong or a value is not finite.
@@ -245,13 +253,16 @@ class QuantumLauncher:
         if not isinstance(self.algorithm, ForwardPass):
             raise InputError(f"a forward pass needs a ForwardPass, not {self.algorithm!r}")
         lead, parameters = self._parameters(inputs, weights)
-        outcomes = self.problem.num_outcomes
-        batch = RowBatch(
-            self.algorithm.rows(self.problem, parameters, self.context.first_sample),
-            self.algorithm.shots,
-            self._noise("forward"),
-        )
-        return LaunchHandle(self._start(batch), lambda answers: answers.reshape(*lead, outcomes))
+        rows = self.algorithm.rows(self.problem, parameters, self.context.first_sample)
+        batch = RowBatch(rows, self.algorithm.shots, self._noise("forward"))
+        observables = self.problem.observables
+        constants = 0.0 if observables is None else observables.constants
+
+        def finish(answers: FloatArray) -> FloatArray:
+            outputs: FloatArray = rows.over_bases(answers) + constants
+            return outputs.reshape(*lead, self.problem.num_outputs)
+
+        return LaunchHandle(self._start(batch, wait), finish)
 
     def submit_backward(
         self,
@@ -261,16 +272,18 @@ class QuantumLauncher:
         *,
         for_inputs: bool = True,
         for_weights: bool = True,
+        wait: bool = False,
     ) -> LaunchHandle[Gradient]:
-        """Start computing the derivative of ``sum(grad_output * probabilities)``.
+        """Start computing the derivative of ``sum(grad_output * outputs)``.
 
         Args:
             inputs: features, shape ``(*, I)``.
             weights: weights, shape ``(W,)`` or ``(*G, W)``, as in `submit_forward`.
-            grad_output: shape ``(*, K)``. If any of it is not finite, nothing runs and the
-                gradient is nan, which gradient scalers look for.
+            grad_output: shape ``(*, K)`` or ``(*, O)``. If any of it is not finite, nothing runs
+                and the gradient is nan, which gradient scalers look for.
             for_inputs: whether the gradient for the inputs is wanted.
             for_weights: whether the gradient for the weights is wanted.
+            wait: as in `submit_forward`.
 
         Returns:
             A handle of the gradient.
@@ -282,11 +295,9 @@ class QuantumLauncher:
             raise InputError(f"a backward pass needs a BackwardPass, not {self.algorithm!r}")
         lead, parameters = self._parameters(inputs, weights)
         cotangents = _real("grad_output", grad_output)
-        if cotangents.shape != (*lead, self.problem.num_outcomes):
-            raise InputError(
-                f"grad_output must have shape {(*lead, self.problem.num_outcomes)}, "
-                f"got {cotangents.shape}"
-            )
+        expected = (*lead, self.problem.num_outputs)
+        if cotangents.shape != expected:
+            raise InputError(f"grad_output must have shape {expected}, got {cotangents.shape}")
         wanted = np.array(
             [for_inputs] * self.problem.num_inputs + [for_weights] * self.problem.num_weights,
             dtype=bool,
@@ -304,7 +315,7 @@ class QuantumLauncher:
             plan.rows,
             self.algorithm.shots,
             noise,
-            cotangents.reshape(len(parameters), self.problem.num_outcomes),
+            cotangents.reshape(len(parameters), self.problem.num_outputs),
         )
 
         groups = np.shape(weights)[:-1]
@@ -316,22 +327,24 @@ class QuantumLauncher:
                 self.context.on_gradient(gradient)
             return gradient
 
-        return LaunchHandle(self._start(batch), finish)
+        return LaunchHandle(self._start(batch, wait), finish)
 
-    def _start(self, batch: RowBatch) -> Future[FloatArray]:
-        cotangents = batch.cotangents
+    def _start(self, batch: RowBatch, wait: bool) -> Future[FloatArray]:
+        cotangents, done = batch.cotangents, Future[FloatArray]()
         if batch.num_rows == 0 or not (cotangents is None or np.isfinite(cotangents).all()):
-            done: Future[FloatArray] = Future()
-            shape = (batch.num_rows, batch.answer_width(self.problem.num_outcomes))
+            shape = (batch.num_rows, batch.answer_width(self.problem.num_outputs))
             done.set_result(np.full(shape, np.nan))
             return done
         if cotangents is None:
             self._check_table(batch.num_rows)
+        if wait:
+            done.set_result(self.backend.run(self.problem.canonical, batch))
+            return done
         return self.backend.submit(self.problem.canonical, batch)
 
     def _check_table(self, num_rows: int) -> None:
-        """Raise if the probabilities of all rows, which are held at once, do not fit the memory."""
-        outcomes = self.problem.num_outcomes
+        """Raise if the outputs of all rows, which are held at once, do not fit the memory."""
+        outcomes = self.problem.num_outputs
         table = 8 * outcomes * num_rows
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
         if table > limit:
@@ -424,7 +437,7 @@ def _check_adjoint(backend: RowEvaluator) -> None:
         )
 
 
-def _meant(backend: object) -> str:
+def meant_backend(backend: object) -> str:
     """What somebody meant who passed this as a backend."""
     if isinstance(backend, type):
         return f"{backend.__name__}(), with parentheses"

@@ -1,11 +1,11 @@
-"""What is to be computed: a circuit, and which of its parameters are features and weights."""
+"""What is to be computed: outputs of a circuit whose parameters are features and weights."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ from qiskit.circuit import Parameter, QuantumCircuit
 
 from qailab.errors import CircuitError, InputError, InputTypeError
 from qailab.gradients.canonical import canonicalize
+from qailab.gradients.observables import Observable, Observables
+from qailab.gradients.rows import FloatArray
 
 
 class CircuitProblem:
-    """A measured circuit whose parameters are features (inputs) or trained (weights).
+    """A circuit whose parameters are features (inputs) or trained (weights), and its outputs.
 
     Args:
         circuit: a circuit of standard gates with measurements at its end. Outcome ``k`` is the
@@ -25,6 +27,10 @@ class CircuitProblem:
             ``input``, in the order of ``circuit.parameters``.
         weight_params: the weights' parameters, in order. By default those whose names begin with
             ``weight``, in the order of ``circuit.parameters``.
+        observables: what is asked for, instead of the probabilities of the outcomes, by their
+            expectation values: ``"Z"`` (of each qubit, qubit 0 first), a Pauli label (the rightmost
+            letter is qubit 0's), a ``Pauli``, a ``SparsePauliOp``, or a sequence of these. The
+            circuit needs no measurements then; those at its end are left out.
 
     Attributes:
         circuit: the circuit as given.
@@ -36,7 +42,8 @@ class CircuitProblem:
     Raises:
         CircuitError: if the circuit cannot be measured or differentiated, or a parameter is in
             neither group, in both, or not in the circuit.
-        InputTypeError: if ``circuit`` is not a ``QuantumCircuit``.
+        InputError: if an observable is not valid, or not of as many qubits as the circuit.
+        InputTypeError: if ``circuit`` is not a ``QuantumCircuit``, or an observable none.
     """
 
     def __init__(
@@ -44,6 +51,8 @@ class CircuitProblem:
         circuit: QuantumCircuit,
         input_params: Sequence[Parameter] | None = None,
         weight_params: Sequence[Parameter] | None = None,
+        *,
+        observables: Observable | Sequence[Observable] | Observables | None = None,
     ) -> None:
         if not isinstance(circuit, QuantumCircuit):
             raise InputTypeError(f"circuit must be a QuantumCircuit, got {type(circuit).__name__}")
@@ -51,8 +60,10 @@ class CircuitProblem:
         self.input_parameters = _group(circuit, "input", input_params, not_in=weight_params)
         self.weight_parameters = _group(circuit, "weight", weight_params, not_in=input_params)
         self._check_groups()
+        if not (observables is None or isinstance(observables, Observables)):
+            observables = Observables.of(observables, circuit.num_qubits)
         self.canonical, self.angle_map = canonicalize(
-            circuit, self.input_parameters + self.weight_parameters
+            circuit, self.input_parameters + self.weight_parameters, observables
         )
 
     @property
@@ -69,6 +80,22 @@ class CircuitProblem:
     def num_outcomes(self) -> int:
         """The number of outcomes, K = 2**m for m measured bits."""
         return self.canonical.num_outcomes
+
+    @property
+    def num_outputs(self) -> int:
+        """The number of outputs: K probabilities, or the values of O observables."""
+        return self.canonical.num_outputs
+
+    @property
+    def observables(self) -> Observables | None:
+        """The observables whose values are the outputs; None if probabilities are."""
+        return self.canonical.observables
+
+    @property
+    def bases(self) -> FloatArray | None:
+        """The angles of the bases that rows are measured in; None if nothing is turned."""
+        observables = self.observables
+        return observables.bases if observables is not None and observables.turns else None
 
     @cached_property
     def key(self) -> str:
@@ -105,12 +132,13 @@ class CircuitProblem:
     def __reduce__(self) -> tuple[Any, ...]:
         # What is derived is derived again: it holds compiled functions, which do not pickle.
         recipe = (self.circuit, self.input_parameters, self.weight_parameters)
-        return (CircuitProblem, recipe)
+        return (partial(CircuitProblem, observables=self.observables), recipe)
 
     def __repr__(self) -> str:
+        outputs = "outcomes" if self.observables is None else "observables"
         return (
             f"CircuitProblem(qubits={self.circuit.num_qubits}, inputs={self.num_inputs}, "
-            f"weights={self.num_weights}, outcomes={self.num_outcomes})"
+            f"weights={self.num_weights}, {outputs}={self.num_outputs})"
         )
 
 

@@ -6,7 +6,8 @@ faults that are asked for; circuits run on Aer. See `RehearsalServer`, or as a p
     python -m qailab.rehearsal --backends manila,lagos --queue-seconds 2 -- COMMAND ...
 """
 
-from qailab.rehearsal.account import PRICE_PER_SECOND, Limits
+from qailab.backends.cost import PRICE_PER_SECOND
+from qailab.rehearsal.account import Limits
 from qailab.rehearsal.devices import device_names
 from qailab.rehearsal.faults import Fault, FaultPlan
 from qailab.rehearsal.records import FaultRecord, JobRecord, RequestRecord, SessionRecord

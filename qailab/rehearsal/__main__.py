@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--random-faults", metavar="SEED", type=int, help="a random plan of survivable faults")
     add("--realtime", action="store_true", help="a job takes as long as it is charged")
     add("--port", type=int, default=0, help="to listen on (default: one that is free)")
-    add("--report-dir", default="rehearsal-report", help="of the report (default: %(default)s)")
+    add("--report-dir", default="runs/rehearsal", help="of the report (default: %(default)s)")
     text = "of a QPU, US dollars (default: 1.60, pay-as-you-go; 0 for the open plan)"
     add("--price-per-second", type=float, help=text)
     return parser

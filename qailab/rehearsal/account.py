@@ -18,17 +18,14 @@ from qailab.errors import InputError
 PLANS = ("open", "premium", "flex", "pay-as-you-go")
 """Plans by the names that ``GET /catalog`` answers, in lower case."""
 
-PRICE_PER_SECOND = 1.60
-"""US dollars for a second of a QPU on the pay-as-you-go plan, 96 USD a minute
-(https://www.ibm.com/quantum/pricing, 2025); other plans are cheaper, the open one is free."""
-
 OPEN_PLAN_PENDING_JOBS = 3
 """Queued and running jobs of the open plan (IBM Quantum documentation, instances)."""
 
-OPEN_PLAN_SECONDS = 600
-"""QPU seconds of the open plan in 28 days (IBM Quantum documentation, plans)."""
+OPEN_PLAN_JOBS_A_MINUTE = 5
+"""Jobs of a user (IBM Quantum REST reference, ``POST /v1/jobs``)."""
 
 INVALID_REQUEST = 1210
+TOO_MANY_REQUESTS = 1202
 INTERNAL = 9999
 
 
@@ -39,6 +36,8 @@ class ApiError(Exception):
     or were seen in public reports of the client; 1210 to 1217, 1292, 8044 and 9999 are
     placeholders. Programs should go by the status and the message.
     """
+
+    retry_after: int | None = None  # seconds
 
     def __init__(self, status: int, code: int, message: str, solution: str = "") -> None:
         super().__init__(message)
@@ -54,6 +53,13 @@ def too_many_pending(limit: int) -> ApiError:
     return ApiError(400, 3458, text + "or cancel one before submitting anything new.")
 
 
+def too_many_jobs(limit: int, retry_after: int) -> ApiError:
+    """One more job than a minute has."""
+    error = ApiError(429, TOO_MANY_REQUESTS, f"Too Many Requests: the limit is {limit} a minute.")
+    error.retry_after = retry_after
+    return error
+
+
 @dataclass(frozen=True)
 class Limits:
     """What the server refuses, and when it closes what is not used.
@@ -64,6 +70,7 @@ class Limits:
 
     executions: int = 10_000_000  # rows times shots of a job (documentation, job limits)
     pending_jobs: int | None = None  # queued and running jobs; None for what the plan allows
+    jobs_a_minute: int | None = None  # that are accepted; None for what the plan allows
     job_seconds: float = 3 * 3600.0  # QPU seconds of a job (maximum execution time)
     session_seconds: float = 8 * 3600.0  # of a session's max_time (maximum execution time)
     interactive_seconds: float = 60.0  # without jobs, then a session's next one queues again
@@ -81,6 +88,12 @@ class Limits:
         if self.pending_jobs is None and plan == "open":
             return OPEN_PLAN_PENDING_JOBS
         return self.pending_jobs
+
+    def jobs_a_minute_of(self, plan: str) -> int | None:
+        """Most jobs in a minute under a plan, None for no limit."""
+        if self.jobs_a_minute is None and plan == "open":
+            return OPEN_PLAN_JOBS_A_MINUTE
+        return self.jobs_a_minute
 
 
 class TokenIssuer:

@@ -10,13 +10,14 @@ import json
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qs
 
-from qailab.rehearsal.account import INVALID_REQUEST, OPEN_PLAN_SECONDS, ApiError, TokenIssuer
+from qailab.backends.cost import OPEN_PLAN_SECONDS
+from qailab.rehearsal.account import INVALID_REQUEST, ApiError, TokenIssuer
 from qailab.rehearsal.devices import Device
 from qailab.rehearsal.instance import Instance, Job, Session
 from qailab.rehearsal.records import State
@@ -85,7 +86,10 @@ def json_answer(value: Any, status: int = 200) -> Answer:
 def error_answer(error: ApiError) -> Answer:
     """An error in the form IBM's API has them."""
     what = {"code": error.code, "message": error.message, "solution": error.solution}
-    return json_answer({"errors": [what], "trace": "rehearsal"}, error.status)
+    answer = json_answer({"errors": [what], "trace": "rehearsal"}, error.status)
+    if error.retry_after is None:
+        return answer
+    return replace(answer, headers=answer.headers | {"Retry-After": str(error.retry_after)})
 
 
 class Api:
@@ -239,7 +243,7 @@ class Api:
         submission = read_submission(request.field("program_id", str, ""), params)
         most = self._instance.limits.job_seconds
         job = Job(
-            id=secrets.token_hex(10),
+            id=f"rehearsal-{secrets.token_hex(10)}",  # journals tell by it that nothing was paid
             backend=device.name,
             program=submission.program,
             mode="job" if session is None else session.mode,

@@ -7,6 +7,7 @@ outside of it. Times are seconds since the server started.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
@@ -15,13 +16,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from qailab.backends.cost import EXECUTION_SECONDS, JOB_SECONDS
+from qailab.backends.cost import EXECUTION_SECONDS, JOB_SECONDS, OPEN_PLAN_SECONDS
 from qailab.rehearsal.account import (
     INTERNAL,
     INVALID_REQUEST,
-    OPEN_PLAN_SECONDS,
     ApiError,
     Limits,
+    too_many_jobs,
     too_many_pending,
 )
 from qailab.rehearsal.devices import Device
@@ -29,6 +30,8 @@ from qailab.rehearsal.records import JobRecord, Mode, SessionRecord, State
 from qailab.rehearsal.sampler import DeviceSampler, Submission
 
 logger = logging.getLogger("qailab.rehearsal")
+
+_MINUTE = 60.0  # seconds
 
 
 @dataclass(kw_only=True)
@@ -226,6 +229,11 @@ class Instance:
         if session is not None and not session.accepting:
             text = f"is closed ({session.reason}) and accepts no more jobs."
             raise ApiError(400, 1217, f"The session {session.id} {text}")
+        rate = self.limits.jobs_a_minute_of(self.plan)
+        if rate is not None and len(self.jobs) >= rate:
+            first = list(self.jobs.values())[-rate].created
+            if (left := first + _MINUTE - job.created) > 0:
+                raise too_many_jobs(rate, math.ceil(left))
         if pending is not None and len(self._pending) >= pending:
             raise too_many_pending(pending)
         if self.plan == "open" and self.consumed() >= OPEN_PLAN_SECONDS:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qailab.rehearsal.account import PRICE_PER_SECOND
+from qailab.backends.cost import PRICE_PER_SECOND
 from qailab.rehearsal.records import (
     FaultRecord,
     JobRecord,
@@ -124,7 +124,8 @@ class Report:
             "faults": f"{faults['injected']} injected, {faults['survived']} survived"
             + (f" ({kinds})" if kinds else ""),
             "duplicates": f"{len(facts['duplicates'])} jobs were sent a second time",
-            "cost": f"at {self.price_per_second:g} USD for a QPU second, estimated",
+            "cost": "rehearsed: nothing was paid; a device takes about "
+            f"{self.sums()['cost_usd']:,.2f} USD ({self.price_per_second:g} a QPU second)",
         }
         return "\n".join([*lines, "", *(f"{name:10}  {text}" for name, text in below.items())])
 

@@ -6,16 +6,16 @@ import importlib
 import json
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from http import HTTPStatus
 from typing import Self
 
+from qailab.backends.cost import PRICE_PER_SECOND
 from qailab.errors import InputError
 from qailab.rehearsal.account import (
     INTERNAL,
     INVALID_REQUEST,
     PLANS,
-    PRICE_PER_SECOND,
+    TOO_MANY_REQUESTS,
     ApiError,
     Limits,
     TokenIssuer,
@@ -44,7 +44,7 @@ from qailab.rehearsal.records import (
 from qailab.rehearsal.report import Report
 from qailab.rehearsal.sampler import DeviceSampler
 
-CODES = {400: INVALID_REQUEST, 401: 1201, 429: 1202}
+CODES = {400: INVALID_REQUEST, 401: 1201, 429: TOO_MANY_REQUESTS}
 """IBM's codes of injected statuses; `INTERNAL` for the others."""
 
 LOST = Answer(0)
@@ -71,8 +71,8 @@ class RehearsalServer:
 
     Args:
         backends: devices to offer, by short name (``"manila"``) or the API's.
-        plan: ``"open"`` (no sessions, three pending jobs, 600 QPU seconds), ``"premium"``,
-            ``"flex"`` or ``"pay-as-you-go"``.
+        plan: ``"open"`` (no sessions, three pending jobs, five a minute, 600 QPU seconds),
+            ``"premium"``, ``"flex"`` or ``"pay-as-you-go"``.
         queue_seconds: time a job waits in the queue. In a session or batch only the first one
             waits, and the first after the session was inactive.
         noise: run with the noise of the device instead of ideally.
@@ -346,6 +346,6 @@ def _job_of(request: Request, answer: Answer) -> str | None:
 
 
 def _status(status: int, retry_after: int | None = None) -> Answer:
-    answer = error_answer(ApiError(status, CODES.get(status, INTERNAL), HTTPStatus(status).phrase))
-    extra = {} if retry_after is None else {"Retry-After": str(retry_after)}
-    return replace(answer, headers=answer.headers | extra)
+    error = ApiError(status, CODES.get(status, INTERNAL), HTTPStatus(status).phrase)
+    error.retry_after = retry_after
+    return error_answer(error)

@@ -3,7 +3,13 @@
 from qailab.deprecation import renamed
 from qailab.torch.autograd import ArgMax, ExpVQCFunction
 from qailab.torch.cost import estimate_cost
-from qailab.torch.layers import ArgmaxQLayer, ExpectedValueQLayer, ExpQLayer, QLayer
+from qailab.torch.layers import (
+    ArgmaxQLayer,
+    ExpectedValueQLayer,
+    ExpQLayer,
+    ObservableQLayer,
+    QLayer,
+)
 
 __all__ = [
     "ArgMax",
@@ -11,6 +17,7 @@ __all__ = [
     "ExpQLayer",
     "ExpVQCFunction",
     "ExpectedValueQLayer",
+    "ObservableQLayer",
     "QLayer",
     "estimate_cost",
 ]

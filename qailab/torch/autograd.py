@@ -58,7 +58,7 @@ class _Gradient(ReverseOnly):
 
 
 class ExpVQCFunction(ReverseOnly):
-    """Outcome probabilities of a circuit, differentiable in inputs and weights.
+    """Outputs of a circuit, probabilities or expectation values, differentiable in its parameters.
 
     ``ExpVQCFunction.apply(fn_in, weight, launcher_forward, launcher_backward)``
 
@@ -73,9 +73,9 @@ class ExpVQCFunction(ReverseOnly):
         launcher_backward: launcher of a backward pass over the same problem.
 
     Returns:
-        Probabilities, shape ``(*, K)``, with ``fn_in``'s dtype and device. The gradient is the
-        exact derivative of the probabilities; the weights' is summed over the samples. Only what
-        autograd asks for is computed.
+        Probabilities, shape ``(*, K)``, or values of observables, ``(*, O)``, with ``fn_in``'s
+        dtype and device. The gradient is the exact derivative of these; the weights' is summed over
+        the samples. Only what autograd asks for is computed.
 
     Raises:
         InputTypeError: if an input is not a floating-point tensor.
@@ -93,7 +93,9 @@ class ExpVQCFunction(ReverseOnly):
     ) -> Tensor:
         _check_launchers(launcher_forward, launcher_backward)
         inputs, weights = array_of("inputs (fn_in)", fn_in), array_of("weight", weight)
-        return _tensor(launcher_forward.submit_forward(inputs, weights).result(), like=fn_in)
+        return _tensor(
+            launcher_forward.submit_forward(inputs, weights, wait=True).result(), like=fn_in
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -140,6 +142,7 @@ class _VQCGradient(_Gradient):
             cotangents,
             for_inputs=for_inputs,
             for_weights=for_weights,
+            wait=True,
         ).result()
         return (
             _tensor(gradient.inputs, like=fn_in) if for_inputs else None,
@@ -264,8 +267,8 @@ def _check_launchers(forward: QuantumLauncher, backward: QuantumLauncher) -> Non
     first, second = forward.problem, backward.problem
     if first is not second and first.key != second.key:
         raise InputError(
-            f"the launchers have different circuits, or parameters with different expressions or "
-            f"roles: {first!r} and {second!r}"
+            f"the launchers have different circuits or observables, or parameters with different "
+            f"expressions or roles: {first!r} and {second!r}"
         )
 
 

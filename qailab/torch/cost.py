@@ -11,12 +11,12 @@ import numpy as np
 from torch import nn
 
 from qailab.arguments import checked_integer
-from qailab.backends.cost import Cost, UsageEstimate
+from qailab.backends.cost import Cost, UsageEstimate, price_in_words
 from qailab.backends.limits import IBMLimits
 from qailab.errors import InputError, InputTypeError
-from qailab.gradients.rows import PointRows, Rows, ShiftedRows
+from qailab.gradients.rows import FloatArray, PointRows, Rows, ShiftedRows
 from qailab.launchers.algorithms import MAX_SHOTS, Method
-from qailab.torch.layers import QLayer
+from qailab.torch.layers import CircuitLayer
 
 _DEVICE_METHODS: Final[tuple[Method, ...]] = ("param_shift", "spsa")
 _STEP = ("forward rows", "backward rows", "jobs", "executions", "QPU s")
@@ -78,7 +78,9 @@ class TrainingEstimate:
             f"{_count(self.layers, 'quantum layer')}, {_count(self.batch, 'sample')} a step, "
             f"{shots} a row"
         )
-        return "\n".join([title, groups, *("  ".join(_aligned(row, widths)) for row in table)])
+        lines = [title, groups, *("  ".join(_aligned(row, widths)) for row in table)]
+        prices = (f"{each.name}: {price_in_words(each.total.qpu_seconds)}" for each in self.methods)
+        return "\n".join([*lines, *prices])
 
 
 def estimate_cost(
@@ -92,7 +94,7 @@ def estimate_cost(
     usage: UsageEstimate | None = None,
     show: bool = True,
 ) -> TrainingEstimate:
-    """Tell rows, jobs, executions and QPU seconds of a training run; nothing is run.
+    """Tell rows, jobs, executions, QPU seconds and price of a training run; nothing is run.
 
     Each layer is taken to see ``(batch, I)`` features, once a step, and to run on one backend.
     Its inputs are taken to need gradients if a trainable parameter comes before it in the order
@@ -101,7 +103,7 @@ def estimate_cost(
     Retries, and evaluation without gradients, come on top.
 
     Args:
-        model: a module with `QLayer` modules in it, or one of them. Frozen parameters
+        model: a module with quantum layers in it, or one of them. Frozen parameters
             (``requires_grad=False``) need no rows.
         batch: samples of a step.
         shots: shots for each row; None for each layer's own.
@@ -131,7 +133,7 @@ def estimate_cost(
     methods = []
     for method in _DEVICE_METHODS:
         resamplings = spsa_resamplings if method == "spsa" else 1
-        forward = [_point_rows(batch, 1) for _ in demands]
+        forward = [_point_rows(batch, 1, demand.bases) for demand in demands]
         backward = [demand.backward_rows(method, batch, resamplings) for demand in demands]
         step = Cost()
         for demand, rows in zip(demands * 2, forward + backward, strict=True):
@@ -148,21 +150,25 @@ def estimate_cost(
 class _Demand:
     """What a training step asks of a layer."""
 
-    layer: QLayer
+    layer: CircuitLayer
     shots: int
     for_inputs: bool
     for_weights: bool
+
+    @property
+    def bases(self) -> FloatArray | None:
+        return self.layer.problem.bases
 
     def backward_rows(self, method: Method, batch: int, resamplings: int) -> Rows:
         """The rows of the plan, without their angles, which their number does not depend on."""
         problem = self.layer.problem
         if not (self.for_inputs or self.for_weights):
-            return _point_rows(0, 1)
+            return _point_rows(0, 1, self.bases)
         if method == "spsa":
-            return _point_rows(batch, 2 * resamplings, pairs=True)
+            return _point_rows(batch, 2 * resamplings, self.bases, pairs=True)
         wanted = [self.for_inputs] * problem.num_inputs + [self.for_weights] * problem.num_weights
         columns = problem.angle_map.reached_by(np.array(wanted, dtype=bool))
-        return ShiftedRows(base=np.empty((batch, 0)), columns=columns)
+        return ShiftedRows(base=np.empty((batch, 0)), columns=columns, bases=self.bases)
 
     def cost(self, rows: Rows, limits: IBMLimits, usage: UsageEstimate) -> Cost:
         """What these rows cost, in as few jobs as the limits allow."""
@@ -179,7 +185,7 @@ def _demands(model: nn.Module, shots: int | None) -> list[_Demand]:
     demands, trainable_before = [], False
     for name, module in model.named_modules():
         trainable = any(each.requires_grad for each in module.parameters(recurse=False))
-        if isinstance(module, QLayer):
+        if isinstance(module, CircuitLayer):
             own = module.shots if shots is None else shots
             if own is None:
                 raise InputError(
@@ -190,14 +196,14 @@ def _demands(model: nn.Module, shots: int | None) -> list[_Demand]:
         trainable_before = trainable_before or trainable
     if not demands:
         raise InputError(
-            f"{type(model).__name__} has no quantum layer (QLayer or a subclass) in it: nothing "
-            f"of it runs on hardware"
+            f"{type(model).__name__} has no quantum layer (QLayer, ObservableQLayer or a subclass) "
+            f"in it: nothing of it runs on hardware"
         )
     return demands
 
 
-def _point_rows(samples: int, each: int, *, pairs: bool = False) -> Rows:
-    return PointRows(base=np.empty((samples, each, 0)), pairs=pairs)
+def _point_rows(samples: int, each: int, bases: FloatArray | None, *, pairs: bool = False) -> Rows:
+    return PointRows(base=np.empty((samples, each, 0)), bases=bases, pairs=pairs)
 
 
 def _count(number: int, what: str) -> str:

@@ -10,8 +10,9 @@ from qiskit.circuit import Parameter, QuantumCircuit
 from torch import Tensor, nn
 
 from qailab.arguments import check_choice
-from qailab.backends import AerBackend
-from qailab.errors import InputError
+from qailab.backends import AerBackend, StatevectorBackend
+from qailab.errors import BackendError, InputError
+from qailab.gradients.observables import Observable
 from qailab.gradients.rows import FloatArray
 from qailab.launchers import (
     BackwardPass,
@@ -42,8 +43,8 @@ class QLayerOptions(TypedDict, total=False):
     weight_params: Sequence[Parameter] | None
 
 
-class QLayer(nn.Module):
-    """A circuit as a layer: features in, the probabilities of the measured outcomes out.
+class CircuitLayer(nn.Module):
+    """A circuit as a layer: what its outputs are is the subclass's.
 
     Shot noise is a function of ``(circuit, seed, step, row number)``. ``step`` counts forward
     passes, so noise is fresh every time; ``backward`` uses the step of its own forward pass, and
@@ -54,23 +55,15 @@ class QLayer(nn.Module):
     the same noise; give it a seed of its own (``copy.seed.fill_(n)``) for independent noise.
 
     Args:
-        circuit: a measured circuit, from `qailab.circuit` or not.
-        backend: where rows run: a backend, or a ``LauncherPool``; an in-process ``AerBackend()``
-            by default.
-        shots: shots for each row; None for exact probabilities (simulators only).
-        gradient: ``"param_shift"``, exact, also with shots; ``"adjoint"``, exact, from the state in
-            one sweep, where the backend offers it: with shots it draws the forward pass and
-            differentiates the exact distribution; ``"spsa"``, a cheap estimate. ``"auto"`` is
-            ``"adjoint"`` where ``shots`` is None and the backend offers it, else
-            ``"param_shift"``; the layer's ``repr`` shows which.
-        seed: seed of the shot noise; drawn from torch's generator by default, so that
-            ``torch.manual_seed`` makes a run repeatable.
-        input_params: the features' parameters, in order; see `CircuitProblem`.
-        weight_params: the weights' parameters, in order; see `CircuitProblem`.
+        problem: the circuit, its parameters and outputs.
+        backend: as for `QLayer`, like all others.
+        shots: shots for each row.
+        gradient: the method.
+        seed: seed of the shot noise.
 
     Attributes:
         in_features: number of features, I.
-        out_features: number of outcomes, K = 2**m for m measured bits.
+        out_features: number of outputs.
         weight: the weights, shape ``(W,)``, radians, uniform in [0, 2 pi) at first.
         seed: the seed, an int64 tensor.
         step: how many forward passes there were in training, an int64 tensor.
@@ -78,15 +71,6 @@ class QLayer(nn.Module):
         first_sample: the number of the next batch's first sample, 0 unless it is set. Where workers
             train on parts of one batch, each sets it to its part's place, so that samples have the
             same noise as if one worker had them all.
-
-    Raises:
-        InputError: if an option is not valid.
-        CircuitError: if the circuit cannot be measured or differentiated.
-        BackendError: if the circuit does not fit the backend.
-
-    Shape:
-        - Input: ``(*, I)``
-        - Output: ``(*, K)``
     """
 
     weight: nn.Parameter
@@ -97,24 +81,20 @@ class QLayer(nn.Module):
 
     def __init__(
         self,
-        circuit: QuantumCircuit,
-        *,
-        backend: RowEvaluator | None = None,
-        shots: int | None = 1024,
-        gradient: GradientMethod = "auto",
-        seed: int | None = None,
-        input_params: Sequence[Parameter] | None = None,
-        weight_params: Sequence[Parameter] | None = None,
+        problem: CircuitProblem,
+        backend: RowEvaluator | None,
+        shots: int | None,
+        gradient: GradientMethod,
+        seed: int | None,
     ) -> None:
         super().__init__()
-        problem = CircuitProblem(circuit, input_params, weight_params)
-        where = AerBackend() if backend is None else backend
+        where = _default_backend(problem) if backend is None else backend
         check_choice("gradient", gradient, ("auto", *get_args(Method)))
         self._gradient: GradientMethod = gradient
         self._seed = seed
         self._set_launchers(problem, where, shots)
         self.in_features = problem.num_inputs
-        self.out_features = problem.num_outcomes
+        self.out_features = problem.num_outputs
         self.weight = nn.Parameter(torch.empty(problem.num_weights))
         for name in ("seed", "step", "evaluation_step"):
             self.register_buffer(name, torch.empty((), dtype=torch.int64))
@@ -158,6 +138,13 @@ class QLayer(nn.Module):
         self._set_launchers(self.problem, self.backend, shots)
 
     @property
+    def gradient(self) -> Method:
+        """How gradients are computed; what ``"auto"`` stands for on this backend."""
+        algorithm = self._backward_launcher.algorithm
+        assert isinstance(algorithm, BackwardPass)
+        return algorithm.method
+
+    @property
     def weight_std_error(self) -> Tensor | None:
         """Standard error of each entry of the last weight gradient from shot noise, ``(W,)``.
 
@@ -186,18 +173,18 @@ class QLayer(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Probabilities ``(*, K)`` for features ``(*, I)``.
+        """Outputs ``(*, out_features)`` for features ``(*, I)``.
 
         Raises:
             InputTypeError: if the inputs are not floating-point.
             InputError: if the number of features is wrong, or a value is not finite.
         """
-        return self._probabilities(inputs)
+        return self._outputs(inputs)
 
-    def _probabilities(self, inputs: Tensor) -> Tensor:
+    def _outputs(self, inputs: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # one graph break; fullgraph=True shows this line
             disable: Callable[..., Callable[..., Tensor]] = torch.compiler.disable
-            return disable(QLayer._run, reason="circuits run outside of graphs")(self, inputs)
+            return disable(CircuitLayer._run, reason="circuits run outside of graphs")(self, inputs)
         return self._run(inputs)
 
     def _run(self, inputs: Tensor) -> Tensor:
@@ -226,17 +213,111 @@ class QLayer(nn.Module):
         return torch.tensor(values, dtype=self.weight.dtype, device=self.weight.device)
 
     def extra_repr(self) -> str:
-        problem, backward = self.problem, self._backward_launcher.algorithm
-        assert isinstance(backward, BackwardPass)
+        problem = self.problem
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"qubits={problem.circuit.num_qubits}, weights={problem.num_weights}, "
-            f"shots={self.shots}, gradient={backward.method!r}, backend={self.backend!r}"
+            f"shots={self.shots}, gradient={self.gradient!r}, backend={self.backend!r}"
         )
+
+
+class QLayer(CircuitLayer):
+    """A circuit as a layer: features in, the probabilities of the measured outcomes out.
+
+    Noise, steps and attributes are those of `CircuitLayer`.
+
+    Args:
+        circuit: a measured circuit, from `qailab.circuit` or not.
+        backend: where rows run: a backend, or a ``LauncherPool``; by default in this process, on a
+            ``StatevectorBackend()`` if the circuit fits it, else an ``AerBackend()``.
+        shots: shots for each row; None for exact probabilities (simulators only).
+        gradient: ``"param_shift"``, exact, also with shots; ``"adjoint"``, exact, from the state in
+            one sweep, where the backend offers it: with shots it draws the forward pass and
+            differentiates the exact distribution; ``"spsa"``, a cheap estimate. ``"auto"`` is
+            ``"adjoint"`` where ``shots`` is None and the backend offers it, else
+            ``"param_shift"``; the layer's ``repr`` shows which.
+        seed: seed of the shot noise; drawn from torch's generator by default, so that
+            ``torch.manual_seed`` makes a run repeatable.
+        input_params: the features' parameters, in order; see `CircuitProblem`.
+        weight_params: the weights' parameters, in order; see `CircuitProblem`.
+
+    Raises:
+        InputError: if an option is not valid.
+        CircuitError: if the circuit cannot be measured or differentiated.
+        BackendError: if the circuit does not fit the backend.
+
+    Shape:
+        - Input: ``(*, I)``
+        - Output: ``(*, K)``
+    """
+
+    def __init__(
+        self,
+        circuit: QuantumCircuit,
+        *,
+        backend: RowEvaluator | None = None,
+        shots: int | None = 1024,
+        gradient: GradientMethod = "auto",
+        seed: int | None = None,
+        input_params: Sequence[Parameter] | None = None,
+        weight_params: Sequence[Parameter] | None = None,
+    ) -> None:
+        problem = CircuitProblem(circuit, input_params, weight_params)
+        super().__init__(problem, backend, shots, gradient, seed)
 
 
 ExpQLayer = QLayer
 """The name of `QLayer` in QAILab."""
+
+
+class ObservableQLayer(CircuitLayer):
+    """A circuit as a layer: features in, expectation values of Pauli observables out.
+
+    One measured row answers every observable that is diagonal in its basis, and no array has 2**m
+    entries beyond some 16 measured qubits. Noise, steps and attributes are those of `CircuitLayer`.
+
+    Args:
+        circuit: a circuit, from `qailab.circuit` or not. It needs no measurements; those at its end
+            are left out.
+        observables: ``"Z"`` for Z of each qubit, qubit 0 first; or one observable, or a sequence of
+            them: a Pauli label (the rightmost letter is qubit 0's), a ``Pauli`` or a
+            ``SparsePauliOp``. Terms that commute qubit by qubit are measured together.
+        backend: as for `QLayer`.
+        shots: shots for each row in each basis; None for exact values (simulators only).
+        gradient: as for `QLayer`.
+        seed: as for `QLayer`.
+        input_params: the features' parameters, in order; see `CircuitProblem`.
+        weight_params: the weights' parameters, in order; see `CircuitProblem`.
+
+    Raises:
+        InputError: if an option or an observable is not valid.
+        CircuitError: if the circuit cannot be differentiated, or measures anything but at its end.
+        BackendError: if the circuit does not fit the backend.
+
+    Shape:
+        - Input: ``(*, I)``
+        - Output: ``(*, O)``, the observables in the order given
+    """
+
+    def __init__(
+        self,
+        circuit: QuantumCircuit,
+        *,
+        observables: Observable | Sequence[Observable] = "Z",
+        backend: RowEvaluator | None = None,
+        shots: int | None = 1024,
+        gradient: GradientMethod = "auto",
+        seed: int | None = None,
+        input_params: Sequence[Parameter] | None = None,
+        weight_params: Sequence[Parameter] | None = None,
+    ) -> None:
+        problem = CircuitProblem(circuit, input_params, weight_params, observables=observables)
+        super().__init__(problem, backend, shots, gradient, seed)
+
+    def extra_repr(self) -> str:
+        observables = self.problem.observables
+        assert observables is not None
+        return f"{super().extra_repr()}, bases={observables.num_bases}"
 
 
 class ExpectedValueQLayer(QLayer):
@@ -279,7 +360,7 @@ class ExpectedValueQLayer(QLayer):
                 f"expected values between {low:g} and {high:g} do not fit {inputs.dtype}, whose "
                 f"largest number is {most:g}; use float32, bfloat16 or rescale_output"
             )
-        probabilities = self._probabilities(_at_least_single(inputs))
+        probabilities = self._outputs(_at_least_single(inputs))
         values = torch.linspace(
             low, high, outcomes, dtype=probabilities.dtype, device=probabilities.device
         )
@@ -310,8 +391,16 @@ class ArgmaxQLayer(QLayer):
         """Most probable outcomes ``(*, 1)`` for features ``(*, I)``."""
         check_floating("inputs", inputs)
         check_integers(self.problem.num_outcomes, inputs.dtype)
-        integers: Tensor = ArgMax.apply(self._probabilities(_at_least_single(inputs)))
+        integers: Tensor = ArgMax.apply(self._outputs(_at_least_single(inputs)))
         return integers.to(inputs.dtype)
+
+
+def _default_backend(problem: CircuitProblem) -> RowEvaluator:
+    try:
+        StatevectorBackend().validate(problem.canonical, None)
+    except BackendError:  # too many qubits
+        return AerBackend()
+    return StatevectorBackend()
 
 
 def _at_least_single(inputs: Tensor) -> Tensor:

@@ -75,6 +75,11 @@ def run(options: argparse.Namespace, report: Report) -> None:
             ):
                 table.add(row)
             print(FOOTNOTE)
+        if "exact" in options.only:
+            from benchmarks.exact import measure_exact
+
+            cases = _cases(options, qubits=(4, 6, 8, 10, 12), batches=(1, 16, 64))
+            measure_exact(cases, report, options.rounds)
         if options.peers:
             from benchmarks.peers import measure_peers
 

@@ -84,7 +84,7 @@ def _standard_errors_apart(
 def _pennylane(work: Workload, device: str) -> Backward:
     import pennylane as qml
 
-    gates = _gates(work)
+    gates = gates_of(work)
     wires = list(reversed(range(work.case.qubits)))  # qubit 0 is the least significant bit
 
     @qml.set_shots(work.case.shots)
@@ -110,7 +110,7 @@ def _pennylane(work: Workload, device: str) -> Backward:
     return backward_of(outputs, [inputs, weights], work.grad_output)
 
 
-def _gates(work: Workload) -> list[tuple[list[int], tuple[int, int] | None]]:
+def gates_of(work: Workload) -> list[tuple[list[int], tuple[int, int] | None]]:
     """The circuit's gates: qubits, and for an RY its group (inputs, weights) and index in it."""
     groups = (work.problem.input_parameters, work.problem.weight_parameters)
     place = {

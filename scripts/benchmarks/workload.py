@@ -26,7 +26,7 @@ class Case:
 
     qubits: int
     batch: int
-    shots: int = 1024
+    shots: int | None = 1024
     seed: int = 7
     reps: int = 3
     mark: int = 0

@@ -15,7 +15,7 @@ from chaos_runs.harness import Report
 from chaos_runs.training import SHOTS, Size
 from qailab.backends import IBMBackend, IBMLimits, IBMTimeouts
 from qailab.journal.report import read_report
-from qailab.rehearsal import Fault, FaultPlan, JobRecord, RehearsalServer
+from qailab.rehearsal import Fault, FaultPlan, JobRecord, Limits, RehearsalServer
 
 FIGURES = ("jobs", "faults", "kills")
 SIZE = Size(qubits=3, samples=4, reps=1)
@@ -86,6 +86,7 @@ class Scenario:
             "faults": FaultPlan(self.faults, seed=self.seed),
             "plan": self.plan,
             "queue_seconds": self.queue_seconds,
+            "limits": Limits(jobs_a_minute=10**6),
         }  # fmt: skip
         with RehearsalServer(self.devices, seed=self.seed, **given) as server:
             os.environ |= server.environment

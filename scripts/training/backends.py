@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from qailab.backends import AerBackend, Backend, Budget, IBMBackend
+from qailab.backends import AerBackend, Backend, Budget, IBMBackend, StatevectorBackend
 from qailab.distributed import LauncherPool
 from qailab.distributed.connection import connect, disconnect
 from qailab.errors import InputError, QailabError
@@ -83,9 +83,11 @@ def _open_sessions(folder: RunFolder) -> list[dict[str, Any]]:
     return [one for one in sessions if one["state"] == "open" and not one["given"]]
 
 
-def make_simulator(settings: Settings, **given: Any) -> AerBackend:
-    """A simulator, with ``aer-noisy`` of depolarizing gates and misread bits."""
-    if settings.backend == "aer":
+def make_simulator(settings: Settings, **given: Any) -> Backend:
+    """A simulator, with ``aer-noisy`` of depolarizing gates and misread bits; Aer of a device."""
+    if settings.backend == "statevector":
+        return StatevectorBackend(**given)
+    if settings.backend != "aer-noisy":
         return AerBackend(**given)
     from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
 

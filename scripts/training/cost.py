@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qailab.backends import AerBackend, IBMLimits
-from qailab.backends.cost import UsageEstimate
+from qailab.backends.cost import UsageEstimate, price_in_words
 from qailab.errors import InputError
 from training.checkpoint import Checkpoint
 from training.loop import Training
 from training.options import ON_HARDWARE, Settings, option
-
-DOLLARS_PER_SECOND = 1.6  # 96 dollars a minute, IBM's pay-as-you-go plan
-OPEN_PLAN_SECONDS = 600.0  # of a month, for nothing
 
 
 def cost_in_words(settings: Settings, start: Checkpoint | None, gradient: str, devices: int) -> str:
@@ -31,8 +28,7 @@ def cost_in_words(settings: Settings, start: Checkpoint | None, gradient: str, d
     seconds = UsageEstimate().seconds(rows * shots, jobs)
     return (
         f"{rows:,} rows in {jobs:,} jobs, about {seconds:,.0f} QPU seconds "
-        f"({seconds / 3600:,.2f} hours, {seconds * DOLLARS_PER_SECOND:,.0f} dollars, "
-        f"{seconds / OPEN_PLAN_SECONDS:,.0%} of the open plan's {OPEN_PLAN_SECONDS:.0f} s a month)"
+        f"({price_in_words(seconds)})"
     )
 
 

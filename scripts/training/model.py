@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.launchers import RowEvaluator
-from qailab.torch import QLayer
+from qailab.torch import ObservableQLayer, QLayer
 from training.options import Settings
 
 PIXELS = 64
 CLASSES = 10
+
+_LAYERS = {"probabilities": QLayer, "z": ObservableQLayer}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +66,8 @@ class Digits:
 class HybridClassifier(nn.Module):
     """64 pixels -> linear -> n angles -> circuit -> 2**n probabilities -> linear -> 10 digits.
 
+    With ``--output z``, <Z> of each of n qubits takes the place of the probabilities.
+
     Shape:
         - Input: ``(B, 64)``
         - Output: ``(B, 10)``, the logits of the digits
@@ -77,21 +81,26 @@ class HybridClassifier(nn.Module):
             RealAmplitudesBlock("weight", reps=settings.reps),
         ]
         self.encoder = nn.Linear(PIXELS, settings.qubits)
-        self.circuit = QLayer(
+        self.circuit = _LAYERS[settings.output](
             build_circuit(settings.qubits, blocks),
             backend=backend,
             shots=settings.num_shots,
             gradient=settings.gradient,  # type: ignore[arg-type]
             seed=settings.seed,
         )
-        # A step has a row forward, and two backward for each angle, or for SPSA's direction.
-        angles = self.circuit.problem.canonical.num_angles
-        self.rows_per_sample = 1 + 2 * (1 if settings.gradient == "spsa" else angles)
         self.readout = nn.Linear(self.circuit.out_features, CLASSES)
         self.to(getattr(torch, settings.dtype))
 
+    @property
+    def rows_per_sample(self) -> int:
+        """A row forward, and backward two for each angle, or its slope, or two for SPSA."""
+        angles = self.circuit.problem.canonical.num_angles
+        return 1 + {"spsa": 2, "adjoint": angles}.get(self.circuit.gradient, 2 * angles)
+
     def forward(self, images: Tensor) -> Tensor:
-        probabilities: Tensor = self.circuit(self.encoder(images))
-        # They average 1 / K: times K, the readout sees numbers of order one, as it expects.
-        logits: Tensor = self.readout(probabilities * self.circuit.out_features)
+        outputs: Tensor = self.circuit(self.encoder(images))
+        if isinstance(self.circuit, QLayer):
+            # They average 1 / K: times K, the readout sees numbers of order one, as it expects.
+            outputs = outputs * self.circuit.out_features
+        logits: Tensor = self.readout(outputs)
         return logits

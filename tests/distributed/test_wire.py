@@ -35,3 +35,18 @@ def test_a_samples_message_is_its_content_and_little_more():
     rows = ShiftedRows(base=np.zeros((1, 30)), columns=np.arange(30))
     batch = RowBatch(rows, 1024, NoiseStream(2**62, 10**6, "backward"), np.zeros((1, 64)))
     assert len(encode_batch(batch)) <= 30 * 8 + 64 * 8 + 30 * 4 + 150
+
+
+def test_observables_take_at_most_40_bytes_a_row():
+    qubits, bases = 10, np.zeros((3, 20))  # each qubit in X, Y and Z
+    base, vectors = np.ones((16, 5 * qubits)), np.full((16, 10), 0.1)
+    rows = ShiftedRows(base=base, columns=np.arange(5 * qubits), bases=bases)
+    noise = NoiseStream(2**62, 10**6, "backward")
+    for samples in (1, 16):  # in the smallest chunks, and as a whole
+        batch = RowBatch(rows, 1024, noise, vectors).part(0, samples * rows.rows_per_sample)
+        answers = encode_answers(np.ones((batch.num_rows, 2)))
+        assert len(encode_batch(batch)) + len(answers) <= 40 * batch.num_rows
+    plain = RowBatch(ShiftedRows(base=base, columns=np.arange(5 * qubits)), 1024, noise, vectors)
+    for samples in (1, 16):
+        batch = plain.part(0, samples * plain.rows.rows_per_sample)
+        assert len(encode_batch(batch)) + 16 * batch.num_rows <= 40 * batch.num_rows

@@ -7,31 +7,33 @@ from qailab.gradients import NoiseStream, PointRows, RowBatch, ShiftedRows, Slop
 
 @st.composite
 def batches(draw):
-    """A batch of any kind, with cotangents."""
+    """A batch of any kind, with cotangents, and with bases or without."""
     samples, angles, outcomes = draw(st.integers(1, 4)), draw(st.integers(1, 5)), 4
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    bases = draw(st.sampled_from([None, rng.normal(size=(1, 2)), rng.normal(size=(3, 1))]))
     kind = draw(st.sampled_from([PointRows, ShiftedRows, SlopeRows]))
     if kind is not PointRows:
         columns = sorted(draw(st.sets(st.integers(0, angles - 1), min_size=1)))
-        rows = kind(base=rng.normal(size=(samples, angles)), columns=np.array(columns))
+        rows = kind(base=rng.normal(size=(samples, angles)), columns=np.array(columns), bases=bases)
     else:
         base = rng.normal(size=(samples, 2 * draw(st.integers(1, 2)), angles))
-        rows = PointRows(base=base, pairs=True)
+        rows = PointRows(base=base, pairs=True, bases=bases)
     return RowBatch(rows, 10, NoiseStream(1), rng.normal(size=(samples, outcomes)))
 
 
 @given(batches(), st.data())
 def test_any_part_has_the_same_rows_with_the_same_numbers(batch, data):
     rows = batch.rows
-    start = data.draw(st.integers(0, rows.num_rows - 1))
-    stop = data.draw(st.integers(start + 1, rows.num_rows))
+    points = rows.num_rows // rows.num_bases
+    start = data.draw(st.integers(0, points - 1)) * rows.num_bases
+    stop = data.draw(st.integers(start // rows.num_bases + 1, points)) * rows.num_bases
     part = batch.part(start, stop)
     np.testing.assert_array_equal(part.rows.angles(), rows.angles()[start:stop])
     np.testing.assert_array_equal(
         part.cotangents[part.rows.samples()], batch.cotangents[rows.samples()[start:stop]]
     )
     # and a part of a part
-    middle = (start + stop) // 2
+    middle = (start + stop) // 2 // rows.num_bases * rows.num_bases
     if middle < stop:
         inner = part.part(middle, stop)
         np.testing.assert_array_equal(inner.rows.angles(), rows.angles()[middle:stop])
@@ -56,3 +58,20 @@ def test_shifted_rows_are_ordered_sample_angle_term():
     ]  # fmt: skip
     np.testing.assert_allclose(rows.angles(), expected)
     np.testing.assert_array_equal(rows.samples(), [0, 0, 0, 0, 1, 1, 1, 1])
+
+
+def test_all_bases_of_a_point_follow_each_other_and_their_answers_are_summed():
+    base, bases = np.array([[0.0, 10.0], [100.0, 110.0]]), np.array([[0.0], [-1.0], [-2.0]])
+    rows = ShiftedRows(base=base, columns=np.array([1]), bases=bases)
+    half = np.pi / 2
+    points = [[0, 10 + half], [0, 10 - half], [100, 110 + half], [100, 110 - half]]
+    expected = [[*point, *setting] for point in points for setting in bases]
+    np.testing.assert_allclose(rows.angles(), expected)
+    assert (rows.num_rows, rows.group, rows.rows_per_sample) == (12, 6, 6)
+    np.testing.assert_array_equal(rows.samples(), [0] * 6 + [1] * 6)
+    assert rows.name_of(11) == "row 11 (sample 1, angle 1 shifted by -1.571, basis 2)"
+    second = rows.part(6, 12).in_basis(1)
+    np.testing.assert_allclose(second.angles(), np.array(expected)[[7, 10]])
+    assert (second.start, second.stop) == (2, 4)
+    answers = np.arange(24.0).reshape(12, 2)
+    np.testing.assert_array_equal(rows.over_bases(answers), answers.reshape(4, 3, 2).sum(axis=1))

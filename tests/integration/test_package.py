@@ -22,11 +22,11 @@ def test_top_level_holds_only_what_is_fixed():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("qailab.torch", ["ray", "qiskit_ibm_runtime", "qiskit_aer"]),
-        ("qailab", ["ray", "torch", "qiskit"]),
+        ("qailab.torch", ["ray", "qiskit_ibm_runtime", "qiskit_aer", "numba"]),
+        ("qailab", ["ray", "torch", "qiskit", "numba"]),
         ("qailab.distributed.actor", ["torch", "qiskit_ibm_runtime"]),
         ("qailab.distributed", ["ray", "torch"]),
-        ("qailab.backends", ["ray", "torch", "qiskit_ibm_runtime"]),
+        ("qailab.backends", ["ray", "torch", "qiskit_ibm_runtime", "numba"]),
         ("qailab.rehearsal", ["ray", "torch", "qiskit_aer", "qiskit_ibm_runtime"]),
         ("qailab.journal", ["ray", "torch", "qiskit"]),
     ],

@@ -4,9 +4,10 @@ import time
 
 import pytest
 
+from qailab.backends import cost
 from qailab.errors import InputError
 from qailab.journal import Cause, Journal, State, __main__
-from qailab.journal.report import read_report
+from qailab.journal.report import PRICE_PER_SECOND, read_report
 from tests.support.journal import finish, reserve, submit, work
 
 
@@ -71,6 +72,10 @@ def test_the_table_while_a_training_uses_the_file(path, capsys):
     assert titles.index("state") == rows[0].index("done")
 
 
+def test_the_price_is_that_of_estimates():
+    assert PRICE_PER_SECOND == cost.PRICE_PER_SECOND  # a journal imports no backends
+
+
 def test_less_of_it(path, capsys):
     _, out = run(capsys, path, "--steps", "--price-per-second", "2")
     assert "ibm_torino" not in out
@@ -79,6 +84,17 @@ def test_less_of_it(path, capsys):
     assert out.startswith("the last 1 of 4 jobs\n")
     assert "d3" in out
     assert "d1" not in out
+
+
+def test_what_was_rehearsed_costs_nothing(path, capsys):
+    with Journal(path) as journal:
+        (entry,) = reserve(journal, work(6, 9, step=1))
+        finish(journal, entry, job_id="rehearsal-1", usage_seconds=100.0)
+    report = read_report(path, price_per_second=1.6)
+    assert [job["rehearsed"] for job in report.jobs] == [False] * 4 + [True]
+    assert (report.totals["qpu_seconds"], report.totals["cost"]) == (102.5, 4.0)
+    _, out = run(capsys, path)
+    assert "4.00 $ (1.6 $ a second), 1 jobs rehearsed: nothing was paid for them; " in out
 
 
 def test_json_is_for_programs(path, capsys):
@@ -90,16 +106,18 @@ def test_json_is_for_programs(path, capsys):
     assert report["jobs"][0] | {"owner": "", "tag": "", "created": 0, "updated": 0} == {
         "id": 1, "step": 0, "pass": "forward", "start": 0, "stop": 4, "shots": 100,
         "backend": "ibm_fez", "mode": "batch", "session": "s-1", "job_id": "d1",
-        "tag": "", "attempt": 0, "state": "done", "cause": "", "qpu_seconds": 2.0,
+        "tag": "", "rehearsed": False, "attempt": 0, "state": "done", "cause": "",
+        "qpu_seconds": 2.0,
         "reason": "", "circuit": "c1", "seed": 7, "owner": "", "created": 0, "updated": 0,
     }  # fmt: skip
     assert report["steps"][1] == {
         "step": 1, "jobs": 1, "rows": 6, "executions": 600, "qpu_seconds": 0.0,
-        "usage_unknown": 1, "cost": 0.0,
+        "usage_unknown": 1, "cost": 0.0, "rehearsed": 0,
     }  # fmt: skip
     assert report["totals"] == {
         "jobs": 3, "rows": 15, "executions": 1500, "qpu_seconds": 2.5, "usage_unknown": 1,
-        "cost": 4.0, "states": {"done": 1, "failed": 1, "submitted": 1, "withdrawn": 1},
+        "cost": 4.0, "rehearsed": 0,
+        "states": {"done": 1, "failed": 1, "submitted": 1, "withdrawn": 1},
     }  # fmt: skip
     assert report["circuits"] == [{"circuit": "c1", "qubits": 6, "angles": 50, "jobs": 3}]
     assert report["sessions"] == [

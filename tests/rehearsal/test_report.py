@@ -52,6 +52,7 @@ def test_report_in_numbers(tmp_path, monkeypatch):
     assert facts["duplicates"] == [["job3", "job5"]]
     table = report.table().splitlines()
     assert len({len(line) for line in table[:12]}) == 1
+    assert "rehearsed: nothing was paid; a device takes about 18.00 USD" in report.table()
     assert [path.name for path in report.write(tmp_path / "new")] == ["report.json", "jobs.png"]
     assert (tmp_path / "new" / "jobs.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -35,7 +35,8 @@ BEFORE = Path(__file__).parent / "checkpoint_before.pt"
         ("--shots many", "argument --shots: invalid number_or_exact value: 'many'"),
         ("--qubits 17", "--qubits must be from 1 to 16, got 17"),
         ("--samples 10", "--samples must be from 50 to 1797, got 10"),
-        ("--backend real", "--backend must be one of aer, aer-noisy, ibm, got real"),
+        ("--output x", "--output must be one of probabilities, z, got x"),
+        ("--backend real", "--backend must be one of aer, statevector, aer-noisy, ibm, got real"),
         ("--actor-options {", "argument --actor-options: invalid JSON value: '{'"),
         ("--workers 0", "argument --workers: must be at least 1, got 0"),
         ("--epoch 3", "unrecognized arguments: --epoch 3"),
@@ -99,6 +100,7 @@ def test_a_checkpoint_of_the_code_before_is_read():
     """It goes on from there; to other shot noise, which mixes in the circuit's key since then."""
     before = Checkpoint.load(BEFORE)
     assert before.settings == TINY
+    assert before.settings.output == "probabilities"  # which there was no choice of
     assert before.progress.place == (1, 2)
     ended = trained(TINY, before)
     assert ended.progress.place == (TINY.epochs, 0)
@@ -154,6 +156,7 @@ def test_a_name_given_again_goes_on_with_the_same_settings_alone(whole, tmp_path
     for arguments, message in (
         (["--name=mine"], "qubits is 2, not 6"),
         (["--resume=mine", "--lr=0.5"], r"lr is 0\.05, not 0\.5"),
+        (["--resume=mine", "--output=z"], "output is probabilities, not z"),
         (["--resume=mine", "--epochs=2"], "has begun epoch 3; --epochs 2 is too few"),
     ):
         with pytest.raises(InputError, match=message):
@@ -177,11 +180,22 @@ def test_hardware_needs_a_budget_and_has_small_defaults(tmp_path, monkeypatch, c
     assert main(["--backend", "ibm"]) == 2
     errors = capsys.readouterr().err
     assert "--backend ibm needs --budget-seconds S: this run takes 1,970 rows in 5 jobs" in errors
-    assert "157 dollars, 16% of the open plan's 600 s a month" in errors
+    assert "157 dollars, 16% of the open plan's 600 s in 28 days" in errors
     assert errors.count("\n") == 1
     assert main(["--backend", "ibm", "--estimate", "--samples", "1797", "--epochs", "10"]) == 0
     assert "hours" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_expectation_values_train_too_and_go_on_to_the_same_bits():
+    observing = dataclasses.replace(TINY, output="z")
+    stopped, ended = trained(observing, steps=STEPS + 2), trained(observing)
+    assert stopped.model["readout.weight"].shape == (10, TINY.qubits)
+    assert ended.history[-1].test_loss < ended.history[0].test_loss
+    assert_same(trained(observing, Checkpoint.from_bytes(stopped.to_bytes(), "here")), ended)
+    other = dataclasses.replace(stopped, settings=TINY)
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        trained(TINY, other)
 
 
 def test_a_noisy_simulator_and_spsa_train_too():

@@ -8,14 +8,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qiskit.quantum_info import SparsePauliOp
 
 from qailab.backends import Backend
 from qailab.backends.base import evaluate
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
-from qailab.gradients import NoiseStream, ParamShiftPlan, PointRows, RowBatch, canonicalize
+from qailab.gradients import (
+    NoiseStream,
+    Observables,
+    ParamShiftPlan,
+    PointRows,
+    RowBatch,
+    canonicalize,
+)
 from tests.support import oracles
 
 DEADLINE = 120
+OBSERVABLES = ["ZIZ", SparsePauliOp(["XXI", "YIY", "ZZI", "IZI", "III"], [0.5, -1.2, 0.7, 1, 2])]
+"""Of three qubits, in three bases, with terms that are correlated."""
 
 
 def model(qubits=3, reps=1, measure_qubits=None):
@@ -27,15 +37,26 @@ def model(qubits=3, reps=1, measure_qubits=None):
     return circuit, canonical, angle_map, values
 
 
-def forward_batch(angle_map, values, shots, seed=1):
-    rows = PointRows(base=angle_map.values(values)[:, None, :])
+def observable_model():
+    """The same circuit, asked for observables."""
+    circuit, _, _, values = model()
+    observables = Observables.of(OBSERVABLES, circuit.num_qubits)
+    return circuit, *canonicalize(circuit, list(circuit.parameters), observables), values
+
+
+def bases_of(canonical):
+    return None if canonical.observables is None else canonical.observables.bases
+
+
+def forward_batch(angle_map, values, shots, seed=1, bases=None):
+    rows = PointRows(base=angle_map.values(values)[:, None, :], bases=bases)
     return RowBatch(rows, shots, NoiseStream(seed))
 
 
 def backward_batch(canonical, angle_map, values, shots, seed=1):
     wanted = np.ones(values.shape[1], dtype=bool)
-    rows = ParamShiftPlan.of(angle_map, values, wanted).rows
-    vectors = np.random.default_rng(2).normal(size=(len(values), canonical.num_outcomes))
+    rows = ParamShiftPlan.of(angle_map, values, wanted, bases=bases_of(canonical)).rows
+    vectors = np.random.default_rng(2).normal(size=(len(values), canonical.num_outputs))
     return RowBatch(rows, shots, NoiseStream(seed), vectors)
 
 
@@ -74,12 +95,34 @@ class BackendContract(ABC):
         batch = forward_batch(angle_map, values, shots=None)
         np.testing.assert_allclose(answers(self.backend(), canonical, batch), exact, atol=1e-12)
 
+    def test_values_of_observables_and_their_variances(self):
+        circuit, canonical, angle_map, values = observable_model()
+        observables, backend = canonical.observables, self.backend()
+        batch = forward_batch(angle_map, values, self.shots, bases=observables.bases)
+        estimates = batch.rows.over_bases(answers(backend, canonical, batch))
+        assert estimates.shape == (3, 2)
+        rows = RowBatch(batch.rows, self.shots, NoiseStream(1), np.tile([0.3, -1.0], (3, 1)))
+        found = answers(backend, canonical, rows)
+        again = batch.rows.over_bases(found)  # the same shots, contracted
+        np.testing.assert_allclose(again[:, 0], estimates @ [0.3, -1.0], atol=1e-12)
+        assert (found[:, 1] >= 0).all()
+        assert (again[:, 1] <= 3.0**2 / self.shots).all()
+        if self.noiseless:
+            exact = [
+                [oracles.expectation(circuit, circuit.parameters, v, one) for one in OBSERVABLES]
+                for v in values
+            ]
+            deviations = estimates + observables.constants - exact
+            assert np.abs(deviations).max() < 5 * 3.0 / np.sqrt(self.shots)
+            assert (np.abs(deviations @ [0.3, -1.0]) < 6 * np.sqrt(again[:, 1]) + 1e-9).all()
+
     @pytest.mark.parametrize("kind", ["forward", "backward"])
-    def test_any_cut_gives_the_same_bits(self, kind):
-        _, canonical, angle_map, values = model()
+    @pytest.mark.parametrize("asked", [model, observable_model])
+    def test_any_cut_gives_the_same_bits(self, kind, asked):
+        _, canonical, angle_map, values = asked()
         backend = self.backend()
         batch = (
-            forward_batch(angle_map, values, self.shots)
+            forward_batch(angle_map, values, self.shots, bases=bases_of(canonical))
             if kind == "forward"
             else backward_batch(canonical, angle_map, values, self.shots)
         )

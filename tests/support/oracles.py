@@ -6,7 +6,7 @@ import numpy as np
 from qiskit import transpile
 from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.circuit.library import UnitaryGate
-from qiskit.quantum_info import Statevector
+from qiskit.quantum_info import SparsePauliOp, Statevector
 from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel
 
@@ -35,6 +35,18 @@ def probabilities(
         unitary.append(instruction.operation, instruction.qubits)
     measured = [qubit_of[clbit] for clbit in sorted(qubit_of)]
     return Statevector(unitary).probabilities(measured)
+
+
+def expectation(
+    circuit: QuantumCircuit,
+    parameters: Sequence[Parameter],
+    values: np.ndarray,
+    observable: str | SparsePauliOp,
+) -> float:
+    """The value of an observable after a circuit, whose final measurements are left out."""
+    bound = circuit.assign_parameters(dict(zip(parameters, values, strict=True)))
+    state = Statevector(bound.remove_final_measurements(inplace=False))
+    return state.expectation_value(SparsePauliOp(observable)).real
 
 
 def noisy_probabilities(

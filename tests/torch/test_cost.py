@@ -165,6 +165,8 @@ def test_the_table(capsys):
         "  416,000  2,000  425,984,000  153,094",
         "spsa x 2               32            128     2     163,840     61"
         "  160,000  2,000  163,840,000   61,344",
+        "param_shift: 42.53 hours, 244,951 dollars, 25,516% of the open plan's 600 s in 28 days",
+        "spsa x 2: 17.04 hours, 98,150 dollars, 10,224% of the open plan's 600 s in 28 days",
     ]
     assert "the layers' own shots a row" in str(estimate_cost(model, 1, show=False))
     assert capsys.readouterr().out == ""

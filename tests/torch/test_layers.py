@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from qailab.backends import AerBackend
+from qailab.backends import AerBackend, StatevectorBackend
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import CircuitError, InputError, InputTypeError, MemoryLimitError
 from qailab.torch import ArgmaxQLayer, ExpectedValueQLayer, ExpQLayer, QLayer
@@ -34,7 +34,8 @@ def test_attributes():
     assert isinstance(layer.weight, nn.Parameter)
     assert layer.weight.shape == (6,)
     assert layer.weight_std_error is layer.input_std_error is None
-    assert isinstance(layer.backend, AerBackend)
+    assert isinstance(layer.backend, StatevectorBackend)
+    assert isinstance(QLayer(circuit(21, measure_qubits=[0])).backend, AerBackend)
     assert ExpQLayer is QLayer
 
 
@@ -50,7 +51,7 @@ def test_the_repr_is_readable():
     text = repr(QLayer(circuit(), shots=None))
     assert text == (
         "QLayer(in_features=2, out_features=4, qubits=2, weights=4, shots=None, "
-        "gradient='param_shift', backend=AerBackend())"
+        "gradient='adjoint', backend=StatevectorBackend())"
     )
 
 
@@ -303,7 +304,11 @@ def test_type_checkers_know_keywords_and_result(kind):
         ({"shots": 0}, InputError, r"positive integer.*got 0"),
         ({"shots": 2.0}, InputTypeError, "got 2.0"),
         ({"gradient": "vjp"}, InputError, "'auto', 'param_shift', 'adjoint', 'spsa'; got 'vjp'"),
-        ({"gradient": "adjoint"}, InputError, r"needs the state, which AerBackend\(\) does not"),
+        (
+            {"gradient": "adjoint", "backend": AerBackend()},
+            InputError,
+            r"needs the state, which AerBackend\(\) does not",
+        ),
         ({"backend": "aer"}, InputTypeError, "LauncherPool, got 'aer'"),
         ({"seed": -3}, InputError, "got -3"),
         ({"input_params": [], "weight_params": []}, CircuitError, "in neither group"),
@@ -311,7 +316,7 @@ def test_type_checkers_know_keywords_and_result(kind):
     ],
 )
 def test_bad_options_fail_at_construction(options, kind, says):
-    large = "backend" in options and kind is MemoryLimitError
+    large = kind is MemoryLimitError
     with pytest.raises(kind, match=says):
         QLayer(circuit(20 if large else 2), **options)
 

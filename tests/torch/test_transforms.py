@@ -110,6 +110,7 @@ def test_vmap_is_one_evaluation_with_the_noise_of_one_batch():
 
 def test_a_pass_that_fails_inside_a_transform_is_not_counted(monkeypatch):
     made = layer()
+    made.backend = AerBackend()
     _, loss = functions(made)
 
     def broken(self, circuit, batch, stop):

@@ -17,14 +17,23 @@ import numpy as np
 from qiskit.providers import BackendV2
 
 from qailab.arguments import check_choice, checked_integer
-from qailab.backends.base import ActorResources, Backend, BackendTraits, Probabilities
+from qailab.backends.base import (
+    NOTHING_USED,
+    ActorResources,
+    Backend,
+    BackendTraits,
+    Evaluation,
+    Probabilities,
+    Usage,
+)
 from qailab.backends.budget import Budget
 from qailab.backends.ibm.connection import Connection, IBMConfig
 from qailab.backends.ibm.devices import Mode
 from qailab.backends.ibm.jobs import Task
-from qailab.backends.ibm.programs import check_fits
+from qailab.backends.ibm.programs import Measured, check_fits
 from qailab.backends.ibm.timeouts import IBMTimeouts, check_positive
 from qailab.backends.limits import IBMLimits
+from qailab.backends.sampling import contract_bits
 from qailab.backends.shared import SharedState
 from qailab.errors import BackendError, InputError, InputTypeError
 from qailab.gradients.canonical import CanonicalCircuit
@@ -164,7 +173,10 @@ class IBMBackend(Backend):
         if isinstance(self.name, BackendV2):  # a device is asked only where the rows run
             limit = getattr(self.name, "max_shots", None)
             check_fits(circuit, shots, str(self.name.name), self.name.num_qubits, limit)
-        return max(2, _TABLE_BYTES // (16 * circuit.num_outcomes))
+        if circuit.observables is None:
+            return max(2, _TABLE_BYTES // (16 * circuit.num_outcomes))
+        # The bits of each shot, as they come and as the record gives them back.
+        return max(2, _TABLE_BYTES // (5 * shots * _bytes_of(circuit)))
 
     def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         """Check what can be checked here, and note the circuit in the journal.
@@ -176,11 +188,12 @@ class IBMBackend(Backend):
         self.max_rows_per_call(circuit, shots)
         if self.journal is not None and os.path.isdir(os.path.dirname(self.journal)):
             checked: set[str] = self.__dict__.setdefault("_live_checked", set())
-            if circuit.key not in checked:  # every forward pass comes here
+            key = circuit.run_key
+            if key not in checked:  # every forward pass comes here
                 with Journal(self.journal) as journal:
                     qubits = circuit.circuit.num_qubits
-                    journal.register(circuit.key, qubits, circuit.num_angles)
-                checked.add(circuit.key)
+                    journal.register(key, qubits, circuit.num_angles)
+                checked.add(key)
 
     def share(self, state: SharedState) -> None:
         self._live_state = state
@@ -215,6 +228,26 @@ class IBMBackend(Backend):
     ) -> Probabilities:
         if batch.num_rows == 0:
             return Probabilities(np.empty((0, circuit.num_outcomes)))
+        counts, usage = self._measured(circuit, batch, stop)
+        sampled = counts / counts.sum(axis=1, keepdims=True, dtype=np.float64)
+        return Probabilities(sampled, usage=usage)
+
+    def expectations(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        observables = circuit.observables
+        assert observables is not None
+        if batch.num_rows == 0:
+            return Evaluation(np.empty((0, batch.answer_width(circuit.num_outputs))), NOTHING_USED)
+        measured, usage = self._measured(circuit, batch, stop)
+        bits = measured.astype(np.uint8, copy=False)
+        bits = bits.reshape(batch.num_rows, -1, _bytes_of(circuit))
+        return Evaluation(contract_bits(observables, batch, bits), usage)
+
+    def _measured(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> tuple[Measured, Usage]:
+        """Run the rows, all bases of them in the same jobs."""
         self.max_rows_per_call(circuit, batch.shots)
         assert batch.shots is not None
         if "_live_state" not in self.__dict__:  # nobody has looked before
@@ -236,9 +269,7 @@ class IBMBackend(Backend):
             resent=batch.resent,
             stop=stop,
         )
-        counts = jobs.run(task)
-        sampled = counts / counts.sum(axis=1, keepdims=True, dtype=np.float64)
-        return Probabilities(sampled, usage=connection.take_usage())
+        return jobs.run(task), connection.take_usage()
 
     def _work(
         self, circuit: CanonicalCircuit, batch: RowBatch, angles: np.ndarray[Any, Any]
@@ -254,7 +285,7 @@ class IBMBackend(Backend):
         ]
         noise = batch.noise
         work = Work(
-            circuit=circuit.key,
+            circuit=circuit.run_key,
             shots=batch.shots,
             seed=noise.seed,
             step=noise.step,
@@ -275,6 +306,11 @@ class IBMBackend(Backend):
             return f"IBMBackend({str(self.name.name)!r})"
         shown = [] if self.name is None else [repr(self.name)]
         return f"IBMBackend({', '.join([*shown, f'mode={self.mode!r}'])})"
+
+
+def _bytes_of(circuit: CanonicalCircuit) -> int:
+    """The bytes of a shot's bits."""
+    return -(-len(circuit.measured_qubits) // 8)
 
 
 _OPENING = threading.Lock()  # of whichever backend: the first calls may come from many threads

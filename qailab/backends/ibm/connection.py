@@ -98,13 +98,13 @@ class Connection:
             assert self._jobs is not None
             device, jobs = self._jobs
             check_fits(circuit, shots, device.name, device.target.num_qubits, device.max_shots)
-            program = self._programs.pop(circuit.key, None) or compile_program(
+            program = self._programs.pop(circuit.run_key, None) or compile_program(
                 circuit,
                 device.target,
                 optimization_level=self._config.optimization_level,
                 seed=self._config.seed_transpiler,
             )
-            self._programs[circuit.key] = program  # the last used goes last
+            self._programs[circuit.run_key] = program  # the last used goes last
             if len(self._programs) > _KEPT_PROGRAMS:
                 del self._programs[next(iter(self._programs))]
             return jobs, program

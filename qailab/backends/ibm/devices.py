@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any, Literal, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from qailab.backends.ibm.programs import Program
+from qailab.backends.ibm.programs import Measured, Program
 from qailab.gradients.rows import FloatArray
 
 Mode = Literal["session", "batch", "job"]
@@ -48,7 +45,7 @@ class Device(Protocol):
     ``submit`` sends rows of angles ``(n, A)`` and returns the job's id; ``tag`` is what ``find``
     finds the job by (the newest first), ``seed`` that of the noise where a simulator draws it,
     ``mode`` the client's session or None. ``status`` says where a job is, and why it has no result;
-    ``counts`` is as `programs.counts_of` has them; ``usage`` is in QPU seconds, None as long as
+    ``measured`` is as `Program.measured` has it; ``usage`` is in QPU seconds, None as long as
     they are not known; ``forget`` drops what is kept of a job here.
 
     Attributes:
@@ -69,9 +66,7 @@ class Device(Protocol):
 
     def status(self, job_id: str) -> tuple[JobStatus, str]: ...
 
-    def counts(
-        self, job_id: str, num_bits: int, num_rows: int, shots: int
-    ) -> NDArray[np.uint32]: ...
+    def measured(self, job_id: str, program: Program, num_rows: int, shots: int) -> Measured: ...
 
     def usage(self, job_id: str) -> float | None: ...
 

@@ -1,4 +1,4 @@
-"""A job from its rows to their counts: one state machine, whoever goes on with it.
+"""A job from its rows to what was measured: one state machine, whoever goes on with it.
 
 Each job is an entry of a `qailab.journal.Record`, noted before it is sent. What happens next
 depends on the entry alone, so any thread or process goes on where another one stopped::
@@ -25,11 +25,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qailab.backends.ibm.devices import Device, Found, JobStatus
 from qailab.backends.ibm.faults import Fault, FaultKind, RequestError
-from qailab.backends.ibm.programs import Program
+from qailab.backends.ibm.programs import Measured, Program
 from qailab.backends.ibm.sessions import Sessions
 from qailab.backends.ibm.timeouts import Backoff, IBMTimeouts
 from qailab.backends.ibm.usage import UsageMeter
@@ -39,8 +38,6 @@ from qailab.journal import Cause, Entry, Record, State, Work, owner_alive, this_
 from qailab.journal.entries import UNSENT
 
 logger = logging.getLogger("qailab.backends")
-
-Counts = NDArray[np.uint32]
 
 _LOOK_SECONDS = (0.05, 2.0)  # between two looks at an entry that another process sends
 _POLL_SHARE = 0.03  # of what was waited: the pause until the next look at a job
@@ -110,16 +107,17 @@ class Jobs:
         self._timeout = timeout
         self._owner = this_owner()
         self._room = threading.Semaphore(pending_jobs)
+        self._taken = self._limited_until = 0.0  # when a job was, and none is, taken (monotonic)
         self._lock = threading.Lock()
         self._sending: set[int] = set()  # entries that a thread of this process deals with
         self._begun: set[int] = set()  # entries that one has dealt with: they may have been sent
         self._resent: set[int] = set()  # entries that were unconfirmed, and sent again
 
-    def run(self, task: Task) -> Counts:
+    def run(self, task: Task) -> Measured:
         """Run a task.
 
         Returns:
-            How often each outcome came, shape ``(n, K)``.
+            What `Program.measured` gives, a line for each row.
 
         Raises:
             CancelledError: if it was stopped.
@@ -127,15 +125,17 @@ class Jobs:
             BudgetExceededError: if they would pass the budget.
             TransientBackendError: if they cannot be run there for now.
         """
-        counts = np.zeros((task.work.num_rows, 1 << task.program.num_bits), dtype=np.uint32)
         done = self._run_all(task, self._reserve(task, task.work, task.max_rows))
+        # A result that another process took in may have more shots: twirling rounds them up.
+        width = min(found.shape[1] for _, found in done)
+        measured = np.zeros((task.work.num_rows, width), dtype=done[0][1].dtype)
         for entry, found in done:
             rows = task.work.common(entry.work)
             mine, theirs = (slice(rows.start - at, rows.stop - at)
                             for at in (task.work.start, entry.work.start))  # fmt: skip
-            counts[mine] = found[theirs]
+            measured[mine] = found[theirs, :width]
         self._record.forget([entry.id for entry, _ in done])
-        return counts
+        return measured
 
     def _reserve(self, task: Task, work: Work, max_rows: int) -> list[Entry]:
         most = max(task.group, max_rows // task.group * task.group)
@@ -144,7 +144,7 @@ class Jobs:
             work, most_rows=most, group=task.group, backend=name, owner=owner
         )
 
-    def _run_all(self, task: Task, entries: Sequence[Entry]) -> list[tuple[Entry, Counts]]:
+    def _run_all(self, task: Task, entries: Sequence[Entry]) -> list[tuple[Entry, Measured]]:
         """Bring entries to their end side by side; if one fails, the others are stopped."""
         if len(entries) == 1:
             return self._run_one(task, entries[0])
@@ -164,7 +164,7 @@ class Jobs:
             raise errors[0]
         return [pair for future in futures for pair in future.result()]
 
-    def _run_one(self, task: Task, entry: Entry) -> list[tuple[Entry, Counts]]:
+    def _run_one(self, task: Task, entry: Entry) -> list[tuple[Entry, Measured]]:
         """Bring an entry, and those that take its place, to where its rows have answers."""
         failures = 0.0
         while entry.state is not State.DONE:
@@ -299,6 +299,7 @@ class Jobs:
         room_end: float | None = None
         replaced = 0
         while True:
+            backoff.sleep(max(0.0, self._limited_until - time.monotonic()))
             task.check_stop()
             session_id, mode, sending = None, None, False
             try:
@@ -308,6 +309,7 @@ class Jobs:
                 job_id = self._device.submit(
                     task.program, angles, work.shots, tag=entry.tag, seed=seed, mode=mode
                 )
+                self._taken = time.monotonic()
                 return job_id, session_id
             except RequestError as error:
                 fault = error.fault
@@ -325,6 +327,9 @@ class Jobs:
                 found = self._confirm(entry.id, fault, task.stop)
                 if found is not None:
                     return found.job_id, session_id
+            if fault.status == 429:  # 5 jobs a minute for each user (IBM's REST reference)
+                self._limited_until = time.monotonic() + (fault.retry_after or 0.0)
+                backoff.count_from(self._taken)  # no fault lasts while other jobs are taken
             backoff.pause(fault)
 
     def _confirm(self, entry_id: int, fault: Fault, stop: threading.Event) -> Found | None:
@@ -405,7 +410,7 @@ class Jobs:
             TransientBackendError: if it takes too long, or the server does not answer.
             EvaluationError: if its result is not to be had.
         """
-        job_id, stop, bits = _job_of(entry), task.stop, task.program.num_bits
+        job_id, stop, program = _job_of(entry), task.stop, task.program
         backoff = Backoff(self._timeouts.retry_seconds, stop, _about(entry, "waiting"))
         first = self._timeouts.first_poll_seconds
         began = time.monotonic()
@@ -426,18 +431,18 @@ class Jobs:
                     backoff.pause(_passing(error.fault))
                     continue
                 if status is JobStatus.DONE:
-                    return self._fetch(entry, bits)
+                    return self._fetch(entry, program)
                 if status.is_final:
                     return self._ended(entry, status, reason, stop)
                 now = time.monotonic()
                 if now > end:
-                    return self._timed_out(entry, bits, status)
+                    return self._timed_out(entry, program, status)
                 pause = min(max(first, _POLL_SHARE * (now - began)), self._poll_seconds, end - now)
                 stop.wait(pause)
         except CancelledError:
             pass
         with suppress(EvaluationError, TransientBackendError):
-            self._cancel(entry, bits, Cause.STOPPED, "cancelled by the program")
+            self._cancel(entry, program, Cause.STOPPED, "cancelled by the program")
         raise CancelledError("the evaluation was cancelled")
 
     def _deleted(self, entry: Entry) -> Entry:
@@ -451,7 +456,7 @@ class Jobs:
             f"{self._record.path} --give-up {entry.id}"
         )
 
-    def _fetch(self, entry: Entry, num_bits: int) -> Entry:
+    def _fetch(self, entry: Entry, program: Program) -> Entry:
         """Take in the result, regardless of any stop: it is paid for."""
         job_id, work = _job_of(entry), entry.work
         backoff = Backoff(self._timeouts.retry_seconds, None, _about(entry, "fetching the result"))
@@ -459,7 +464,7 @@ class Jobs:
             usage = beside.submit(self._usage, job_id)
             while True:
                 try:
-                    counts = self._device.counts(job_id, num_bits, work.num_rows, work.shots)
+                    counts = self._device.measured(job_id, program, work.num_rows, work.shots)
                     break
                 except EvaluationError as error:
                     raise EvaluationError(_about(entry, str(error))) from error
@@ -498,10 +503,10 @@ class Jobs:
         logger.warning("%s", _about(entry, f"{state}: {reason}"))
         return self._note_end(entry, state, cause, reason, self._usage(_job_of(entry)))
 
-    def _timed_out(self, entry: Entry, num_bits: int, status: JobStatus) -> Entry:
+    def _timed_out(self, entry: Entry, program: Program, status: JobStatus) -> Entry:
         """Cancel a job that passed the time-out. One that ran hangs; another one may not."""
         reason = f"it took longer than {self._timeout:g} s"
-        entry = self._cancel(entry, num_bits, Cause.TIMEOUT, reason)
+        entry = self._cancel(entry, program, Cause.TIMEOUT, reason)
         if entry.state is State.SUBMITTED:
             text = f"it could not be cancelled, though {reason}; it is waited for again"
             raise TransientBackendError(_about(entry, text))
@@ -510,7 +515,7 @@ class Jobs:
         text = f"cancelled: {reason}, the time-out; raise timeout= where the queue is longer"
         raise TransientBackendError(_about(entry, text))
 
-    def _cancel(self, entry: Entry, num_bits: int, cause: Cause, reason: str) -> Entry:
+    def _cancel(self, entry: Entry, program: Program, cause: Cause, reason: str) -> Entry:
         """End a job; if it ended by itself in that moment, keep its result: it is paid for.
 
         Returns:
@@ -526,7 +531,7 @@ class Jobs:
             with suppress(RequestError):
                 status, _ = self._device.status(job_id)
             if status is JobStatus.DONE:
-                return self._fetch(entry, num_bits)
+                return self._fetch(entry, program)
             if status.is_final:
                 return self._note_end(entry, State.CANCELLED, cause, reason, self._usage(job_id))
             if time.monotonic() > end:

@@ -7,12 +7,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qailab.backends.ibm.devices import Found, JobStatus, merged_options
 from qailab.backends.ibm.faults import Fault, FaultKind, RequestError
-from qailab.backends.ibm.programs import Program, counts_of
+from qailab.backends.ibm.programs import Measured, Program
 from qailab.gradients.rows import FloatArray
 
 
@@ -52,12 +49,12 @@ class LocalDevice:
             return JobStatus.CANCELLED, "cancelled"
         return (JobStatus.DONE if job.in_final_state() else JobStatus.RUNNING), ""
 
-    def counts(self, job_id: str, num_bits: int, num_rows: int, shots: int) -> NDArray[np.uint32]:
+    def measured(self, job_id: str, program: Program, num_rows: int, shots: int) -> Measured:
         try:
             result = self._jobs[job_id].result()
         except Exception as error:
             raise _refused(error) from error
-        return counts_of(result, num_bits, num_rows, shots)
+        return program.measured(result, num_rows, shots)
 
     def usage(self, job_id: str) -> float | None:
         return 0.0

@@ -1,4 +1,4 @@
-"""From canonical circuits to what a device runs, and from what it measured to counts."""
+"""From canonical circuits to what a device runs, and from what it measured to numbers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from qailab.errors import BackendError, EvaluationError
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray
 
+Measured = NDArray[np.unsignedinteger[Any]]
+
 
 @dataclass(frozen=True)
 class Program:
@@ -24,17 +26,25 @@ class Program:
         circuit: the ISA circuit.
         columns: which angles of a row it takes, in the order of ``circuit.parameters``.
         num_bits: measured bits.
+        keeps_bits: whether the bits of each shot are wanted, or how often each outcome came.
     """
 
     circuit: QuantumCircuit
     columns: NDArray[np.int64]
     num_bits: int
+    keeps_bits: bool = False
 
     def pubs(self, angles: FloatArray) -> list[Any]:
         """PUBs (primitive unified blocs) of rows of angles, shape ``(n, A)``."""
         if len(self.columns):
             return [(self.circuit, angles[:, self.columns])]
         return [(self.circuit,)] * len(angles)  # nothing to bind: one for each row
+
+    def measured(self, result: Any, num_rows: int, shots: int) -> Measured:
+        """What is wanted of a result, a line for each row: `counts_of` it, or its `bits_of`."""
+        if self.keeps_bits:
+            return bits_of(result, self.num_bits, num_rows, shots).reshape(num_rows, -1)
+        return counts_of(result, self.num_bits, num_rows, shots)
 
 
 def check_fits(circuit: CanonicalCircuit, shots: int, name: str, qubits: int, most: object) -> None:
@@ -78,7 +88,12 @@ def compile_program(
         raise BackendError(f"the circuit does not fit {device.name}: {error}") from error
     column_of = {angle.name: column for column, angle in enumerate(canonical.angles)}
     columns = [column_of[parameter.name] for parameter in isa.parameters]
-    return Program(isa, np.array(columns, dtype=np.int64), len(canonical.measured_qubits))
+    return Program(
+        isa,
+        np.array(columns, dtype=np.int64),
+        len(canonical.measured_qubits),
+        keeps_bits=canonical.observables is not None,
+    )
 
 
 def counts_of(result: Any, num_bits: int, num_rows: int, shots: int) -> NDArray[np.uint32]:
@@ -94,15 +109,12 @@ def counts_of(result: Any, num_bits: int, num_rows: int, shots: int) -> NDArray[
     Raises:
         EvaluationError: if it is not the result that was asked for.
     """
-    tables = [_measured(item, num_bits) for item in result]
-    measured = tables[0] if len(tables) == 1 else np.concatenate(tables)
-    # Twirling rounds shots up to whole randomizations.
+    packed = bits_of(result, num_bits, num_rows, shots)
     outcomes = 1 << num_bits
-    if len(measured) != num_rows or measured.shape[1] < shots or measured.max() >= outcomes:
-        raise EvaluationError(
-            f"the job answered outcomes of shape {measured.shape} (rows, shots) up to "
-            f"{measured.max(initial=0)}, not {(num_rows, shots)} of {num_bits} bits"
-        )
+    measured = packed[..., 0].astype(np.min_scalar_type(outcomes - 1))
+    for place in range(1, packed.shape[-1]):
+        measured <<= 8
+        measured |= packed[..., place]
     # One count for all rows: each has its own stretch of numbers.
     index = measured.astype(np.int64)
     index += (np.arange(num_rows, dtype=np.int64) * outcomes)[:, None]
@@ -110,8 +122,24 @@ def counts_of(result: Any, num_bits: int, num_rows: int, shots: int) -> NDArray[
     return counted.astype(np.uint32).reshape(num_rows, outcomes)
 
 
-def _measured(item: Any, num_bits: int) -> NDArray[np.unsignedinteger[Any]]:
-    """The outcome of each shot, shape ``(rows, shots)``, whatever the registers are called."""
+def bits_of(result: Any, num_bits: int, num_rows: int, shots: int) -> NDArray[np.uint8]:
+    """The bits of each shot, ``(num_rows, shots or more, bytes)``, the most significant first.
+
+    Twirling rounds shots up to whole randomizations. Arguments and errors are those of `counts_of`.
+    """
+    tables = [_packed(item, num_bits) for item in result]
+    packed = tables[0] if len(tables) == 1 else np.concatenate(tables)
+    beyond = packed.size and packed[..., 0].max() >> (num_bits - 1) % 8 + 1
+    if len(packed) != num_rows or packed.shape[1] < shots or beyond:
+        raise EvaluationError(
+            f"the job answered outcomes of shape {packed.shape[:2]} (rows, shots), "
+            f"{'with bits beyond, ' if beyond else ''}not {(num_rows, shots)} of {num_bits} bits"
+        )
+    return packed
+
+
+def _packed(item: Any, num_bits: int) -> NDArray[np.uint8]:
+    """The bits of each shot, shape ``(rows, shots, bytes)``, whatever the registers are called."""
     if isinstance(item, Mapping):  # the executor's
         measured = np.asarray(next(iter(item.values())))
     else:
@@ -120,19 +148,15 @@ def _measured(item: Any, num_bits: int) -> NDArray[np.unsignedinteger[Any]]:
     width = measured.shape[-1] if isinstance(measured, np.ndarray) else measured.num_bits
     if width != num_bits:
         raise EvaluationError(f"the job answered {width} bits a shot, not {num_bits}")
-    kind = np.min_scalar_type((1 << num_bits) - 1)
-    if isinstance(measured, np.ndarray):  # a bit for each place, the least significant first
-        bits = measured.reshape(-1, *measured.shape[-2:]).astype(np.bool_).view(np.uint8)
-        index = bits[..., 0].astype(kind)
-        for place in range(1, width):  # four times as fast as np.packbits along so short an axis
-            index |= bits[..., place].astype(kind) << kind.type(place)
-        return index
-    packed = measured.array.reshape(-1, *measured.array.shape[-2:])  # the most significant first
-    index = packed[..., 0].astype(kind)
-    for place in range(1, packed.shape[-1]):
-        index <<= 8
-        index |= packed[..., place]
-    return index
+    if not isinstance(measured, np.ndarray):
+        packed: NDArray[np.uint8] = measured.array.reshape(-1, *measured.array.shape[-2:])
+        return packed
+    # A bit for each place, the least significant first.
+    bits = measured.reshape(-1, *measured.shape[-2:]).astype(np.bool_).view(np.uint8)
+    packed = np.zeros((*bits.shape[:2], -(-width // 8)), dtype=np.uint8)
+    for place in range(width):  # four times as fast as np.packbits along so short an axis
+        packed[..., -1 - place // 8] |= bits[..., place] << np.uint8(place % 8)
+    return packed
 
 
 def measured_bits(job: Any) -> Any:

@@ -8,12 +8,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qailab.backends.ibm.devices import Found, JobStatus, Mode, merged_options
 from qailab.backends.ibm.faults import Fault, FaultKind, RequestError, redact
-from qailab.backends.ibm.programs import Program, counts_of, measured_bits
+from qailab.backends.ibm.programs import Measured, Program, measured_bits
 from qailab.backends.ibm.timeouts import IBMTimeouts
 from qailab.backends.ibm.transport import bind_requests, call_within
 from qailab.gradients.rows import FloatArray
@@ -66,9 +63,9 @@ class ServiceDevice:
     def status(self, job_id: str) -> tuple[JobStatus, str]:
         return self._call(f"looking at job {job_id}", lambda: _status_of(self._job(job_id)))
 
-    def counts(self, job_id: str, num_bits: int, num_rows: int, shots: int) -> NDArray[np.uint32]:
-        def fetch() -> NDArray[np.uint32]:
-            return counts_of(measured_bits(self._job(job_id)), num_bits, num_rows, shots)
+    def measured(self, job_id: str, program: Program, num_rows: int, shots: int) -> Measured:
+        def fetch() -> Measured:
+            return program.measured(measured_bits(self._job(job_id)), num_rows, shots)
 
         return self._call(f"fetching the result of job {job_id}", fetch)
 

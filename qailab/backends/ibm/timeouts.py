@@ -80,6 +80,10 @@ class Backoff:
         self._pause = _FIRST_PAUSE
         self._faults = 0
 
+    def count_from(self, moment: float) -> None:
+        """Count the faults' time from a later ``moment`` on (`time.monotonic`)."""
+        self._since = None if self._since is None else max(self._since, moment)
+
     def pause(self, fault: Fault) -> None:
         """Pause after a fault.
 
@@ -99,7 +103,7 @@ class Backoff:
             within = f"{self._faults} faults within {now - self._since:.0f} s"
             raise Transient(f"{self._what}: {within}, the last one: {fault}")
         # Jitter, so that actors that met the same fault do not come back together.
-        pause = max(self._pause * random.uniform(0.5, 1.0), fault.retry_after or 0.0)
+        pause = self._pause * random.uniform(0.5, 1.0) + (fault.retry_after or 0.0)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         self.sleep(min(pause, left))
 

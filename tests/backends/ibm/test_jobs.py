@@ -92,7 +92,7 @@ class FakeDevice:
             raise fault(404, FaultKind.REFUSED, "job not found")
         return self.jobs[job_id].status, self.jobs[job_id].reason
 
-    def counts(self, job_id, num_bits, num_rows, shots):
+    def measured(self, job_id, program, num_rows, shots):
         first, last = self.jobs[job_id].rows
         assert last - first == num_rows
         return counts_at(first, last)

@@ -5,11 +5,14 @@ import warnings
 
 import numpy as np
 import pytest
+from qiskit.circuit import ParameterVector, QuantumCircuit
 
 from qailab.backends import Budget, IBMBackend
-from qailab.backends.ibm.programs import compile_program, counts_of
+from qailab.backends.ibm.programs import Program, compile_program, counts_of
+from qailab.backends.ibm.programs import bits_of as packed_bits
 from qailab.errors import BackendError, BudgetExceededError, EvaluationError
 from qailab.journal import Journal
+from qailab.launchers import CircuitProblem, ForwardPass, QuantumLauncher
 from tests.support.contracts import BackendContract, answers, forward_batch, model
 
 with warnings.catch_warnings():
@@ -84,6 +87,34 @@ def test_bits_of_any_registers_and_widths_are_counted_like_qiskit_does(registers
         for outcome, count in joined.get_int_counts(row).items():
             expected[outcome] = count
         np.testing.assert_array_equal(counts[row], expected)
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 20, 70])
+def test_bits_of_any_width_are_packed_like_qiskit_does(width):
+    from qiskit.primitives import BitArray
+
+    bits = bits_of([width])[0]
+    expected = BitArray.from_bool_array(bits, order="little").array
+    np.testing.assert_array_equal(packed_bits([{"c": bits}], width, 4, 50), expected)
+    program = Program(None, np.arange(0), width, keeps_bits=True)
+    measured = program.measured([{"c": bits}], 4, 50)
+    np.testing.assert_array_equal(measured.reshape(expected.shape), expected)
+
+
+def test_observables_of_many_qubits_from_the_bits_of_shots():
+    from qiskit_aer import AerSimulator
+
+    circuit = QuantumCircuit(40)
+    angles = ParameterVector("input", 40)
+    for qubit, angle in enumerate(angles):
+        circuit.ry(angle, qubit)
+    problem = CircuitProblem(circuit, observables=["Z" * 40, "I" * 39 + "Z", "X" + "I" * 39])
+    backend = IBMBackend(AerSimulator(method="matrix_product_state"))
+    launcher = QuantumLauncher(problem, ForwardPass(500, seed=1), backend)
+    values = np.linspace(0.0, 0.3, 40)
+    expected = [np.prod(np.cos(values)), np.cos(values[0]), np.sin(values[-1])]
+    found = launcher.run(values, np.empty(0))
+    np.testing.assert_allclose(found, expected, atol=5 / np.sqrt(500))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import ray
 import torch
 
-from qailab.backends import AerBackend
+from qailab.backends import AerBackend, StatevectorBackend
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.distributed import LauncherPool
 from qailab.distributed import scheduler as scheduling
@@ -27,8 +27,8 @@ from qailab.errors import (
     PoolClosedError,
     PoolError,
 )
-from qailab.torch import QLayer
-from tests.support.contracts import answers, backward_batch, forward_batch, model
+from qailab.torch import ObservableQLayer, QLayer
+from tests.support.contracts import OBSERVABLES, answers, backward_batch, forward_batch, model
 from tests.support.pools import DEADLINE, SMALL, actor_handles, actor_pids, is_alive, wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -45,9 +45,14 @@ def pool():
         yield shared
 
 
-def layer(backend, qubits=3, seed=5, reps=1):
+def layer(backend, qubits=3, seed=5, reps=1, observables=None, shots=100, gradient="auto"):
     blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=reps)]
-    made = QLayer(build_circuit(qubits, blocks), backend=backend, seed=seed, shots=100)
+    circuit = build_circuit(qubits, blocks)
+    options = {"backend": backend, "seed": seed, "shots": shots, "gradient": gradient}
+    if observables is None:
+        made = QLayer(circuit, **options)
+    else:
+        made = ObservableQLayer(circuit, observables=observables, **options)
     made.weight.data.copy_(torch.linspace(0, 3, len(made.weight)))
     return made
 
@@ -77,6 +82,29 @@ def assert_same(first, second):
 def test_the_same_bits_as_in_process(actors, chunk_rows):
     with LauncherPool([AerBackend()] * actors, chunk_rows=chunk_rows, actor_options=SMALL) as own:
         assert_same(two_steps(own), two_steps(AerBackend()))
+
+
+@pytest.mark.parametrize(("actors", "chunk_rows"), [(2, 1), (3, "auto")])
+def test_observables_have_the_same_bits_as_in_process(actors, chunk_rows):
+    with LauncherPool([AerBackend()] * actors, chunk_rows=chunk_rows, actor_options=SMALL) as own:
+        for asked in ("Z", OBSERVABLES):
+            outputs = two_steps(own, observables=asked)
+            assert_same(outputs, two_steps(AerBackend(), observables=asked))
+
+
+@pytest.mark.parametrize("chunk_rows", [1, "auto"])
+def test_kernels_and_the_adjoint_method_have_the_same_bits_as_in_process(chunk_rows):
+    here, backends = StatevectorBackend(), [StatevectorBackend()] * 2
+    with LauncherPool(backends, chunk_rows=chunk_rows, actor_options=SMALL) as own:
+        for options in ({}, {"shots": None}, {"shots": None, "observables": OBSERVABLES}):
+            assert_same(two_steps(own, **options), two_steps(here, **options))
+
+
+def test_a_pool_that_is_not_all_for_the_adjoint_method_says_where():
+    with LauncherPool([StatevectorBackend(), AerBackend()], actor_options=SMALL) as mixed:
+        assert layer(mixed, shots=None).gradient == "param_shift"
+        with pytest.raises(InputError, match=r"needs the state, which AerBackend\(\) does not"):
+            layer(mixed, shots=None, gradient="adjoint")
 
 
 def test_several_layers_and_threads_at_once(pool):
@@ -224,6 +252,14 @@ def test_per_actor_options():
 def test_no_resources_says_what_is_missing():
     with pytest.raises(PoolError, match=r"needs 64 CPU, 0 GPU.*CPU .* of 4 free"):
         LauncherPool([AerBackend()], actor_options={"num_cpus": 64}, start_timeout=3.0)
+
+
+@pytest.mark.parametrize(
+    ("backend", "options"), [(AerBackend(device="GPU"), {}), (AerBackend(), {"num_gpus": 0.5})]
+)
+def test_a_gpu_where_there_is_none_is_an_error_at_once(backend, options):
+    with pytest.raises(PoolError, match=r"asks for .* GPU, and Ray sees none on this machine"):
+        LauncherPool([AerBackend(), backend], actor_options=[{}, options], start_timeout=600.0)
 
 
 def test_another_cluster_than_the_one_in_use():

@@ -21,10 +21,12 @@ from qailab.errors import (
 )
 from qailab.journal import Journal
 from qailab.journal.report import read_report, tables
+from qailab.rehearsal import Limits
 from tests.support import oracles
 from tests.support.contracts import answers, forward_batch, model
 from tests.support.ibm import (
     DEADLINE,
+    QUICK,
     device,
     gradient_rows,
     live_jobs,
@@ -113,13 +115,29 @@ def test_a_given_session_is_left_open(rehearse):
 
 
 def test_the_open_plan_gets_batches(rehearse, caplog):
-    server = rehearse(plan="open")
+    server = rehearse(plan="open", limits=Limits(jobs_a_minute=100))
     canonical, rows = gradient_rows(shots=50)
     backend = device(limits=IBMLimits(executions_per_job=50 * 4, pending_jobs=5))
     answers(backend, canonical, rows)
     assert {job.mode for job in server.jobs} == {"batch"}
     assert "this plan has no mode 'session'" in caplog.text
     assert len(live_jobs(server)) == 9  # though only three may be pending
+    backend.close()
+
+
+def test_jobs_are_paced_where_a_minute_has_few(rehearse, monkeypatch):
+    monkeypatch.setattr("qailab.rehearsal.instance._MINUTE", 1.0)
+    server = rehearse(plan="open", limits=Limits(jobs_a_minute=2, pending_jobs=100))
+    canonical, rows = gradient_rows(shots=50)
+    timeouts = replace(QUICK, retry_seconds=3.0)  # seven jobs beyond the first two: more than that
+    limits = IBMLimits(executions_per_job=50 * 4, pending_jobs=9)
+    backend = device(limits=limits, timeouts=timeouts, mode="job")
+    answers(backend, canonical, rows)
+    created = sorted(job.created for job in server.jobs)
+    assert len(created) == 9
+    assert server.duplicates() == []
+    assert all(third - first >= 1.0 for first, third in zip(created, created[2:], strict=False))
+    assert 429 in {request.status for request in server.requests}
     backend.close()
 
 

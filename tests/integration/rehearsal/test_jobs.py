@@ -225,3 +225,16 @@ def test_open_plan(rehearse):
     with pytest.raises(IBMRuntimeError, match="4317"):
         rehearsal.run()
     assert rehearsal.server.report().sums()["cost_usd"] == 0
+
+
+def test_a_minute_has_five_jobs_on_the_open_plan(rehearse):
+    from qiskit_ibm_runtime.exceptions import IBMRuntimeError
+
+    rehearsal = rehearse(plan="open", limits=Limits(pending_jobs=100))
+    for _ in range(5):
+        rehearsal.run()
+    with pytest.raises(IBMRuntimeError, match="Too Many Requests: the limit is 5 a minute"):
+        rehearsal.run()
+    assert rehearsal.server.requests[-1].status == 429
+    assert all(job.id.startswith("rehearsal-") for job in rehearsal.server.jobs)
+    assert len(rehearsal.server.jobs) == 5

@@ -1,0 +1,84 @@
+"""Observables on a rehearsed device: one job a pass, and bits that the journal keeps."""
+
+import numpy as np
+import pytest
+import torch
+from qiskit.quantum_info import SparsePauliOp
+
+from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.torch import ObservableQLayer
+from tests.support.ibm import device
+
+SQUARE = SparsePauliOp.from_sparse_list(
+    [(letter * 2, pair, 0.3) for letter in "XYZ" for pair in [(0, 1), (1, 2), (2, 3), (3, 0)]],
+    num_qubits=4,
+)
+
+
+def step(layer, inputs):
+    features = inputs.clone().requires_grad_()
+    outputs = layer(features)
+    layer.weight.grad = None
+    outputs.square().sum().backward()
+    return outputs.detach(), features.grad, layer.weight.grad.clone()
+
+
+def made(**options):
+    circuit = build_circuit(
+        4, [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
+    )
+    layer = ObservableQLayer(circuit, **{"shots": 2000, "seed": 1, **options}).double()
+    layer.weight.data.copy_(torch.linspace(0.2, 3.0, 8))
+    return layer
+
+
+@pytest.mark.parametrize(("observables", "bases"), [("Z", 1), ([SQUARE, "ZIII", "IIXX"], 3)])
+def test_one_job_forward_and_one_backward_a_step(rehearse, observables, bases):
+    server = rehearse()
+    inputs = torch.tensor([[0.3, 0.5, 0.7, 0.9]], dtype=torch.float64)
+    backend = device()
+    layer = made(observables=observables, backend=backend)
+    exact = made(observables=observables, shots=None)
+    for steps in (1, 2):
+        outputs, *gradients = step(layer, inputs)
+        assert [job.rows for job in server.jobs] == [bases, 2 * 12 * bases] * steps
+    expected = exact(inputs)
+    assert (outputs - expected).abs().max() < 6 * 4 / np.sqrt(2000)
+    _, *slopes = step(exact, inputs)
+    # The loss is not linear: its slopes know the outputs with their error.
+    for found, slope in zip(gradients, slopes, strict=True):
+        assert (found - slope).abs().max() < 0.6
+    backend.close()
+
+
+def test_gradients_are_right_within_their_standard_errors(rehearse):
+    rehearse()
+    inputs = torch.tensor([[0.3, 0.5, 0.7, 0.9]], dtype=torch.float64)
+    backend = device()
+    layer, exact = made(observables=SQUARE, backend=backend), made(observables=SQUARE, shots=None)
+    for each in (layer, exact):
+        each.weight.grad = None
+        each(inputs).sum().backward()
+    scores = (layer.weight.grad - exact.weight.grad) / layer.weight_std_error
+    assert scores.abs().max() < 5
+    assert scores.abs().mean() > 0.2
+    backend.close()
+
+
+def test_a_journal_answers_again_and_for_other_coefficients(rehearse, tmp_path):
+    server = rehearse()
+    inputs = torch.tensor([[0.3, 0.5, 0.7, 0.9]], dtype=torch.float64)
+
+    def run(observable):
+        backend = device(journal=tmp_path / "jobs.sqlite")
+        found = step(made(observables=observable, backend=backend), inputs)
+        backend.close()
+        return found
+
+    first = run(SQUARE)
+    assert len(server.jobs) == 2
+    for again, before in zip(run(SQUARE), first, strict=True):
+        torch.testing.assert_close(again, before, rtol=0, atol=0)
+    assert len(server.jobs) == 2
+    run(2 * SQUARE)  # another Hamiltonian on the same bits: the journal takes its jobs as well
+    assert len(server.jobs) == 4

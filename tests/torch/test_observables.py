@@ -1,0 +1,393 @@
+"""`ObservableQLayer`: exact values and gradients, shot noise, cost, and what is refused."""
+
+import copy
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qiskit.circuit import Parameter, ParameterVector, QuantumCircuit
+from qiskit.quantum_info import Pauli, SparsePauliOp
+from qiskit_aer.noise import NoiseModel, depolarizing_error
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+from qailab.backends import AerBackend, EmulatedBackend, IBMBackend, StatevectorBackend, aer
+from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.errors import BackendError, CircuitError, InputError, InputTypeError
+from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, QuantumLauncher
+from qailab.torch import ExpVQCFunction, ObservableQLayer, QLayer, estimate_cost
+from tests.gradients.test_observables import operators
+from tests.support import oracles
+from tests.support.circuits import circuits
+
+HEISENBERG = SparsePauliOp.from_sparse_list(
+    [(letter * 2, pair, 0.3) for letter in "XYZ" for pair in [(0, 1), (1, 2), (2, 3), (3, 0)]],
+    num_qubits=4,
+)
+
+
+def circuit(qubits=2, reps=1):
+    return build_circuit(
+        qubits, [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=reps)]
+    )
+
+
+def bare(measured):
+    return measured.remove_final_measurements(inplace=False)
+
+
+@pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")  # Qiskit's, of powers
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(2, 6).flatmap(
+        lambda n: st.tuples(circuits(n, 5), st.lists(operators(n), min_size=1, max_size=3))
+    )
+)
+def test_exact_values_and_gradients_of_any_circuit_and_observables(drawn):
+    measured, observables = drawn
+    parameters = list(measured.parameters)
+    half = len(parameters) // 2
+    problem = CircuitProblem(
+        measured, parameters[:half], parameters[half:], observables=observables
+    )
+    values = np.random.default_rng(1).uniform(0.2, 1.0, len(parameters))
+    vector = np.random.default_rng(2).normal(size=len(observables))
+    inputs, weights = values[:half], values[half:]
+    forward = QuantumLauncher(problem, ForwardPass(None), AerBackend())
+    backward = QuantumLauncher(problem, BackwardPass(shots=None), AerBackend())
+
+    def outputs(point):
+        return [oracles.expectation(measured, parameters, point, one) for one in observables]
+
+    np.testing.assert_allclose(forward.run(inputs, weights), outputs(values), atol=1e-9)
+    points, differences = oracles.difference_points(values)
+    expected = differences @ [np.dot(outputs(point), vector) for point in points]
+    found = backward.run(inputs, weights, vector)
+    scale = max(1.0, *(np.abs(one.coeffs).sum() for one in observables))
+    gradient = np.concatenate([found.inputs, found.weights])
+    np.testing.assert_allclose(gradient, expected, atol=1e-9 * scale)
+
+
+def test_like_pennylane_and_the_estimator_qnn():
+    qml = pytest.importorskip("pennylane")
+    networks = pytest.importorskip("qiskit_machine_learning.neural_networks")
+    from qiskit.primitives import StatevectorEstimator
+
+    made = circuit(4)
+    layer = ObservableQLayer(made, observables=["IIIZ", "XXIY", HEISENBERG], shots=None).double()
+    inputs = torch.linspace(0.1, 2.0, 12, dtype=torch.float64).reshape(3, 4)
+    vectors = torch.linspace(-1.0, 1.0, 9, dtype=torch.float64).reshape(3, 3)
+    operators_ = [SparsePauliOp("IIIZ"), SparsePauliOp("XXIY"), HEISENBERG]
+
+    def outcome(model, weight):
+        features = inputs.clone().requires_grad_()
+        outputs = model(features)
+        gradients = torch.autograd.grad((outputs * vectors).sum(), [features, weight])
+        return [outputs, *gradients]
+
+    ours = outcome(layer, layer.weight)
+    problem = layer.problem
+    qnn = networks.EstimatorQNN(
+        circuit=bare(made),
+        observables=operators_,
+        input_params=problem.input_parameters,
+        weight_params=problem.weight_parameters,
+        estimator=StatevectorEstimator(),
+        default_precision=0.0,
+        input_gradients=True,
+    )
+    features, weights = inputs.numpy(), layer.weight.detach().numpy()
+    by_input, by_weight = qnn.backward(features, weights)
+    theirs = [
+        qnn.forward(features, weights),
+        np.einsum("bo,boi->bi", vectors, by_input),
+        np.einsum("bo,bow->w", vectors, by_weight),
+    ]
+
+    @qml.qnode(qml.device("default.qubit", wires=4), interface="torch", diff_method="backprop")
+    def node(features, weight):
+        angles = {p: features[i] for i, p in enumerate(problem.input_parameters)}
+        angles |= {p: weight[i] for i, p in enumerate(problem.weight_parameters)}
+        for instruction in bare(made).decompose().data:
+            wires = [made.find_bit(q).index for q in instruction.qubits]
+            if instruction.name == "cx":
+                qml.CNOT(wires)
+            elif instruction.name != "barrier":
+                gate = {"ry": qml.RY, "r": lambda t, _, wires: qml.RY(t, wires)}[instruction.name]
+                gate(angles[instruction.params[0]], *instruction.params[1:], wires=wires)
+        return [qml.expval(_pennylane(qml, one)) for one in operators_]
+
+    weight = layer.weight.detach().clone().requires_grad_()
+    pennylane = outcome(lambda x: torch.stack([torch.stack(node(r, weight)) for r in x]), weight)
+    for mine, other, another in zip(ours, theirs, pennylane, strict=True):
+        torch.testing.assert_close(mine, torch.as_tensor(other), atol=1e-9, rtol=0)
+        torch.testing.assert_close(mine, another, atol=1e-9, rtol=0)
+
+
+def _pennylane(qml, operator):
+    words = [
+        qml.pauli.PauliWord({q: c for q, c in enumerate(reversed(label)) if c != "I"})
+        for label, _ in operator.label_iter()
+    ]
+    return qml.pauli.PauliSentence(dict(zip(words, operator.coeffs.real, strict=True))).operation()
+
+
+# With shots.
+
+STEPS, EACH = 4, 100
+
+
+@pytest.mark.parametrize(("sampler", "shots"), [("numpy", 300), ("aer", 60)])
+def test_z_scores_have_mean_zero_and_variance_one(sampler, shots, monkeypatch):
+    if sampler == "aer":  # from the bits of its shots: 1 ms a row
+        monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
+    inputs, weights = ParameterVector("input", 1), ParameterVector("weight", 2)
+    made = QuantumCircuit(2)
+    made.ry(inputs[0] + weights[0], 0)
+    made.rx(0.6, 1)
+    made.crx(weights[1], 0, 1)
+    # Correlated terms in a basis, and a second basis; the sums of both observables share shots.
+    observables = ["ZZ", SparsePauliOp(["ZI", "IZ", "XY", "II"], [1.0, 0.8, -0.7, 3.0])]
+    layers = [
+        ObservableQLayer(made, observables=observables, shots=n, seed=11).double()
+        for n in (None, shots)
+    ]
+    weight = torch.tensor([0.7, 1.9], dtype=torch.float64)
+    features = torch.tensor([[0.4]], dtype=torch.float64)
+    vectors = torch.tensor([[1.0, -0.5]], dtype=torch.float64)
+
+    def gradients(layer, copies):
+        def loss(weight, x):
+            return (functional_call(layer, {"weight": weight}, (x,)) * vectors).sum()
+
+        found = vmap(grad(loss, argnums=(0, 1)), in_dims=(None, 0))
+        return flat(*found(weight, features.expand(copies, 1, 1)))
+
+    def flat(weights, features):
+        return torch.cat([weights, features.flatten(1)], dim=1).numpy()
+
+    exact = gradients(layers[0], 1)
+    layer = layers[1]
+    scores = []
+    for _ in range(STEPS):
+        found = gradients(layer, EACH)
+        errors = flat(layer.weight_std_error, layer.input_std_error)
+        scores.append((found - exact) / errors)
+    scores = np.concatenate(scores)
+    assert scores.shape == (STEPS * EACH, 3)
+    # Of each entry: the mean has standard error 1/sqrt(n), the variance sqrt(2/n); estimated
+    # variances of 60 shots make the variance 1 + 3/60 or so.
+    n, excess = len(scores), 0.0 if sampler == "numpy" else 3 / shots
+    assert np.abs(scores.mean(axis=0)).max() < 4.5 / np.sqrt(n)
+    assert np.abs(scores.var(axis=0) - 1).max() < 4.5 * np.sqrt(2 / n) + excess
+
+
+def test_values_are_unbiased_with_the_spread_of_their_shots():
+    layer = ObservableQLayer(circuit(), observables=["ZZ", "XY"], shots=100, seed=3).double()
+    layer.eval()
+    x = torch.tensor([[0.3, 1.2]], dtype=torch.float64)
+    found = layer(x.expand(2000, 2)).detach().numpy()
+    exact = copy.deepcopy(layer)
+    exact.shots = None
+    value = exact(x).detach().numpy()[0]
+    spread = np.sqrt((1 - value**2) / 100)  # of a mean of signs
+    assert np.abs(found.mean(axis=0) - value).max() < (4.5 * spread / np.sqrt(2000)).max()
+    np.testing.assert_allclose(found.std(axis=0), spread, rtol=4.5 / np.sqrt(2 * 2000))
+    assert abs(np.corrcoef(found.T)[0, 1]) < 4.5 / np.sqrt(2000)  # bases have shots of their own
+
+
+@pytest.mark.parametrize("shots", [200, None])
+def test_under_noise_like_aer_itself(shots):
+    noise = NoiseModel()
+    noise.add_all_qubit_quantum_error(depolarizing_error(0.05, 2), ["cx"])
+    noise.add_all_qubit_quantum_error(depolarizing_error(0.02, 1), ["ry", "rz"])
+    made = circuit(2)
+    observables = ["ZZ", "XY", SparsePauliOp(["YX", "IZ"], [0.5, 2.0])]
+    backend = AerBackend(noise_model=noise)
+    layer = ObservableQLayer(made, observables=observables, shots=shots, backend=backend, seed=1)
+    layer.double()
+    x = torch.tensor([[0.3, 1.2]], dtype=torch.float64, requires_grad=True)
+    values = layer(x)
+    problem = layer.problem
+    expected = problem.observables.constants.copy()
+    order = (*problem.input_parameters, *problem.weight_parameters)
+    point = np.concatenate([x.detach().numpy()[0], layer.weight.detach().numpy()])
+    for basis, angles in enumerate(problem.bases):  # the circuit of a basis, under Aer's noise
+        turned = bare(made)
+        for (gate, qubit), angle in zip(problem.observables.turns, angles, strict=True):
+            getattr(turned, gate)(angle, qubit)
+        turned.measure_all()
+        table = oracles.noisy_probabilities(turned, order, point, noise)
+        expected += problem.observables.of_probabilities(basis, table[None])[0]
+    tolerance = 1e-9 if shots is None else 5 * 2.5 / np.sqrt(shots)
+    np.testing.assert_allclose(values.detach().numpy()[0], expected, atol=tolerance)
+    assert torch.isfinite(torch.autograd.grad(values.sum(), x)[0]).all()
+    if shots is None:
+        assert torch.autograd.gradcheck(layer, (x,))
+
+
+# What runs.
+
+
+class Counting(AerBackend):
+    """Counts rows times bases, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = {"forward": 0, "backward": 0}
+
+    def expectations(self, circuit, batch, stop):
+        self.rows["forward" if batch.cotangents is None else "backward"] += batch.num_rows
+        return super().expectations(circuit, batch, stop)
+
+
+@pytest.mark.parametrize(
+    ("observables", "bases"), [("ZIIIII", 1), ("Z", 1), (["XXIIII", "IIZZYY", "YIIIII"], 2)]
+)
+def test_the_executions_are_those_of_one_observable(observables, bases):
+    backend = Counting()
+    made = circuit(6, reps=2)
+    layer = ObservableQLayer(made, observables=observables, shots=1024, backend=backend)
+    x = torch.rand(2, 6, requires_grad=True)
+    layer(x).sum().backward()
+    angles = 6 + 18
+    # One observable's light cone may be smaller.
+    columns = layer.problem.angle_map.reached_by(np.ones(angles, dtype=bool), noiseless=True)
+    assert len(columns) <= angles
+    expected = {"forward": 2 * bases, "backward": 2 * 2 * len(columns) * bases}
+    assert backend.rows == expected
+    told = estimate_cost(nn.Sequential(nn.Linear(6, 6), layer), 2, show=False).methods[0]
+    assert told.forward_rows == 2 * bases
+    assert told.backward_rows == 2 * 2 * angles * bases
+    assert told.step.shots == 1024 * (told.forward_rows + told.backward_rows)
+
+
+def test_all_bases_of_an_emulated_device_are_one_job():
+    device = EmulatedBackend(AerBackend(), latency=0.001)
+    used = []
+    device_expectations = device.expectations
+
+    def counting(*arguments):
+        found = device_expectations(*arguments)
+        used.append(found.usage.jobs)
+        return found
+
+    device.expectations = counting
+    outputs = {}
+    for name, backend in (("device", device), ("inner", AerBackend())):
+        layer = ObservableQLayer(circuit(4), observables=HEISENBERG, backend=backend, seed=1)
+        layer.weight.data.fill_(0.4)
+        x = torch.full((2, 4), 0.3, requires_grad=True)
+        layer(x).sum().backward()
+        outputs[name] = x.grad
+    torch.testing.assert_close(outputs["device"], outputs["inner"], rtol=0, atol=0)
+    assert used == [1, 1]
+
+
+def test_the_adjoint_method_sums_over_bases():
+    results = []
+    for backend, method in ((StatevectorBackend(), "adjoint"), (AerBackend(), "param_shift")):
+        layer = ObservableQLayer(circuit(4), observables=HEISENBERG, shots=None, backend=backend)
+        layer.double().weight.data.copy_(torch.linspace(0.1, 2.0, 8))
+        assert f"gradient='{method}'" in repr(layer)
+        x = torch.linspace(0.2, 1.1, 8, dtype=torch.float64).reshape(2, 4).requires_grad_()
+        layer(x).square().sum().backward()
+        results.append((x.grad, layer.weight.grad))
+    torch.testing.assert_close(*results, atol=1e-12, rtol=0)
+
+
+def test_spsa_takes_observables():
+    layer = ObservableQLayer(circuit(4), observables=HEISENBERG, gradient="spsa", seed=1)
+    layer(torch.rand(2, 4)).sum().backward()
+    assert torch.isfinite(layer.weight.grad).all()
+    assert layer.weight_std_error.shape == (8,)
+
+
+# The layer.
+
+
+def test_it_is_a_layer_like_the_others():
+    torch.manual_seed(0)
+    layer = ObservableQLayer(circuit(4), observables=[HEISENBERG, "ZIII"], seed=5)
+    assert (layer.in_features, layer.out_features) == (4, 2)
+    assert "out_features=2, qubits=4, weights=8" in repr(layer)
+    assert repr(layer).endswith("bases=3)")
+    x = torch.rand(3, 2, 4)
+    assert layer(x).shape == (3, 2, 2)
+    twin, again = (
+        copy.deepcopy(layer),
+        ObservableQLayer(circuit(4), observables=[HEISENBERG, "ZIII"]),
+    )
+    again.load_state_dict(layer.state_dict())
+    expected = layer(x)
+    for other in (twin, again):
+        torch.testing.assert_close(other(x), expected, rtol=0, atol=0)
+    assert not torch.equal(layer(x), expected)
+    assert layer(x[:0, 0]).shape == (0, 2)
+    assert inspect.signature(ObservableQLayer).parameters.keys() == {
+        "circuit", "observables", *inspect.signature(QLayer).parameters
+    }  # fmt: skip
+
+
+def test_constants_alone_and_circuits_without_measurements():
+    made = QuantumCircuit(2)
+    made.ry(Parameter("input"), 0)
+    layer = ObservableQLayer(made, observables=[SparsePauliOp("II", 2.5), Pauli("IZ")], shots=None)
+    x = torch.tensor([[0.3], [0.5]], requires_grad=True)
+    torch.testing.assert_close(layer(x), torch.stack([torch.full((2,), 2.5), x[:, 0].cos()], 1))
+    constant = ObservableQLayer(made, observables="II", shots=10)
+    outputs = constant(x)
+    torch.testing.assert_close(outputs, torch.ones(2, 1))
+    assert torch.autograd.grad(outputs.sum(), x)[0].abs().max() == 0
+
+
+def test_observables_of_more_qubits_than_there_are_tables_for():
+    made = circuit(18, reps=1)
+    with pytest.raises(BackendError, match=r"act on 18 qubits.*at most 16.*shots instead"):
+        ObservableQLayer(made, shots=None, backend=AerBackend())
+    layer = ObservableQLayer(made, observables="Z", shots=5, backend=AerBackend(), seed=1)
+    assert layer(torch.rand(1, 18)).shape == (1, 18)
+    exact = ObservableQLayer(made, observables="I" * 15 + "ZIX", shots=None)
+    assert exact(torch.rand(1, 18)).shape == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("observables", "error", "match"),
+    [
+        ("ZZZ", InputError, "on 3 qubits, and the circuit has 2"),
+        (SparsePauliOp(["ZZ"], [1j]), InputError, "term ZZ .* finite real"),
+        ([], InputError, "observables is empty"),
+        ("ZQ", InputError, "letters I, X, Y and Z"),
+        ([1.0], InputTypeError, "must be a Pauli label"),
+    ],
+)
+def test_bad_observables(observables, error, match):
+    with pytest.raises(error, match=match):
+        ObservableQLayer(circuit(), observables=observables)
+    with pytest.raises(error, match=match):
+        CircuitProblem(circuit(), observables=observables)
+
+
+def test_other_bad_input():
+    middle = QuantumCircuit(2, 1)
+    middle.measure(0, 0)
+    middle.ry(Parameter("input"), 0)
+    with pytest.raises(CircuitError, match="after it was measured"):
+        ObservableQLayer(middle)
+    with pytest.raises(TypeError, match="observables"):
+        QLayer(circuit(), observables="Z")
+    asked = [CircuitProblem(circuit()), CircuitProblem(circuit(), observables="Z")]
+    forward = QuantumLauncher(asked[0], ForwardPass(10), AerBackend())
+    backward = QuantumLauncher(asked[1], BackwardPass(shots=10), AerBackend())
+    x, weight = torch.rand(1, 2), torch.rand(4)
+    with pytest.raises(
+        InputError, match=r"different circuits or observables.*outcomes=4.*observables=2"
+    ):
+        ExpVQCFunction.apply(x, weight, forward, backward)
+    with pytest.raises(InputError, match=r"grad_output must have shape \(1, 2\)"):
+        backward.run(x.numpy(), weight.numpy(), np.ones((1, 4)))
+    with pytest.raises(InputError, match="exact probabilities"):
+        ObservableQLayer(circuit(), shots=None, backend=IBMBackend("ibm_fez"))
