@@ -48,10 +48,13 @@ class _Warnings(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.texts: deque[str] = deque(maxlen=_REMEMBERED_WARNINGS)
+        self._texts: deque[str] = deque(maxlen=_REMEMBERED_WARNINGS)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
+        self._texts.append(record.getMessage())
+
+    def take(self) -> tuple[str, ...]:
+        return tuple(self._texts.popleft() for _ in range(len(self._texts)))
 
 
 class LauncherActor:
@@ -118,9 +121,8 @@ class LauncherActor:
         finally:
             with self._lock:
                 del self._running[name]
-        texts = self._warnings.texts
-        warnings = tuple(texts.popleft() for _ in range(len(texts)))
-        return Reply(answer, error, trace, time.perf_counter() - began, usage, warnings)
+        seconds = time.perf_counter() - began
+        return Reply(answer, error, trace, seconds, usage, self._warnings.take())
 
     def _circuit(self, call: Call) -> CanonicalCircuit | None:
         if call.circuit is not None:
@@ -163,8 +165,8 @@ class LauncherActor:
         return (max(mine), 0.0) if mine else (0.0, max(everybody, default=0.0))
 
     @_in_thread("control")
-    def close(self) -> None:
-        """Stop what runs, if it can be stopped soon, and close the backend."""
+    def close(self) -> tuple[str, ...]:
+        """Stop what runs, if it can be stopped soon, and close the backend; return its warnings."""
         with self._lock:
             self._closing = True
             for _, stop in self._running.values():
@@ -172,11 +174,12 @@ class LauncherActor:
         # One that is just starting may be the only one left to close what its predecessor opened.
         self._tried_to_open.wait(_OPEN_SECONDS)
         if self._backend is None:
-            return
+            return ()
         deadline = time.monotonic() + _SHARE_OF_CLOSE * self._backend.traits.close_seconds
         while self._running and time.monotonic() < deadline:
             time.sleep(0.01)
         self._backend.close()
+        return self._warnings.take()
 
     @_in_thread("watch")
     def watch(self) -> None:

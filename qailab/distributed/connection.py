@@ -129,6 +129,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _exit(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # another one must not interrupt the closing
     sys.exit(128 + number)  # as shells have it; pools are closed at exit
 
 

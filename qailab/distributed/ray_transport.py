@@ -30,6 +30,7 @@ from qailab.distributed.transport import Call, Event, NoRoom, Reply
 from qailab.errors import EvaluationError, PoolError, QailabError, TransientBackendError, plain
 
 logger = logging.getLogger("qailab.distributed")
+backend_logger = logging.getLogger("qailab.backends")
 
 _LOSSES = (
     exceptions.RayActorError,
@@ -143,8 +144,7 @@ class RayTransport:
             if not (gently and self._owned):
                 ray.kill(handle)  # half-dead actors would answer later
                 return
-            what = handle, actor.backend.traits.close_seconds
-            thread = threading.Thread(target=_close_and_kill, args=what, daemon=True)
+            thread = threading.Thread(target=_close_and_kill, args=(handle, actor), daemon=True)
             self._closing.append(thread)
             thread.start()
 
@@ -152,14 +152,17 @@ class RayTransport:
         if not self._owned:
             return
         # Nothing in an actor runs when it is killed: a session would stay open.
-        closing = []
+        closing = {}
         for actor in actors:
             with _unless_it_fails("close", actor):
-                closing.append(self._handle(actor).close.remote())
-                _forget(closing[-1])
+                ref = self._handle(actor).close.remote()
+                closing[ref] = actor
+                _forget(ref)
         if closing and self.connected:
             slowest = max(actor.backend.traits.close_seconds for actor in actors)
-            ray.wait(closing, num_returns=len(closing), timeout=slowest)
+            ray.wait(list(closing), num_returns=len(closing), timeout=slowest)
+            for ref, actor in closing.items():
+                _tell_of_close(ref, actor)
         for thread in self._closing:
             thread.join()
 
@@ -253,13 +256,28 @@ def _is_loss(error: BaseException | None) -> bool:
     return isinstance(error, _LOSSES) and "creation task" not in str(error)
 
 
-def _close_and_kill(handle: Any, seconds: float) -> None:
+def _close_and_kill(handle: Any, actor: Actor) -> None:
     """Have an actor close its backend, in its own time, and kill it then."""
     with suppress(Exception):  # it, or Ray, may be gone already
         closed = handle.close.remote()
-        ray.wait([closed], timeout=seconds)
+        ray.wait([closed], timeout=actor.backend.traits.close_seconds)
         _forget(closed)
+        _tell_of_close(closed, actor)
         ray.kill(handle)
+
+
+def _tell_of_close(closed: Any, actor: Actor) -> None:
+    """Log what a backend warned of when it was closed, or that a device's was not."""
+    try:
+        texts = ray.get(closed, timeout=0)
+    except Exception as error:  # it is dead, or stopped, or still at it
+        texts = (
+            f"{actor.backend!r} was not closed ({type(error).__name__}): a session that it had "
+            "opened may cost until its max_time; python -m qailab.journal lists those of a journal",
+        )
+        texts = texts if actor.backend.traits.packs_jobs else ()
+    for text in texts:
+        backend_logger.warning("%s [actor %d]", text, actor.index)
 
 
 def ray_is_gone() -> PoolError:

@@ -270,6 +270,9 @@ def test_sigterm_closes_the_backends_of_a_busy_pool(own_ray, tmp_path):
     try:
         pids = driver.stdout.readline().split()
         driver.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            driver.wait(2)  # the backends take 4 s to close
+        driver.terminate()
         assert driver.wait(DEADLINE) == 128 + signal.SIGTERM
         assert sorted(os.listdir(tmp_path)) == sorted(pids)
         wait_until(lambda: not any(is_alive(int(pid)) for pid in pids))

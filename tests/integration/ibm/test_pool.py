@@ -163,6 +163,23 @@ def test_a_device_that_is_set_aside_has_its_session_closed(ray_cluster, rehearse
     assert len(server.sessions) == 2
 
 
+def test_sessions_that_stay_open_are_named_when_a_pool_is_closed(ray_cluster, rehearse, caplog):
+    """By the program, as nobody reads what an actor logs; one of two actors cannot even try."""
+    server = rehearse(
+        "manila", "lagos", faults=[on("http", "PATCH /sessions/ID", status=503, times=0)]
+    )
+    canonical, rows = gradient_rows()
+    with pool(server, device("ibmq_manila"), device("ibm_lagos")) as fleet:
+        fleet.wait(timeout=DEADLINE)
+        fleet.run(canonical, rows)
+        stopped = fleet.stats()["actors"][1]["pid"]
+        os.kill(stopped, signal.SIGSTOP)
+    manila = next(one for one in server.sessions if one.backend == "ibmq_manila")
+    assert f"session {manila.id} could not be closed" in caplog.text
+    assert "IBMBackend('ibm_lagos', mode='session') was not closed" in caplog.text
+    wait_until(lambda: not is_alive(stopped))
+
+
 FORGETFUL = """
 import sys
 import torch
