@@ -17,6 +17,7 @@ from qailab.rehearsal import RehearsalServer
 from tests.support import cluster_training
 from tests.support.cluster_training import STEPS, assert_as_in_one_process, steps_done
 from tests.support.local_cluster import LocalCluster, marked
+from tests.support.pools import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 150
@@ -128,8 +129,9 @@ def test_ctrl_c_detaches_and_rays_own_commands_go_on(cluster, project):
     assert finish(start(cluster, project, *stop, command=[ray]))[0] == 0
     finish(following)
     logs = [word for word in follow if word != "--follow"]  # which may end before the last lines
-    _, output, _ = finish(start(cluster, project, *logs, command=[ray]))
-    assert "saved\n" in output  # it had its 30 s
+    wait_until(  # it had its 30 s
+        lambda: "saved\n" in finish(start(cluster, project, *logs, command=[ray]))[1]
+    )
 
 
 @pytest.mark.parametrize(
