@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -83,7 +84,7 @@ class StatevectorBackend(Backend):
         """Drop compiled circuits and threads."""
         self.__dict__.pop("_live_programs", None)
         self.__dict__.pop("_live_work", None)
-        workers = self.__dict__.pop("_live_workers", None)
+        workers = self.__dict__.pop("_live_workers", {}).get(os.getpid())
         if workers is not None:
             workers.shutdown()
 
@@ -96,7 +97,7 @@ class StatevectorBackend(Backend):
         """
         qubits = len(circuit.active_qubits)
         if qubits > self.max_qubits:
-            needed = 3 * (16 << min(qubits, 60)) / 2**20
+            needed = 3 * 16 * 2.0**qubits / 2**20
             size = f"{needed:,.0f} MiB" if qubits < 40 else f"{needed:.1e} MiB"
             raise MemoryLimitError(
                 f"the circuit has {qubits} active qubits, more than max_qubits="
@@ -147,7 +148,10 @@ class StatevectorBackend(Backend):
         An interrupt (Ctrl-C) comes through after some 50 ms.
         """
         stop = threading.Event()
-        return evaluate(self, circuit, batch, stop, in_callers_thread=True).answers
+        try:
+            return evaluate(self, circuit, batch, stop, in_callers_thread=True).answers
+        finally:
+            stop.set()  # threads that an interrupt left at work
 
     def _work(self, circuit: CanonicalCircuit, batch: RowBatch) -> Any:
         if "_live_programs" not in self.__dict__:
@@ -171,9 +175,15 @@ class StatevectorBackend(Backend):
         if len(shares) == 1:
             run(shares[0])
             return
-        if "_live_workers" not in self.__dict__:
-            self._live_workers = ThreadPoolExecutor(self.threads, "qailab-statevector")
-        list(self._live_workers.map(run, shares))
+        list(self._workers().map(run, shares))
+
+    def _workers(self) -> ThreadPoolExecutor:
+        with _LOADING:
+            workers: dict[int, ThreadPoolExecutor] = self.__dict__.setdefault("_live_workers", {})
+            here = os.getpid()  # a forked child has none of its parent's threads
+            if here not in workers:
+                workers[here] = ThreadPoolExecutor(self.threads, "qailab-statevector")
+            return workers[here]
 
     def __repr__(self) -> str:
         defaults = {"max_qubits": 20, "threads": 1}

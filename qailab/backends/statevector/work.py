@@ -143,7 +143,10 @@ class StateWork:
         wanted, cursor = self._places(rows.columns), np.array([-1, 0])
         offset = rows.first_sample * per_sample
         row_of_slot = rows.rule.num_terms * np.diff(program.slot_starts)
-        most = max(self._lines, int(row_of_slot.max()))
+        operations = max(1, len(program.operations))
+        slots_of_piece = max(1, _PIECE_FLOATS // (program.state_floats * operations))
+        most = min(self._lines, slots_of_piece * rows.rule.num_terms)
+        most = max(most, int(row_of_slot.max()))
         lines = min(most, stop - start)
         table, numbers = np.empty((lines, program.num_outcomes)), np.empty(lines, dtype=np.int64)
         first, last = (start - offset) // per_sample, -(-(stop - offset) // per_sample)

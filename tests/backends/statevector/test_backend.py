@@ -1,3 +1,4 @@
+import os
 import sys
 import threading
 from concurrent.futures import CancelledError
@@ -249,6 +250,44 @@ def test_a_stop_is_seen():
     batch = backward_batch(canonical, angle_map, values, 100)
     with pytest.raises(CancelledError):
         BACKEND.answers(canonical, batch, stop)
+
+
+def test_few_outcomes_do_not_make_pieces_long(monkeypatch):
+    from qailab.backends.statevector import work
+
+    monkeypatch.setattr(work, "_PIECE_FLOATS", 1)
+    _, canonical, angle_map, values = model(4, 1, [2])
+    batch = backward_batch(canonical, angle_map, values, 10)
+    job = work.StateWork(compile_program(canonical), batch, 1)
+    (pieces,) = job.contract(np.empty((batch.num_rows, 2)))
+    program = compile_program(canonical)
+    rows_of_slot = batch.rows.rule.num_terms * np.diff(program.slot_starts).max()
+    assert sum(1 for _ in pieces) >= batch.num_rows // rows_of_slot
+
+
+def test_an_interrupt_stops_the_threads_that_it_leaves(monkeypatch):
+    stops = []
+
+    def interrupted(backend, circuit, batch, stop, **options):
+        stops.append(stop)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qailab.backends.statevector.backend.evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        BACKEND.run(None, None)
+    assert stops[0].is_set()
+
+
+def test_a_forked_child_has_threads_of_its_own(monkeypatch):
+    backend = StatevectorBackend(threads=2)
+    parents = backend._workers()
+    assert backend._workers() is parents
+    parent = os.getpid()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: parent + 1)
+        assert backend._workers() is not parents
+        backend.close()
+    parents.shutdown()
 
 
 def test_too_many_qubits():
