@@ -144,7 +144,8 @@ class RowFuture(Future[FloatArray]):
     """Answers of a batch of rows, in row order, some time later.
 
     Unlike a plain future, ``cancel`` also reaches work that has begun: what is in flight is
-    stopped as soon as the backend can, and the result is a ``CancelledError``.
+    stopped as soon as the backend can, and the result is a ``CancelledError``. An interrupt
+    (Ctrl-C) of who waits for the result cancels it, too.
 
     Args:
         on_cancel: called once when the future is cancelled before it is done.
@@ -153,6 +154,13 @@ class RowFuture(Future[FloatArray]):
     def __init__(self, on_cancel: Callable[[], None]) -> None:
         super().__init__()
         self._on_cancel = on_cancel
+
+    def result(self, timeout: float | None = None) -> FloatArray:
+        try:
+            return super().result(timeout)
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
 
     def cancel(self) -> bool:
         """Stop the evaluation; False if it is already done."""
@@ -292,13 +300,8 @@ class Backend(ABC):
         return future
 
     def run(self, circuit: CanonicalCircuit, batch: RowBatch) -> FloatArray:
-        """``submit(...).result()``; an interrupt (Ctrl-C) stops what runs."""
-        future = self.submit(circuit, batch)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            future.cancel()
-            raise
+        """``submit(...).result()``, or the same without another thread."""
+        return self.submit(circuit, batch).result()
 
     def _run(
         self, future: RowFuture, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event

@@ -150,12 +150,7 @@ class LauncherPool:
             EvaluationError: if a backend failed on rows.
             PoolExhaustedError: if no actor is left.
         """
-        future = self.submit(circuit, batch)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            future.cancel()
-            raise
+        return self.submit(circuit, batch).result()
 
     def wait(self, actors: int | None = None, *, timeout: float = 300.0) -> None:
         """Wait until some actors, or all, are ready; work does not need it, measurements do.

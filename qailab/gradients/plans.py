@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from qailab.gradients.angles import AngleMap
 from qailab.gradients.noise import NoiseStream
-from qailab.gradients.rows import FloatArray, PointRows, Rows, ShiftedRows, SlopeRows
+from qailab.gradients.rows import FloatArray, IntArray, PointRows, Rows, ShiftedRows, SlopeRows
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,7 @@ class ParamShiftPlan(GradientPlan):
         ``noiseless`` says that the rows run without noise, which saves those without effect.
         ``bases`` are those that the rows are measured in, as in `Rows`.
         """
-        base = angle_map.values(parameters)
-        columns = angle_map.reached_by(wanted, noiseless=noiseless)
-        angle_map.check_slopes(parameters, wanted, columns)
+        base, columns = _angles(angle_map, parameters, wanted, noiseless=noiseless)
         shifted = ShiftedRows.numbered(first_sample, base, columns=columns, bases=bases)
         return cls(angle_map, parameters, wanted, shifted)
 
@@ -154,9 +152,7 @@ class AdjointPlan(GradientPlan):
         bases: FloatArray | None = None,
     ) -> AdjointPlan:
         """Plan the gradient with respect to the ``wanted`` (shape ``(L,)``) parameters."""
-        base = angle_map.values(parameters)
-        columns = angle_map.reached_by(wanted, noiseless=True)
-        angle_map.check_slopes(parameters, wanted, columns)
+        base, columns = _angles(angle_map, parameters, wanted, noiseless=True)
         slopes = SlopeRows.numbered(first_sample, base, columns=columns, bases=bases)
         return cls(angle_map, parameters, wanted, slopes)
 
@@ -233,3 +229,13 @@ class SpsaPlan(GradientPlan):
             np.einsum("bs,bsl->bl", slopes, self.signs) / resamplings,
             np.einsum("bs,bsl->bl", variances, self.signs**2) / resamplings**2,
         )
+
+
+def _angles(
+    angle_map: AngleMap, parameters: FloatArray, wanted: NDArray[np.bool_], *, noiseless: bool
+) -> tuple[FloatArray, IntArray]:
+    """Angles of each sample, and which of them to differentiate, whose slopes are all finite."""
+    base = angle_map.values(parameters)
+    columns = angle_map.reached_by(wanted, noiseless=noiseless)
+    angle_map.check_slopes(parameters, wanted, columns)
+    return base, columns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,32 +122,18 @@ class BackwardPass(Algorithm):
             noiseless: whether the rows run without noise, so that those outside the measured
                 qubits' light cone need not run.
         """
+        what = (problem.angle_map, parameters, wanted)
+        where: dict[str, Any] = {"first_sample": first_sample, "bases": problem.bases}
         if self.method == "param_shift":
-            return ParamShiftPlan.of(
-                problem.angle_map,
-                parameters,
-                wanted,
-                first_sample=first_sample,
-                noiseless=noiseless,
-                bases=problem.bases,
-            )
+            return ParamShiftPlan.of(*what, noiseless=noiseless, **where)
         if self.method == "adjoint":
-            return AdjointPlan.of(
-                problem.angle_map,
-                parameters,
-                wanted,
-                first_sample=first_sample,
-                bases=problem.bases,
-            )
+            return AdjointPlan.of(*what, **where)
         return SpsaPlan.of(
-            problem.angle_map,
-            parameters,
-            wanted,
+            *what,
             perturbation=self.spsa_perturbation,
             resamplings=self.spsa_resamplings,
             noise=noise,
-            first_sample=first_sample,
-            bases=problem.bases,
+            **where,
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tables import Column
 
-from benchmarks.peers import gates_of
+from benchmarks.peers import apply_gates
 from benchmarks.report import Report
 from benchmarks.timing import interleaved, medians
 from benchmarks.workload import Backward, Case, Workload
@@ -104,7 +104,7 @@ def _kernels(work: Workload, backend: Backend) -> Callable[[], object]:
 def _backprop(work: Workload) -> Backward:
     import pennylane as qml
 
-    gates, wires = gates_of(work), list(reversed(range(work.case.qubits)))
+    wires = list(reversed(range(work.case.qubits)))
 
     @qml.qnode(
         qml.device("default.qubit", wires=work.case.qubits),
@@ -112,7 +112,7 @@ def _backprop(work: Workload) -> Backward:
         diff_method="backprop",
     )
     def circuit(features: torch.Tensor, weights: torch.Tensor) -> qml.measurements.ProbabilityMP:
-        _apply(gates, features.T, weights)  # PennyLane broadcasts the batch
+        apply_gates(work, features.T, weights)  # PennyLane broadcasts the batch
         return qml.probs(wires=wires)
 
     def step() -> tuple[torch.Tensor, ...]:
@@ -126,7 +126,7 @@ def _backprop(work: Workload) -> Backward:
 def _adjoint(work: Workload) -> Backward:
     import pennylane as qml
 
-    gates, qubits = gates_of(work), work.case.qubits
+    qubits = work.case.qubits
 
     @qml.qnode(
         qml.device("lightning.qubit", wires=qubits), interface="torch", diff_method="adjoint"
@@ -134,7 +134,7 @@ def _adjoint(work: Workload) -> Backward:
     def circuit(
         features: torch.Tensor, weights: torch.Tensor
     ) -> list[qml.measurements.ExpectationMP]:
-        _apply(gates, features, weights)
+        apply_gates(work, features, weights)
         return [qml.expval(qml.PauliZ(wire)) for wire in range(qubits)]
 
     cotangents = work.grad_output[:, :qubits]
@@ -145,14 +145,3 @@ def _adjoint(work: Workload) -> Backward:
         return torch.autograd.grad(outputs, [inputs, weights], cotangents)
 
     return step
-
-
-def _apply(gates: list[tuple[list[int], tuple[int, int] | None]], *groups: torch.Tensor) -> None:
-    import pennylane as qml
-
-    for qubits, angle in gates:
-        if angle is None:
-            qml.CNOT(wires=qubits)
-        else:
-            group, index = angle
-            qml.RY(groups[group][index], wires=qubits)

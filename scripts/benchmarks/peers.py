@@ -15,6 +15,7 @@ number of shots, so their difference has sqrt(2) times qailab's standard error.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -84,7 +85,6 @@ def _standard_errors_apart(
 def _pennylane(work: Workload, device: str) -> Backward:
     import pennylane as qml
 
-    gates = gates_of(work)
     wires = list(reversed(range(work.case.qubits)))  # qubit 0 is the least significant bit
 
     @qml.set_shots(work.case.shots)
@@ -95,13 +95,7 @@ def _pennylane(work: Workload, device: str) -> Backward:
         gradient_kwargs={"broadcast": True},
     )
     def circuit(features: torch.Tensor, weights: torch.Tensor) -> qml.measurements.ProbabilityMP:
-        groups = (features, weights)
-        for qubits, angle in gates:
-            if angle is None:
-                qml.CNOT(wires=qubits)
-            else:
-                group, index = angle
-                qml.RY(groups[group][index], wires=qubits)
+        apply_gates(work, features, weights)
         return qml.probs(wires=wires)
 
     inputs = work.inputs.clone().requires_grad_()
@@ -110,7 +104,20 @@ def _pennylane(work: Workload, device: str) -> Backward:
     return backward_of(outputs, [inputs, weights], work.grad_output)
 
 
-def gates_of(work: Workload) -> list[tuple[list[int], tuple[int, int] | None]]:
+def apply_gates(work: Workload, *groups: torch.Tensor) -> None:
+    """PennyLane's gates of the circuit, whose groups of angles are features and weights."""
+    import pennylane as qml
+
+    for qubits, angle in _gates(work):
+        if angle is None:
+            qml.CNOT(wires=qubits)
+        else:
+            group, index = angle
+            qml.RY(groups[group][index], wires=qubits)
+
+
+@functools.cache
+def _gates(work: Workload) -> list[tuple[list[int], tuple[int, int] | None]]:
     """The circuit's gates: qubits, and for an RY its group (inputs, weights) and index in it."""
     groups = (work.problem.input_parameters, work.problem.weight_parameters)
     place = {

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -203,11 +206,14 @@ def _load_kernels() -> Any:
                 sampling,  # first: it tells whether there is a cache
             )
 
+            compiling: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if sampling.draw_frequencies.stats.cache_misses:
-                _log.info(
+                _log.warning(
                     "compiling the statevector kernels, once on this machine: 10 to 20 seconds"
                 )
-            from qailab.backends.statevector.work import StateWork
+                compiling = _one_at_a_time()
+            with compiling:
+                from qailab.backends.statevector.work import StateWork
         except (OSError, RuntimeError) as error:  # numba's, which finds no "locator"
             if isinstance(error, RuntimeError) and "no locator" not in str(error):
                 raise
@@ -216,3 +222,19 @@ def _load_kernels() -> Any:
                 "NUMBA_CACHE_DIR to one that can be written, for actors too"
             ) from error
     return StateWork
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Wait for other processes of this user that compile: what they leave is quicker to load."""
+    path = os.path.join(tempfile.gettempdir(), f"qailab-kernels-{os.getuid()}.lock")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:  # nowhere, or somebody else's: each compiles for itself
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
