@@ -24,6 +24,13 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from qailab.backends.sampling import (
+    bytes_of,
+    contract_bits,
+    floats_as_bits,
+    from_bits,
+    measured_width,
+)
 from qailab.backends.shared import SharedState
 from qailab.errors import (
     BackendBuildError,
@@ -36,7 +43,10 @@ from qailab.errors import (
     plain,
 )
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import FloatArray, RowBatch, SlopeRows
+from qailab.gradients.rows import FloatArray, JoinedRows, RowBatch, SlopeRows
+
+PARTIAL_SUMS = 32
+"""Of a contraction: quick for numpy and for compiled kernels, and in one order for both."""
 
 MAX_TRANSIENT_FAULTS = 20
 """How often the same rows may fail for transient reasons before somebody has to look."""
@@ -242,21 +252,30 @@ class Backend(ABC):
 
         That takes 2**m numbers for each sample; a backend for more bits than that overrides it.
         """
-        observables = circuit.observables
-        assert observables is not None
-        answers = np.empty((batch.num_rows, batch.answer_width(circuit.num_outputs)))
-        used = NOTHING_USED
-        for basis in range(observables.num_bases):
-            cotangents = batch.cotangents
-            if cotangents is not None:
-                cotangents = observables.outcome_cotangents(basis, cotangents)
-            found = self.answers(circuit, batch.in_basis(basis, cotangents), stop)
-            shares = found.answers
-            if cotangents is None:
-                shares = observables.of_probabilities(basis, shares)
-            answers[basis :: observables.num_bases] = shares
+        return _in_bases(circuit, batch, lambda _, piece: self.answers(circuit, piece, stop))
+
+    def measure(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        """Run rows whose answers are made later, by `contract_measured`, of what is found here.
+
+        A device measures the rows of both passes in one job.
+
+        Returns:
+            For each row its probabilities, or the bits of its shots where `from_bits` says so.
+        """
+        if isinstance(batch.rows, JoinedRows):
+            first, second = (self.measure(circuit, each, stop) for each in batch.passes())
+            both = batch.rows.join(first.answers, second.answers)
+            return Evaluation(both, first.usage + second.usage)
+        bases, used = batch.rows.num_bases, NOTHING_USED
+        table = np.empty((batch.num_rows, circuit.num_outcomes))
+        for basis in range(bases):
+            piece = batch.in_basis(basis, None)
+            found = _evaluate_slices(self, circuit, piece, stop, self.answers)
+            table[basis::bases] = found.answers
             used += found.usage
-        return Evaluation(answers, used)
+        return Evaluation(table, used)
 
     def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         """Raise a clear error if rows of this circuit cannot run here, before anything runs.
@@ -395,12 +414,29 @@ def evaluate(
         raise _described(cause, failing) from error
 
 
+def answer_width(circuit: CanonicalCircuit, batch: RowBatch) -> int:
+    """How many floats answer a row of a batch."""
+    if isinstance(batch.rows, JoinedRows):
+        return measured_width(circuit, batch.shots)
+    return batch.answer_width(circuit.num_outputs)
+
+
+Answer = Callable[[CanonicalCircuit, RowBatch, threading.Event], Evaluation]
+
+
 def _evaluate_slices(
-    backend: Backend, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    backend: Backend,
+    circuit: CanonicalCircuit,
+    batch: RowBatch,
+    stop: threading.Event,
+    answer: Answer | None = None,
 ) -> Evaluation:
-    answers = np.empty((batch.num_rows, batch.answer_width(circuit.num_outputs)))
+    width = answer_width(circuit, batch) if answer is None else circuit.num_outcomes
+    if answer is None:
+        answer = backend.answers if circuit.observables is None else backend.expectations
+        answer = backend.measure if isinstance(batch.rows, JoinedRows) else answer
+    answers = np.empty((batch.num_rows, width))
     used = NOTHING_USED
-    answer = backend.answers if circuit.observables is None else backend.expectations
     rows, group = batch.rows, batch.rows.group
     most = backend.max_rows_per_call(circuit, batch.shots)
     stride = max(group, most // group * group)
@@ -443,19 +479,74 @@ def contract(found: Probabilities, batch: RowBatch) -> FloatArray:
     if isinstance(batch.rows, SlopeRows):
         raise EvaluationError("slopes are no function of probabilities; shift the angles instead")
     cotangents = batch.cotangents[batch.rows.samples()]
-    # Products summed row by row: unlike matrix products, independent of how many rows there are.
-    values = (found.sampled * cotangents).sum(axis=1)
+    values = _row_sums(found.sampled * cotangents)
     if batch.shots is None:
         return np.stack([values, np.zeros_like(values)], axis=1)
     if found.exact is not None:
         probabilities, degrees = found.exact, batch.shots
-        means = (probabilities * cotangents).sum(axis=1)
+        means = _row_sums(probabilities * cotangents)
     else:  # the sample variance of one shot has no value
         probabilities, means = found.sampled, values
         degrees = batch.shots - 1
     spread = (probabilities * (cotangents - means[:, None]) ** 2).sum(axis=1)
     variances = spread / degrees if degrees else np.full_like(spread, np.nan)
     return np.stack([values, variances], axis=1)
+
+
+def _row_sums(products: FloatArray) -> FloatArray:
+    """The sum of each row, in an order that K alone decides: that of the statevector kernels.
+
+    Unlike those of a matrix product, the bits are the same however many rows there are.
+    """
+    rows, outcomes = products.shape
+    partial = products.reshape(rows, -1, min(outcomes, PARTIAL_SUMS)).sum(axis=1)
+    sums: FloatArray = np.add.accumulate(partial, axis=1)[:, -1]
+    return sums
+
+
+def contract_measured(
+    circuit: CanonicalCircuit, batch: RowBatch, measured: FloatArray
+) -> FloatArray:
+    """The answers of rows that were measured before, by the code that a backend uses.
+
+    Args:
+        circuit: the circuit.
+        batch: the rows of one pass, with or without cotangents.
+        measured: what `Backend.measure` found of them, in row order.
+    """
+    observables, shots = circuit.observables, batch.shots
+    if observables is None:
+        return contract(Probabilities(measured), batch)
+    if from_bits(circuit, shots):
+        bits = floats_as_bits(measured, shots or 0, bytes_of(circuit))
+        return contract_bits(observables, batch, bits)
+    bases = observables.num_bases
+
+    def answer(basis: int, piece: RowBatch) -> Evaluation:
+        return Evaluation(contract(Probabilities(measured[basis::bases]), piece), NOTHING_USED)
+
+    return _in_bases(circuit, batch, answer).answers
+
+
+def _in_bases(
+    circuit: CanonicalCircuit, batch: RowBatch, answer: Callable[[int, RowBatch], Evaluation]
+) -> Evaluation:
+    """Values of observables from the answers in each basis, which ``answer`` gives."""
+    observables = circuit.observables
+    assert observables is not None
+    answers = np.empty((batch.num_rows, batch.answer_width(circuit.num_outputs)))
+    used = NOTHING_USED
+    for basis in range(observables.num_bases):
+        cotangents = batch.cotangents
+        if cotangents is not None:
+            cotangents = observables.outcome_cotangents(basis, cotangents)
+        found = answer(basis, batch.in_basis(basis, cotangents))
+        shares = found.answers
+        if cotangents is None:
+            shares = observables.of_probabilities(basis, shares)
+        answers[basis :: observables.num_bases] = shares
+        used += found.usage
+    return Evaluation(answers, used)
 
 
 def _locate_failing_row(

@@ -94,6 +94,11 @@ class EmulatedBackend(Backend):
     ) -> Evaluation:
         return self._as_job(batch, stop, lambda: evaluate(self.inner, circuit, batch, stop))
 
+    def measure(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        return self._as_job(batch, stop, lambda: self.inner.measure(circuit, batch, stop))
+
     def _as_job(self, batch: RowBatch, stop: threading.Event, answer: Callable[[], Found]) -> Found:
         """What ``inner`` answers, as a job that takes its time, or fails."""
         began = time.monotonic()

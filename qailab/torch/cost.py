@@ -13,8 +13,9 @@ from torch import nn
 from qailab.arguments import checked_integer
 from qailab.backends.cost import Cost, UsageEstimate, price_in_words
 from qailab.backends.limits import IBMLimits
+from qailab.backends.sampling import measured_width
 from qailab.errors import InputError, InputTypeError
-from qailab.gradients.rows import FloatArray, PointRows, Rows, ShiftedRows
+from qailab.gradients.rows import FloatArray, JoinedRows, PointRows, Rows, ShiftedRows
 from qailab.launchers.algorithms import MAX_SHOTS, Method
 from qailab.torch.layers import CircuitLayer
 
@@ -96,7 +97,8 @@ def estimate_cost(
 ) -> TrainingEstimate:
     """Tell rows, jobs, executions, QPU seconds and price of a training run; nothing is run.
 
-    Each layer is taken to see ``(batch, I)`` features, once a step, and to run on one backend.
+    Each layer is taken to see ``(batch, I)`` features, once a step, and to run on one device; with
+    its rows of both passes in one job, unless ``prefetch`` is False or its answers are too large.
     Its inputs are taken to need gradients if a trainable parameter comes before it in the order
     of ``model.modules()``, which is the data flow's in an ``nn.Sequential``. For layers side by
     side that is an upper bound, and features that need gradients themselves are not seen.
@@ -133,12 +135,13 @@ def estimate_cost(
     methods = []
     for method in _DEVICE_METHODS:
         resamplings = spsa_resamplings if method == "spsa" else 1
-        forward = [_point_rows(batch, 1, demand.bases) for demand in demands]
-        backward = [demand.backward_rows(method, batch, resamplings) for demand in demands]
-        step = Cost()
-        for demand, rows in zip(demands * 2, forward + backward, strict=True):
-            step += demand.cost(rows, limits, usage)
-        first, second = (sum(rows.num_rows for rows in each) for each in (forward, backward))
+        first, second, step = 0, 0, Cost()
+        for demand in demands:
+            forward = _point_rows(batch, 1, demand.bases)
+            backward = demand.backward_rows(method, batch, resamplings)
+            first, second = first + forward.num_rows, second + backward.num_rows
+            for rows in demand.evaluations(forward, backward, limits):
+                step += demand.cost(rows, limits, usage)
         methods.append(MethodEstimate(method, resamplings, first, second, step, step * steps))
     told = TrainingEstimate(tuple(methods), len(demands), batch, shots, steps)
     if show:
@@ -169,6 +172,16 @@ class _Demand:
         wanted = [self.for_inputs] * problem.num_inputs + [self.for_weights] * problem.num_weights
         columns = problem.angle_map.reached_by(np.array(wanted, dtype=bool))
         return ShiftedRows(base=np.empty((batch, 0)), columns=columns, bases=self.bases)
+
+    def evaluations(self, forward: Rows, backward: Rows, limits: IBMLimits) -> list[Rows]:
+        """The rows of each evaluation of a step."""
+        joined, circuit = JoinedRows.of(forward, backward), self.layer.problem.canonical
+        if self.layer.prefetch is False or backward.num_rows == 0:
+            return [forward, backward]
+        needed = 8 * joined.num_rows * measured_width(circuit, self.shots)
+        most = limits.rows_per_job(self.shots, circuit.num_angles)
+        fits = needed <= self.layer.prefetch_bytes and joined.group <= most
+        return [joined] if fits else [forward, backward]
 
     def cost(self, rows: Rows, limits: IBMLimits, usage: UsageEstimate) -> Cost:
         """What these rows cost, in as few jobs as the limits allow."""

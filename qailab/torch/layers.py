@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
+import numpy as np
 import torch
 from qiskit.circuit import Parameter, QuantumCircuit
 from torch import Tensor, nn
 
-from qailab.arguments import check_choice
-from qailab.backends import AerBackend, StatevectorBackend
+from qailab.arguments import check_choice, checked_integer
+from qailab.backends import AerBackend, Backend, StatevectorBackend
 from qailab.errors import BackendError, InputError
 from qailab.gradients.observables import Observable
 from qailab.gradients.rows import FloatArray
@@ -19,6 +21,7 @@ from qailab.launchers import (
     CircuitProblem,
     ForwardPass,
     Gradient,
+    Prefetch,
     QuantumLauncher,
     RowEvaluator,
     StepContext,
@@ -29,6 +32,7 @@ from qailab.torch.steps import RecentPasses, ReturnStep, TakeStep
 
 GradientMethod = Literal["auto"] | Method
 
+_PREFETCH_BYTES = 256 << 20
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -41,6 +45,8 @@ class QLayerOptions(TypedDict, total=False):
     seed: int | None
     input_params: Sequence[Parameter] | None
     weight_params: Sequence[Parameter] | None
+    prefetch: bool | None
+    prefetch_bytes: int
 
 
 class CircuitLayer(nn.Module):
@@ -60,6 +66,8 @@ class CircuitLayer(nn.Module):
         shots: shots for each row.
         gradient: the method.
         seed: seed of the shot noise.
+        prefetch: as for `QLayer`.
+        prefetch_bytes: as for `QLayer`.
 
     Attributes:
         in_features: number of features, I.
@@ -68,6 +76,7 @@ class CircuitLayer(nn.Module):
         seed: the seed, an int64 tensor.
         step: how many forward passes there were in training, an int64 tensor.
         evaluation_step: how many there were in evaluation, an int64 tensor.
+        prefetch: as for `QLayer`. Assign another value at any time.
         first_sample: the number of the next batch's first sample, 0 unless it is set. Where workers
             train on parts of one batch, each sets it to its part's place, so that samples have the
             same noise as if one worker had them all.
@@ -86,8 +95,12 @@ class CircuitLayer(nn.Module):
         shots: int | None,
         gradient: GradientMethod,
         seed: int | None,
+        prefetch: bool | None,
+        prefetch_bytes: int,
     ) -> None:
         super().__init__()
+        self.prefetch = prefetch
+        self.prefetch_bytes = checked_integer("prefetch_bytes", prefetch_bytes, least=0)
         where = _default_backend(problem) if backend is None else backend
         check_choice("gradient", gradient, ("auto", *get_args(Method)))
         self._gradient: GradientMethod = gradient
@@ -196,6 +209,7 @@ class CircuitLayer(nn.Module):
         wanted = StepContext(None, 0, self.first_sample, self._keep_gradient, evaluation=evaluation)
         context = TakeStep.apply(inputs, self.weight, self.seed, counter, wanted, recent)
         try:
+            context = replace(context, prefetch=self._prefetched(inputs))
             forward = self._forward_launcher.at(context)
             backward = self._backward_launcher.at(context)
             outputs: Tensor = ExpVQCFunction.apply(inputs, self.weight, forward, backward)
@@ -203,6 +217,21 @@ class CircuitLayer(nn.Module):
             ReturnStep.apply(counter, context.step)
             raise
         return outputs
+
+    def _prefetched(self, inputs: Tensor) -> Prefetch | None:
+        """What the pass does for its backward pass, if there will be one."""
+        wanted = [inputs.requires_grad] * self.in_features
+        wanted += [self.weight.requires_grad] * self.problem.num_weights
+        algorithm, prefetch = self._backward_launcher.algorithm, self.prefetch
+        assert isinstance(algorithm, BackwardPass)
+        if prefetch is None:
+            backends = getattr(self.backend, "backends", (self.backend,))  # those of a pool
+            prefetch = all(
+                isinstance(each, Backend) and each.traits.packs_jobs for each in backends
+            )
+        if not prefetch or algorithm.method == "adjoint" or not torch.is_grad_enabled():
+            return None
+        return Prefetch(algorithm, np.array(wanted), self.prefetch_bytes) if any(wanted) else None
 
     def _keep_gradient(self, gradient: Gradient) -> None:
         self._last_gradient = gradient
@@ -240,6 +269,13 @@ class QLayer(CircuitLayer):
             ``torch.manual_seed`` makes a run repeatable.
         input_params: the features' parameters, in order; see `CircuitProblem`.
         weight_params: the weights' parameters, in order; see `CircuitProblem`.
+        prefetch: whether a forward pass whose gradient will be needed runs the rows of the backward
+            pass as well: one job for each step and device instead of two, and the same numbers
+            (errors of gradients are estimated from the shots, also on simulators). By default
+            where rows are jobs in a queue (`IBMBackend`). It is not for layers inside
+            `torch.utils.checkpoint`, which runs forward passes twice.
+        prefetch_bytes: of what the rows measure that is kept for a backward pass; where it is more,
+            that runs its rows itself, with a warning.
 
     Raises:
         InputError: if an option is not valid.
@@ -261,9 +297,11 @@ class QLayer(CircuitLayer):
         seed: int | None = None,
         input_params: Sequence[Parameter] | None = None,
         weight_params: Sequence[Parameter] | None = None,
+        prefetch: bool | None = None,
+        prefetch_bytes: int = _PREFETCH_BYTES,
     ) -> None:
         problem = CircuitProblem(circuit, input_params, weight_params)
-        super().__init__(problem, backend, shots, gradient, seed)
+        super().__init__(problem, backend, shots, gradient, seed, prefetch, prefetch_bytes)
 
 
 ExpQLayer = QLayer
@@ -288,6 +326,8 @@ class ObservableQLayer(CircuitLayer):
         seed: as for `QLayer`.
         input_params: the features' parameters, in order; see `CircuitProblem`.
         weight_params: the weights' parameters, in order; see `CircuitProblem`.
+        prefetch: as for `QLayer`.
+        prefetch_bytes: as for `QLayer`.
 
     Raises:
         InputError: if an option or an observable is not valid.
@@ -310,9 +350,11 @@ class ObservableQLayer(CircuitLayer):
         seed: int | None = None,
         input_params: Sequence[Parameter] | None = None,
         weight_params: Sequence[Parameter] | None = None,
+        prefetch: bool | None = None,
+        prefetch_bytes: int = _PREFETCH_BYTES,
     ) -> None:
         problem = CircuitProblem(circuit, input_params, weight_params, observables=observables)
-        super().__init__(problem, backend, shots, gradient, seed)
+        super().__init__(problem, backend, shots, gradient, seed, prefetch, prefetch_bytes)
 
     def extra_repr(self) -> str:
         observables = self.problem.observables

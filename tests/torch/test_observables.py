@@ -14,7 +14,7 @@ from qiskit_aer.noise import NoiseModel, depolarizing_error
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from qailab.backends import AerBackend, EmulatedBackend, IBMBackend, StatevectorBackend, aer
+from qailab.backends import AerBackend, EmulatedBackend, IBMBackend, StatevectorBackend, sampling
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import BackendError, CircuitError, InputError, InputTypeError
 from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, QuantumLauncher
@@ -143,7 +143,7 @@ STEPS, EACH = 4, 100
 @pytest.mark.parametrize(("sampler", "shots"), [("numpy", 300), ("aer", 60)])
 def test_z_scores_have_mean_zero_and_variance_one(sampler, shots, monkeypatch):
     if sampler == "aer":  # from the bits of its shots: 1 ms a row
-        monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
+        monkeypatch.setattr(sampling, "MAX_EXACT_OUTCOMES", 0)
     inputs, weights = ParameterVector("input", 1), ParameterVector("weight", 2)
     made = QuantumCircuit(2)
     made.ry(inputs[0] + weights[0], 0)

@@ -33,11 +33,18 @@ from qailab.backends.ibm.jobs import Task
 from qailab.backends.ibm.programs import Measured, check_fits
 from qailab.backends.ibm.timeouts import IBMTimeouts, check_positive
 from qailab.backends.limits import IBMLimits
-from qailab.backends.sampling import contract_bits
+from qailab.backends.sampling import (
+    Bits,
+    bits_as_floats,
+    bits_to_counts,
+    bytes_of,
+    contract_bits,
+    from_bits,
+)
 from qailab.backends.shared import SharedState
 from qailab.errors import BackendError, InputError, InputTypeError
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import RowBatch
+from qailab.gradients.rows import FloatArray, JoinedRows, RowBatch
 from qailab.journal import DIGEST_BYTES, Journal, Work
 
 _TABLE_BYTES = 512 << 20  # counts and frequencies of the rows that are run at once
@@ -176,7 +183,7 @@ class IBMBackend(Backend):
         if circuit.observables is None:
             return max(2, _TABLE_BYTES // (16 * circuit.num_outcomes))
         # The bits of each shot, as they come and as the record gives them back.
-        return max(2, _TABLE_BYTES // (5 * shots * _bytes_of(circuit)))
+        return max(2, _TABLE_BYTES // (5 * shots * bytes_of(circuit)))
 
     def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         """Check what can be checked here, and note the circuit in the journal.
@@ -229,8 +236,7 @@ class IBMBackend(Backend):
         if batch.num_rows == 0:
             return Probabilities(np.empty((0, circuit.num_outcomes)))
         counts, usage = self._measured(circuit, batch, stop)
-        sampled = counts / counts.sum(axis=1, keepdims=True, dtype=np.float64)
-        return Probabilities(sampled, usage=usage)
+        return Probabilities(_frequencies(counts), usage=usage)
 
     def expectations(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
@@ -240,9 +246,25 @@ class IBMBackend(Backend):
         if batch.num_rows == 0:
             return Evaluation(np.empty((0, batch.answer_width(circuit.num_outputs))), NOTHING_USED)
         measured, usage = self._measured(circuit, batch, stop)
-        bits = measured.astype(np.uint8, copy=False)
-        bits = bits.reshape(batch.num_rows, -1, _bytes_of(circuit))
+        bits = _as_bits(circuit, measured)
         return Evaluation(contract_bits(observables, batch, bits), usage)
+
+    def measure(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        """Measure the rows of both passes in the same jobs, if a job has room for a sample's."""
+        if isinstance(batch.rows, JoinedRows):
+            assert batch.shots is not None
+            most = self.config.limits.rows_per_job(batch.shots, circuit.num_angles)
+            if batch.rows.group > most:
+                return super().measure(circuit, batch, stop)
+        measured, usage = self._measured(circuit, batch, stop)
+        if circuit.observables is None:
+            return Evaluation(_frequencies(measured), usage)
+        bits = _as_bits(circuit, measured)
+        if from_bits(circuit, batch.shots):
+            return Evaluation(bits_as_floats(bits[:, : batch.shots]), usage)
+        return Evaluation(_frequencies(bits_to_counts(bits, circuit.num_outcomes)), usage)
 
     def _measured(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
@@ -258,6 +280,7 @@ class IBMBackend(Backend):
         jobs, program = connection.prepare(circuit, batch.shots)
         angles = np.ascontiguousarray(batch.rows.angles())
         group = batch.rows.group
+        max_rows = self.config.limits.rows_per_job(batch.shots, len(program.columns), group)
         work, seed = self._work(circuit, batch, angles)
         task = Task(
             program=program,
@@ -265,7 +288,7 @@ class IBMBackend(Backend):
             angles=angles,
             seed=seed,
             group=group,
-            max_rows=self.config.limits.rows_per_job(batch.shots, len(program.columns), group),
+            max_rows=max_rows,
             resent=batch.resent,
             stop=stop,
         )
@@ -308,9 +331,14 @@ class IBMBackend(Backend):
         return f"IBMBackend({', '.join([*shown, f'mode={self.mode!r}'])})"
 
 
-def _bytes_of(circuit: CanonicalCircuit) -> int:
-    """The bytes of a shot's bits."""
-    return -(-len(circuit.measured_qubits) // 8)
+def _frequencies(counts: Measured) -> FloatArray:
+    frequencies: FloatArray = counts / counts.sum(axis=1, keepdims=True, dtype=np.float64)
+    return frequencies
+
+
+def _as_bits(circuit: CanonicalCircuit, measured: Measured) -> Bits:
+    bits: Bits = measured.astype(np.uint8, copy=False)
+    return bits.reshape(len(measured), -1, bytes_of(circuit))
 
 
 _OPENING = threading.Lock()  # of whichever backend: the first calls may come from many threads

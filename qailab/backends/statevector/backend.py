@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import tempfile
@@ -194,6 +195,7 @@ class StatevectorBackend(Backend):
         return f"StatevectorBackend({', '.join(shown)})"
 
 
+@functools.cache  # a success is kept, an error is not
 def _load_kernels() -> Any:
     """The class that works with compiled kernels; numba is imported here and nowhere else.
 
