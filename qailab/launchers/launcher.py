@@ -152,6 +152,7 @@ class StepContext:
         on_gradient: called with each gradient (for its standard errors).
         evaluation: whether it is an evaluation; those have steps, and noise, of their own.
         prefetch: where the forward pass runs the backward pass's rows along with its own.
+        started: the forward pass, if it was started before.
 
     Raises:
         InputError: if the first sample's number is negative.
@@ -163,6 +164,7 @@ class StepContext:
     on_gradient: Callable[[Gradient], None] | None = None
     evaluation: bool = dataclasses.field(default=False, kw_only=True)
     prefetch: Prefetch | None = dataclasses.field(default=None, kw_only=True)
+    started: LaunchHandle[FloatArray] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         checked_integer("first_sample", self.first_sample, least=0)
@@ -256,6 +258,8 @@ class QuantumLauncher:
         """
         if not isinstance(self.algorithm, ForwardPass):
             raise InputError(f"a forward pass needs a ForwardPass, not {self.algorithm!r}")
+        if self.context.started is not None:
+            return self.context.started
         lead, parameters = self._parameters(inputs, weights)
         rows = self.algorithm.rows(self.problem, parameters, self.context.first_sample)
         forward = RowBatch(rows, self.algorithm.shots, self._noise("forward"))

@@ -27,8 +27,9 @@ from qailab.launchers import (
     StepContext,
 )
 from qailab.launchers.algorithms import Method
-from qailab.torch.autograd import ArgMax, ExpVQCFunction, check_floating, check_integers
-from qailab.torch.steps import RecentPasses, ReturnStep, TakeStep
+from qailab.torch.autograd import ArgMax, check_floating, check_integers
+from qailab.torch.passes import OutputHandle, Pass
+from qailab.torch.steps import RecentPasses, TakeStep
 
 GradientMethod = Literal["auto"] | Method
 
@@ -192,15 +193,44 @@ class CircuitLayer(nn.Module):
             InputTypeError: if the inputs are not floating-point.
             InputError: if the number of features is wrong, or a value is not finite.
         """
-        return self._outputs(inputs)
-
-    def _outputs(self, inputs: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # one graph break; fullgraph=True shows this line
             disable: Callable[..., Callable[..., Tensor]] = torch.compiler.disable
             return disable(CircuitLayer._run, reason="circuits run outside of graphs")(self, inputs)
         return self._run(inputs)
 
+    def submit(self, inputs: Tensor) -> OutputHandle:
+        """Start a forward pass, and go on: other layers' passes can run at the same time.
+
+        Returns:
+            A handle whose ``result()`` is what ``forward`` returns, with its gradient: that at the
+            weights of now.
+
+        Raises:
+            InputTypeError: as `forward`.
+            InputError: as `forward`.
+        """
+        running = self.begin(inputs)
+        try:
+            return OutputHandle(running, lambda outputs: self.finished(outputs, inputs.dtype))
+        except BaseException:
+            running.give_back()
+            raise
+
+    def finished(self, outputs: Tensor, dtype: torch.dtype) -> Tensor:
+        """The layer's outputs, of the inputs' dtype, from the circuit's."""
+        return outputs
+
     def _run(self, inputs: Tensor) -> Tensor:
+        running = self.begin(inputs)
+        try:
+            outputs = running.outputs()
+        except BaseException:
+            running.give_back()
+            raise
+        return self.finished(outputs, inputs.dtype)
+
+    def begin(self, inputs: Tensor) -> Pass:
+        """Take the number of a forward pass, which does not run yet."""
         check_floating("inputs", inputs)
         evaluation = not (self.training and torch.is_grad_enabled())
         counter = self.evaluation_step if evaluation else self.step
@@ -208,15 +238,11 @@ class CircuitLayer(nn.Module):
         recent = self._recent if self.training or torch.is_grad_enabled() else None
         wanted = StepContext(None, 0, self.first_sample, self._keep_gradient, evaluation=evaluation)
         context = TakeStep.apply(inputs, self.weight, self.seed, counter, wanted, recent)
-        try:
-            context = replace(context, prefetch=self._prefetched(inputs))
-            forward = self._forward_launcher.at(context)
-            backward = self._backward_launcher.at(context)
-            outputs: Tensor = ExpVQCFunction.apply(inputs, self.weight, forward, backward)
-        except BaseException:
-            ReturnStep.apply(counter, context.step)
-            raise
-        return outputs
+        context = replace(context, prefetch=self._prefetched(inputs))
+        forward, backward = (
+            launcher.at(context) for launcher in (self._forward_launcher, self._backward_launcher)
+        )
+        return Pass(inputs, self.weight, forward, backward, counter)
 
     def _prefetched(self, inputs: Tensor) -> Prefetch | None:
         """What the pass does for its backward pass, if there will be one."""
@@ -391,22 +417,25 @@ class ExpectedValueQLayer(QLayer):
         self.rescale_output = None if rescale_output is None else _finite_pair(rescale_output)
         self.out_features = 1
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Expected values ``(*, 1)`` for features ``(*, I)``."""
+    def begin(self, inputs: Tensor) -> Pass:
         check_floating("inputs", inputs)
-        outcomes = self.problem.num_outcomes
-        low, high = self.rescale_output or (0.0, outcomes - 1.0)
+        low, high = self._range
         most = torch.finfo(inputs.dtype).max
         if max(abs(low), abs(high)) > most:
             raise InputError(
                 f"expected values between {low:g} and {high:g} do not fit {inputs.dtype}, whose "
                 f"largest number is {most:g}; use float32, bfloat16 or rescale_output"
             )
-        probabilities = self._outputs(_at_least_single(inputs))
-        values = torch.linspace(
-            low, high, outcomes, dtype=probabilities.dtype, device=probabilities.device
-        )
-        return (probabilities * values).sum(dim=-1, keepdim=True).to(inputs.dtype)
+        return super().begin(_at_least_single(inputs))
+
+    def finished(self, outputs: Tensor, dtype: torch.dtype) -> Tensor:
+        outcomes = outputs.shape[-1]
+        values = torch.linspace(*self._range, outcomes, dtype=outputs.dtype, device=outputs.device)
+        return (outputs * values).sum(dim=-1, keepdim=True).to(dtype)
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        return self.rescale_output or (0.0, self.problem.num_outcomes - 1.0)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rescale_output={self.rescale_output}"
@@ -429,12 +458,14 @@ class ArgmaxQLayer(QLayer):
         super().__init__(circuit, **options)
         self.out_features = 1
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Most probable outcomes ``(*, 1)`` for features ``(*, I)``."""
+    def begin(self, inputs: Tensor) -> Pass:
         check_floating("inputs", inputs)
         check_integers(self.problem.num_outcomes, inputs.dtype)
-        integers: Tensor = ArgMax.apply(self._outputs(_at_least_single(inputs)))
-        return integers.to(inputs.dtype)
+        return super().begin(_at_least_single(inputs))
+
+    def finished(self, outputs: Tensor, dtype: torch.dtype) -> Tensor:
+        integers: Tensor = ArgMax.apply(outputs)
+        return integers.to(dtype)
 
 
 def _default_backend(problem: CircuitProblem) -> RowEvaluator:
