@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from qailab.arguments import checked_integer
+from qailab.backends import BackendTraits
 from qailab.backends.cost import Cost, UsageEstimate, price_in_words
 from qailab.backends.limits import IBMLimits
 from qailab.errors import InputError, InputTypeError
@@ -96,8 +97,8 @@ def estimate_cost(
 ) -> TrainingEstimate:
     """Tell rows, jobs, executions, QPU seconds and price of a training run; nothing is run.
 
-    Each layer is taken to see ``(batch, I)`` features, once a step, and to run on one backend.
-    Its inputs are taken to need gradients if a trainable parameter comes before it in the order
+    Each layer is taken to see ``(batch, I)`` features, once a step, and to run on one backend,
+    whose calibration rows (``readout_mitigation``) count like others. Its inputs are taken to need gradients if a trainable parameter comes before it in the order
     of ``model.modules()``, which is the data flow's in an ``nn.Sequential``. For layers side by
     side that is an upper bound, and features that need gradients themselves are not seen.
     Retries, and evaluation without gradients, come on top.
@@ -172,9 +173,11 @@ class _Demand:
 
     def cost(self, rows: Rows, limits: IBMLimits, usage: UsageEstimate) -> Cost:
         """What these rows cost, in as few jobs as the limits allow."""
-        count = rows.num_rows
-        if count == 0:
+        if rows.num_rows == 0:
             return Cost()
+        backends = getattr(self.layer.backend, "backends", (self.layer.backend,))  # of a pool
+        traits = [getattr(each, "traits", BackendTraits()) for each in backends]
+        count = rows.num_rows + max(each.calibration_rows for each in traits)
         angles = self.layer.problem.canonical.num_angles
         jobs = -(-count // limits.rows_per_job(self.shots, angles, rows.group))
         executions = count * self.shots
