@@ -123,11 +123,11 @@ def contract_bits(
             answers[row, : len(wanted)] = shares.sum(axis=1)
             for place in range(answers.shape[1] - len(wanted)):
                 shots = (wanted[place][:, None] * signs).sum(axis=0)
-                if readout is None:
-                    variance = variance_of_mean(shots)
-                else:
-                    variance = readout.variance(shots, shares[place], terms)
-                answers[row, len(wanted) + place] = variance
+                answers[row, len(wanted) + place] = (
+                    variance_of_mean(shots)
+                    if readout is None
+                    else readout.variance(shots, terms, shares[place])
+                )
     return answers
 
 

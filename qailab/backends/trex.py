@@ -40,7 +40,8 @@ class TwirledReadout:
         factors: of each term, shape ``(T,)``.
         deviations: shape ``(C, T)``; their squares, summed over C, are the relative variances of
             the factors, and their products the covariances.
-        twirls: how often the flips of a row change; None if with every shot.
+        twirls: how often the flips of a row change, in equal parts of its shots; None if with every
+            shot.
     """
 
     factors: FloatArray
@@ -76,24 +77,24 @@ class TwirledReadout:
             )
         return cls(factors, errors / factors, twirls)
 
-    def variance(self, shots: FloatArray, shares: FloatArray, terms: slice) -> float:
-        """The variance of a sum of terms: of its shots, and of what the factors are off.
+    def variance(self, shots: FloatArray, terms: slice, shares: FloatArray) -> float:
+        """The variance of a row's sum of terms: from its shots, and from what the factors are off.
 
-        Rows have the same factors. That their errors are the same as well is not counted: one that
-        many rows agree on, as those of a weight do, is of the order of the factors' own.
+        The latter is counted as if it were the row's own, and the rows of a pass have it in common.
+        Beside that of their shots it is small (see `CALIBRATION_ROWS`).
 
         Args:
-            shots: the mitigated sum in each shot, shape ``(shots,)``.
-            shares: the mitigated value of each of the terms in it.
-            terms: which these are.
+            shots: the sum in each shot, mitigated, shape ``(shots,)``.
+            terms: which terms.
+            shares: the mitigated value of each, shape ``(terms,)``.
         """
-        shots = shots.reshape(self.twirls or len(shots), -1).mean(axis=1)  # a twirl's are alike
-        return variance_of_mean(shots) + float(((self.deviations[:, terms] @ shares) ** 2).sum())
+        parts = shots.reshape(self.twirls or len(shots), -1).mean(axis=1)  # with the same flips
+        return variance_of_mean(parts) + float(((self.deviations[:, terms] @ shares) ** 2).sum())
 
 
-def variance_of_mean(shots: FloatArray) -> float:
-    """The sample variance of one shot has no value."""
-    return float(shots.var(ddof=1)) / len(shots) if len(shots) > 1 else math.nan
+def variance_of_mean(values: FloatArray) -> float:
+    """The variance of their mean; that of one value is not known."""
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else math.nan
 
 
 def check_mitigated(circuit: CanonicalCircuit, shots: int | None) -> None:

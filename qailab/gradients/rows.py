@@ -311,7 +311,7 @@ class RowBatch:
         if basis:
             noise = NoiseStream.of(f"basis {basis}", noise.seed, noise.step, noise.purpose)
         rows = self.rows.in_basis(basis)
-        return replace(self, rows=rows, noise=noise, cotangents=cotangents)
+        return replace(self, rows=rows, noise=noise, cotangents=cotangents, variances=False)
 
     def answer_width(self, num_outputs: int) -> int:
         """How many floats answer one row."""

@@ -98,10 +98,11 @@ def estimate_cost(
     """Tell rows, jobs, executions, QPU seconds and price of a training run; nothing is run.
 
     Each layer is taken to see ``(batch, I)`` features, once a step, and to run on one backend,
-    whose calibration rows (``readout_mitigation``) count like others. Its inputs are taken to need gradients if a trainable parameter comes before it in the order
-    of ``model.modules()``, which is the data flow's in an ``nn.Sequential``. For layers side by
-    side that is an upper bound, and features that need gradients themselves are not seen.
-    Retries, and evaluation without gradients, come on top.
+    whose calibration rows (``readout_mitigation``) count like others. Its inputs are taken to need
+    gradients if a trainable parameter comes before it in the order of ``model.modules()``, which is
+    the data flow's in an ``nn.Sequential``. For layers side by side that is an upper bound, and
+    features that need gradients themselves are not seen. Retries, and evaluation without gradients,
+    come on top.
 
     Args:
         model: a module with quantum layers in it, or one of them. Frozen parameters

@@ -68,6 +68,7 @@ class CircuitLayer(nn.Module):
         seed: the seed, an int64 tensor.
         step: how many forward passes there were in training, an int64 tensor.
         evaluation_step: how many there were in evaluation, an int64 tensor.
+        tracks_output_std_error: set it to have `output_std_error` after each forward pass.
         first_sample: the number of the next batch's first sample, 0 unless it is set. Where workers
             train on parts of one batch, each sets it to its part's place, so that samples have the
             same noise as if one worker had them all.
@@ -100,8 +101,10 @@ class CircuitLayer(nn.Module):
             self.register_buffer(name, torch.empty((), dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_without_evaluations)  # type: ignore[no-untyped-call]
         self.first_sample = 0
+        self.tracks_output_std_error = False
         self._recent = RecentPasses()
         self._last_gradient = Gradient(None, None, None, None)
+        self._last_std_error: FloatArray | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -157,6 +160,11 @@ class CircuitLayer(nn.Module):
         """The same for the inputs, ``(*, I)``."""
         return self._like_weight(self._last_gradient.input_std_error)
 
+    @property
+    def output_std_error(self) -> Tensor | None:
+        """The same for the outputs of the last forward pass, if `tracks_output_std_error`."""
+        return self._like_weight(self._last_std_error)
+
     def _set_launchers(
         self, problem: CircuitProblem, backend: RowEvaluator, shots: int | None
     ) -> None:
@@ -193,7 +201,10 @@ class CircuitLayer(nn.Module):
         counter = self.evaluation_step if evaluation else self.step
         # Checkpoints run a pass again that first ran with grad, or without it in training mode.
         recent = self._recent if self.training or torch.is_grad_enabled() else None
-        wanted = StepContext(None, 0, self.first_sample, self._keep_gradient, evaluation=evaluation)
+        wanted = StepContext(
+            None, 0, self.first_sample, self._keep_gradient, evaluation=evaluation,
+            on_std_error=self._keep_std_error if self.tracks_output_std_error else None,
+        )  # fmt: skip
         context = TakeStep.apply(inputs, self.weight, self.seed, counter, wanted, recent)
         try:
             forward = self._forward_launcher.at(context)
@@ -206,6 +217,9 @@ class CircuitLayer(nn.Module):
 
     def _keep_gradient(self, gradient: Gradient) -> None:
         self._last_gradient = gradient
+
+    def _keep_std_error(self, std_error: FloatArray) -> None:
+        self._last_std_error = std_error
 
     def _like_weight(self, values: FloatArray | None) -> Tensor | None:
         if values is None:

@@ -28,7 +28,7 @@ from qailab.backends.base import (
 )
 from qailab.backends.budget import Budget
 from qailab.backends.ibm.connection import Connection, IBMConfig
-from qailab.backends.ibm.devices import Mode, merged_options
+from qailab.backends.ibm.devices import Mode
 from qailab.backends.ibm.jobs import Task
 from qailab.backends.ibm.programs import Measured, check_fits
 from qailab.backends.ibm.timeouts import IBMTimeouts, check_positive
@@ -46,7 +46,7 @@ from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray, RowBatch
 from qailab.journal import DIGEST_BYTES, Journal, Work
 
-_TWIRLS = 32  # of a row: an asymmetry of 5 % between the two outcomes is off by 0.9 %, at random
+_TWIRLS = 32  # of a row: of a readout whose errors differ by 6 %, 1 % is left, with any sign
 _TABLE_BYTES = 512 << 20  # counts and frequencies of the rows that are run at once
 _DAY = 86_400.0
 _CLOSE_SECONDS = 30.0
@@ -260,19 +260,19 @@ class IBMBackend(Backend):
         assert observables is not None
         if batch.num_rows == 0:
             return Evaluation(np.empty((0, batch.answer_width(circuit.num_outputs))), NOTHING_USED)
-        angles, twirls = batch.rows.angles(), None
-        if self.config.readout_mitigation is not None:
-            assert batch.shots is not None
-            twirls = _twirls(self.config.options["twirling"], batch.shots)
-            # One more number: which calibration row it is, or how a row is twirled.
-            numbers = [np.full(len(angles), -twirls), np.arange(1, CALIBRATION_ROWS + 1)]
-            angles = np.pad(angles, ((0, CALIBRATION_ROWS), (0, 1)))
-            angles[:, -1] = np.concatenate(numbers)
+        angles, more = batch.rows.angles(), self.traits.calibration_rows
+        if more:  # one more number tells them from the others, in the journal too
+            angles = np.pad(angles, ((0, more), (0, 1)))
+            angles[-more:, -1] = np.arange(1, more + 1)
         measured, usage = self._measured(circuit, batch, angles, stop)
         bits = measured.astype(np.uint8, copy=False)
         bits = bits.reshape(len(angles), -1, _bytes_of(circuit))
         bits, calibration = np.split(bits, [batch.num_rows])
-        readout = None if twirls is None else TwirledReadout.of(observables, calibration, twirls)
+        readout = None
+        if more:
+            assert batch.shots is not None
+            twirls = _twirls(self.config.options["twirling"], batch.shots)
+            readout = TwirledReadout.of(observables, calibration, twirls)
         return Evaluation(contract_bits(observables, batch, bits, readout), usage)
 
     def _measured(
@@ -390,10 +390,10 @@ def _checked_name(name: object) -> str | BackendV2 | None:
 
 def _twirled(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the Sampler that twirl the readout, as often as they say."""
-    given = dict(options.get("twirling", {}))
-    if not {"num_randomizations", "shots_per_randomization"} & given.keys():
-        given["num_randomizations"] = _TWIRLS
-    return merged_options(options, {"twirling": {**given, "enable_measure": True}})
+    twirling = dict(options.get("twirling", {}))
+    if "shots_per_randomization" not in twirling:
+        twirling.setdefault("num_randomizations", _TWIRLS)
+    return {**options, "twirling": {**twirling, "enable_measure": True}}
 
 
 def _twirls(options: Mapping[str, Any], shots: int) -> int:
