@@ -432,15 +432,15 @@ def _shares(
     observables: Observables, basis: int, probabilities: FloatArray, batch: RowBatch
 ) -> FloatArray:
     """What a batch without cotangents wants of the probabilities in a basis, ``(n, K)``."""
+    values = observables.of_probabilities(basis, probabilities)
     if not batch.variances:
-        return observables.of_probabilities(basis, probabilities)
-    rows, found = batch.rows.in_basis(basis), Probabilities(probabilities)
-    each = []
+        return values
+    rows, found, variances = batch.rows.in_basis(basis), Probabilities(probabilities), []
     for unit in np.eye(observables.num_observables)[:, None]:
         table = observables.outcome_cotangents(basis, unit)
         table = np.broadcast_to(table, (len(rows.base), table.shape[1]))
-        each.append(contract(found, replace(batch, rows=rows, cotangents=table)))
-    return np.stack(each, axis=2).reshape(len(probabilities), 2 * len(each))
+        variances.append(contract(found, replace(batch, rows=rows, cotangents=table))[:, 1])
+    return np.column_stack([values, *variances])
 
 
 @np.errstate(invalid="ignore", over="ignore")  # of a grad_output that is nearly infinite
