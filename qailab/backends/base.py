@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -43,6 +43,7 @@ from qailab.errors import (
     plain,
 )
 from qailab.gradients.canonical import CanonicalCircuit
+from qailab.gradients.observables import Observables
 from qailab.gradients.rows import FloatArray, JoinedRows, RowBatch, SlopeRows
 
 PARTIAL_SUMS = 32
@@ -85,6 +86,7 @@ class BackendTraits:
         packs_jobs: makes jobs of its own of whatever rows it is given, where a job costs money or
             a place in a queue, and retries by itself. It gets all rows there are, in one chunk.
         queue_name: the queue its rows wait in, where several processes share it.
+        calibration_rows: rows that it adds to those of every call, to mitigate its readout.
         resources: what an actor with it takes from its node.
         close_seconds: time that `Backend.close` may take.
     """
@@ -98,6 +100,7 @@ class BackendTraits:
     call_overhead_seconds: float = 0.003
     packs_jobs: bool = False
     queue_name: str | None = None
+    calibration_rows: int = 0
     resources: ActorResources = field(default_factory=ActorResources)
     close_seconds: float = 5.0
 
@@ -141,8 +144,7 @@ class Evaluation(NamedTuple):
     """The answers of a batch, in row order, and what they took.
 
     Args:
-        answers: outputs ``(n, K)`` or ``(n, O)``, or values and variances ``(n, 2)``; see
-            `RowBatch`.
+        answers: outputs, or values and variances ``(n, 2)``; see `RowBatch`.
         usage: what a device was used for.
     """
 
@@ -462,6 +464,21 @@ def _check_shape(
         )
 
 
+def _shares(
+    observables: Observables, basis: int, probabilities: FloatArray, batch: RowBatch
+) -> FloatArray:
+    """What a batch without cotangents wants of the probabilities in a basis, ``(n, K)``."""
+    values = observables.of_probabilities(basis, probabilities)
+    if not batch.variances:
+        return values
+    rows, found, variances = batch.rows.in_basis(basis), Probabilities(probabilities), []
+    for unit in np.eye(observables.num_observables)[:, None]:
+        table = observables.outcome_cotangents(basis, unit)
+        table = np.broadcast_to(table, (len(rows.base), table.shape[1]))
+        variances.append(contract(found, replace(batch, rows=rows, cotangents=table))[:, 1])
+    return np.column_stack([values, *variances])
+
+
 @np.errstate(invalid="ignore", over="ignore")  # of a grad_output that is nearly infinite
 def contract(found: Probabilities, batch: RowBatch) -> FloatArray:
     """What a batch wants of its probabilities.
@@ -543,7 +560,7 @@ def _in_bases(
         found = answer(basis, batch.in_basis(basis, cotangents))
         shares = found.answers
         if cotangents is None:
-            shares = observables.of_probabilities(basis, shares)
+            shares = _shares(observables, basis, shares, batch)
         answers[basis :: observables.num_bases] = shares
         used += found.usage
     return Evaluation(answers, used)

@@ -38,7 +38,7 @@ def encode_batch(batch: RowBatch) -> bytes:
             _encode_cotangents(batch.cotangents),
             batch.shots,
             (noise.seed, noise.step, noise.purpose),
-            (batch.resent, batch.evaluation),
+            (batch.resent, batch.evaluation, batch.variances),
         ),
         protocol=5,
     )

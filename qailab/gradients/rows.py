@@ -12,7 +12,8 @@ stretch of them can be cut out without changing their numbers.
 A batch is rows with what is wanted of them. Its answers are, in row order,
 
 * the outputs, if it has no cotangents (forward): probabilities of the K outcomes, shape
-  ``(num_rows, K)``, or the row's share of the values of O observables, shape ``(num_rows, O)``;
+  ``(num_rows, K)``, or the row's share of the values of O observables, shape ``(num_rows, O)``,
+  with their shot variances after them, ``(num_rows, 2 * O)``, where those are wanted;
 * ``sum_k cotangents[sample, k] * output_k`` and the shot variance of that sum, shape
   ``(num_rows, 2)``, if it has (backward): two floats for a row, however many outputs there are;
 * the derivative of that sum with respect to one angle, and zero, for `SlopeRows`;
@@ -364,6 +365,7 @@ class RowBatch:
         resent: whether a process that is gone may have begun with them: where running costs,
             its jobs are looked for first.
         evaluation: names the evaluation that the rows are of; the same when they are sent again.
+        variances: whether the shot variances of observables' values are wanted without cotangents.
     """
 
     rows: Rows
@@ -372,6 +374,7 @@ class RowBatch:
     cotangents: FloatArray | None = None
     resent: bool = False
     evaluation: str = ""
+    variances: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -406,8 +409,8 @@ class RowBatch:
         if basis:
             noise = NoiseStream.of(f"basis {basis}", noise.seed, noise.step, noise.purpose)
         rows = self.rows.in_basis(basis)
-        return replace(self, rows=rows, noise=noise, cotangents=cotangents)
+        return replace(self, rows=rows, noise=noise, cotangents=cotangents, variances=False)
 
     def answer_width(self, num_outputs: int) -> int:
         """How many floats answer one row."""
-        return num_outputs if self.cotangents is None else 2
+        return num_outputs * (1 + self.variances) if self.cotangents is None else 2

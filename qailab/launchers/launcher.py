@@ -150,6 +150,8 @@ class StepContext:
         first_sample: the number of the first sample, which shot noise depends on as well: where a
             batch is one worker's part of a larger one, its place in that.
         on_gradient: called with each gradient (for its standard errors).
+        on_std_error: called with the standard errors of a forward pass's outputs, ``(*, K)`` or
+            ``(*, O)``; those of observables are computed where they are asked for only.
         evaluation: whether it is an evaluation; those have steps, and noise, of their own.
         prefetch: where the forward pass runs the backward pass's rows along with its own.
         started: the forward pass, if it was started before.
@@ -162,6 +164,9 @@ class StepContext:
     step: int = 0
     first_sample: int = 0
     on_gradient: Callable[[Gradient], None] | None = None
+    on_std_error: Callable[[FloatArray], None] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
     evaluation: bool = dataclasses.field(default=False, kw_only=True)
     prefetch: Prefetch | None = dataclasses.field(default=None, kw_only=True)
     started: LaunchHandle[FloatArray] | None = dataclasses.field(default=None, kw_only=True)
@@ -262,19 +267,27 @@ class QuantumLauncher:
             return self.context.started
         lead, parameters = self._parameters(inputs, weights)
         rows = self.algorithm.rows(self.problem, parameters, self.context.first_sample)
-        forward = RowBatch(rows, self.algorithm.shots, self._noise("forward"))
+        shots, observables = self.algorithm.shots, self.problem.observables
+        constants = 0.0 if observables is None else observables.constants
+        tell, width = self.context.on_std_error, self.problem.num_outputs
+        variances = observables is not None and tell is not None
+        forward = RowBatch(rows, shots, self._noise("forward"), variances=variances)
         batch, prefetch = forward, self.context.prefetch
         if prefetch is not None:
             batch = prefetch.joined(self.problem, parameters, forward, noiseless=self._noiseless)
-        observables = self.problem.observables
-        constants = 0.0 if observables is None else observables.constants
 
         def finish(answers: FloatArray) -> FloatArray:
             if prefetch is not None and batch is not forward:
                 measured = prefetch.keep(batch, answers)
                 answers = contract_measured(self.problem.canonical, forward, measured)
-            outputs: FloatArray = rows.over_bases(answers) + constants
-            return outputs.reshape(*lead, self.problem.num_outputs)
+            found = rows.over_bases(answers)
+            outputs: FloatArray = found[:, :width] + constants
+            if tell is not None:
+                with np.errstate(invalid="ignore"):  # one shot has no variance
+                    spread = outputs * (1 - outputs) / ((shots or np.inf) - np.float64(1))
+                    spread = found[:, width:] if variances else spread
+                    tell(np.sqrt(np.maximum(spread, 0.0)).reshape(*lead, width))
+            return outputs.reshape(*lead, width)
 
         return LaunchHandle(self._start(batch, wait), finish)
 

@@ -12,7 +12,7 @@ from qiskit.circuit import Parameter, QuantumCircuit
 from torch import Tensor, nn
 
 from qailab.arguments import check_choice, checked_integer
-from qailab.backends import AerBackend, Backend, StatevectorBackend
+from qailab.backends import AerBackend, BackendTraits, StatevectorBackend
 from qailab.errors import BackendError, InputError
 from qailab.gradients.observables import Observable
 from qailab.gradients.rows import FloatArray
@@ -78,6 +78,7 @@ class CircuitLayer(nn.Module):
         step: how many forward passes there were in training, an int64 tensor.
         evaluation_step: how many there were in evaluation, an int64 tensor.
         prefetch: as for `QLayer`. Assign another value at any time.
+        tracks_output_std_error: set it to have `output_std_error` after each forward pass.
         first_sample: the number of the next batch's first sample, 0 unless it is set. Where workers
             train on parts of one batch, each sets it to its part's place, so that samples have the
             same noise as if one worker had them all.
@@ -114,8 +115,10 @@ class CircuitLayer(nn.Module):
             self.register_buffer(name, torch.empty((), dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_without_evaluations)  # type: ignore[no-untyped-call]
         self.first_sample = 0
+        self.tracks_output_std_error = False
         self._recent = RecentPasses()
         self._last_gradient = Gradient(None, None, None, None)
+        self._last_std_error: FloatArray | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -170,6 +173,11 @@ class CircuitLayer(nn.Module):
     def input_std_error(self) -> Tensor | None:
         """The same for the inputs, ``(*, I)``."""
         return self._like_weight(self._last_gradient.input_std_error)
+
+    @property
+    def output_std_error(self) -> Tensor | None:
+        """The same for the outputs of the last forward pass, if `tracks_output_std_error`."""
+        return self._like_weight(self._last_std_error)
 
     def _set_launchers(
         self, problem: CircuitProblem, backend: RowEvaluator, shots: int | None
@@ -236,7 +244,10 @@ class CircuitLayer(nn.Module):
         counter = self.evaluation_step if evaluation else self.step
         # Checkpoints run a pass again that first ran with grad, or without it in training mode.
         recent = self._recent if self.training or torch.is_grad_enabled() else None
-        wanted = StepContext(None, 0, self.first_sample, self._keep_gradient, evaluation=evaluation)
+        wanted = StepContext(
+            None, 0, self.first_sample, self._keep_gradient, evaluation=evaluation,
+            on_std_error=self._keep_std_error if self.tracks_output_std_error else None,
+        )  # fmt: skip
         context = TakeStep.apply(inputs, self.weight, self.seed, counter, wanted, recent)
         context = replace(context, prefetch=self._prefetched(inputs))
         forward, backward = (
@@ -250,17 +261,20 @@ class CircuitLayer(nn.Module):
         wanted += [self.weight.requires_grad] * self.problem.num_weights
         algorithm, prefetch = self._backward_launcher.algorithm, self.prefetch
         assert isinstance(algorithm, BackwardPass)
+        backends = getattr(self.backend, "backends", (self.backend,))  # those of a pool
+        traits = [getattr(each, "traits", BackendTraits()) for each in backends]
         if prefetch is None:
-            backends = getattr(self.backend, "backends", (self.backend,))  # those of a pool
-            prefetch = all(
-                isinstance(each, Backend) and each.traits.packs_jobs for each in backends
-            )
-        if not prefetch or algorithm.method == "adjoint" or not torch.is_grad_enabled():
+            prefetch = all(each.packs_jobs for each in traits)
+        apart = algorithm.method == "adjoint" or any(each.calibration_rows for each in traits)
+        if not prefetch or apart or not torch.is_grad_enabled():
             return None
         return Prefetch(algorithm, np.array(wanted), self.prefetch_bytes) if any(wanted) else None
 
     def _keep_gradient(self, gradient: Gradient) -> None:
         self._last_gradient = gradient
+
+    def _keep_std_error(self, std_error: FloatArray) -> None:
+        self._last_std_error = std_error
 
     def _like_weight(self, values: FloatArray | None) -> Tensor | None:
         if values is None:
@@ -298,7 +312,8 @@ class QLayer(CircuitLayer):
         prefetch: whether a forward pass whose gradient will be needed runs the rows of the backward
             pass as well: one job for each step and device instead of two, and the same numbers
             (errors of gradients are estimated from the shots, also on simulators). By default
-            where rows are jobs in a queue (`IBMBackend`). It is not for layers inside
+            where rows are jobs in a queue (`IBMBackend`). Passes stay apart where readout is
+            mitigated or the method is ``"adjoint"``. It is not for layers inside
             `torch.utils.checkpoint`, which runs forward passes twice.
         prefetch_bytes: of what the rows measure that is kept for a backward pass; where it is more,
             that runs its rows itself, with a warning.

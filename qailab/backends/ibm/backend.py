@@ -34,7 +34,6 @@ from qailab.backends.ibm.programs import Measured, check_fits
 from qailab.backends.ibm.timeouts import IBMTimeouts, check_positive
 from qailab.backends.limits import IBMLimits
 from qailab.backends.sampling import (
-    Bits,
     bits_as_floats,
     bits_to_counts,
     bytes_of,
@@ -42,11 +41,19 @@ from qailab.backends.sampling import (
     from_bits,
 )
 from qailab.backends.shared import SharedState
+from qailab.backends.trex import (
+    CALIBRATION_ROWS,
+    ReadoutMitigation,
+    TwirledReadout,
+    check_mitigated,
+)
 from qailab.errors import BackendError, InputError, InputTypeError
 from qailab.gradients.canonical import CanonicalCircuit
+from qailab.gradients.observables import Bits
 from qailab.gradients.rows import FloatArray, JoinedRows, RowBatch
 from qailab.journal import DIGEST_BYTES, Journal, Work
 
+_TWIRLS = 32  # of a row: of a readout whose errors differ by 6 %, 1 % is left, with any sign
 _TABLE_BYTES = 512 << 20  # counts and frequencies of the rows that are run at once
 _DAY = 86_400.0
 _CLOSE_SECONDS = 30.0
@@ -78,6 +85,9 @@ class IBMBackend(Backend):
         channel: the client's channel.
         options: options of IBM's Sampler, as nested mappings: ``twirling``,
             ``dynamical_decoupling``, ``max_execution_time``, ...
+        readout_mitigation: ``"trex"`` for the Sampler's twirled readout (32 times a row, unless
+            ``options`` say otherwise), whose bias 16 calibration rows in each job take out of
+            observables' values and gradients.
         optimization_level: of Qiskit's transpiler, 0 to 3.
         seed_transpiler: its seed: all processes lay a circuit out alike.
         budget: what may be spent, together with all who are given the same.
@@ -111,6 +121,7 @@ class IBMBackend(Backend):
         instance: str | None = None,
         channel: str | None = None,
         options: Mapping[str, Any] | None = None,
+        readout_mitigation: ReadoutMitigation | None = None,
         optimization_level: Literal[0, 1, 2, 3] = 1,
         seed_transpiler: int = 0,
         budget: Budget | None = None,
@@ -132,6 +143,9 @@ class IBMBackend(Backend):
                             ("instance", instance), ("channel", channel)):  # fmt: skip
             if value is not None and (not isinstance(value, str) or not value):
                 raise InputTypeError(f"{what} must be text, or None; got {value!r}")
+        if readout_mitigation is not None:
+            check_choice("readout_mitigation", readout_mitigation, get_args(ReadoutMitigation))
+            options = _twirled(options or {})
         self.name = _checked_name(name)
         self.mode: Mode = mode
         self.budget = None if budget is None else _checked(Budget, "budget", budget)
@@ -145,6 +159,7 @@ class IBMBackend(Backend):
             instance=instance,
             channel=channel,
             options=dict(options or {}),
+            readout_mitigation=readout_mitigation,
             optimization_level=optimization_level,
             seed_transpiler=checked_integer("seed_transpiler", seed_transpiler, least=0),
             budget=self.budget,
@@ -158,10 +173,14 @@ class IBMBackend(Backend):
         )
         if options:  # only then, as IBM's client takes seconds to import
             _check_options(options)
+        more = 0 if readout_mitigation is None else CALIBRATION_ROWS
         if isinstance(self.name, BackendV2):  # rows cost nothing, and cores are what counts
-            self.traits = BackendTraits(idempotent=True, call_overhead_seconds=0.05)
+            self.traits = BackendTraits(
+                idempotent=True, call_overhead_seconds=0.05, calibration_rows=more
+            )
         else:
             self.traits = BackendTraits(
+                calibration_rows=more,
                 detect_hangs=False,
                 max_concurrency=8,
                 call_overhead_seconds=2.0,
@@ -172,6 +191,8 @@ class IBMBackend(Backend):
             )
 
     def max_rows_per_call(self, circuit: CanonicalCircuit, shots: int | None) -> int:
+        if self.config.readout_mitigation is not None:
+            check_mitigated(circuit, shots)
         if shots is None:
             raise BackendError(
                 f"shots=None asks for exact probabilities, which hardware does not have; {self!r} "
@@ -235,7 +256,7 @@ class IBMBackend(Backend):
     ) -> Probabilities:
         if batch.num_rows == 0:
             return Probabilities(np.empty((0, circuit.num_outcomes)))
-        counts, usage = self._measured(circuit, batch, stop)
+        counts, usage = self._measured(circuit, batch, batch.rows.angles(), stop)
         return Probabilities(_frequencies(counts), usage=usage)
 
     def expectations(
@@ -245,9 +266,18 @@ class IBMBackend(Backend):
         assert observables is not None
         if batch.num_rows == 0:
             return Evaluation(np.empty((0, batch.answer_width(circuit.num_outputs))), NOTHING_USED)
-        measured, usage = self._measured(circuit, batch, stop)
-        bits = _as_bits(circuit, measured)
-        return Evaluation(contract_bits(observables, batch, bits), usage)
+        angles, more = batch.rows.angles(), self.traits.calibration_rows
+        if more:  # one more number tells them from the others, in the journal too
+            angles = np.pad(angles, ((0, more), (0, 1)))
+            angles[-more:, -1] = np.arange(1, more + 1)
+        measured, usage = self._measured(circuit, batch, angles, stop)
+        bits, calibration = np.split(_as_bits(circuit, measured), [batch.num_rows])
+        readout = None
+        if more:
+            assert batch.shots is not None
+            twirls = _twirls(self.config.options["twirling"], batch.shots)
+            readout = TwirledReadout.of(observables, calibration, twirls)
+        return Evaluation(contract_bits(observables, batch, bits, readout), usage)
 
     def measure(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
@@ -258,7 +288,7 @@ class IBMBackend(Backend):
             most = self.config.limits.rows_per_job(batch.shots, circuit.num_angles)
             if batch.rows.group > most:
                 return super().measure(circuit, batch, stop)
-        measured, usage = self._measured(circuit, batch, stop)
+        measured, usage = self._measured(circuit, batch, batch.rows.angles(), stop)
         if circuit.observables is None:
             return Evaluation(_frequencies(measured), usage)
         bits = _as_bits(circuit, measured)
@@ -267,9 +297,9 @@ class IBMBackend(Backend):
         return Evaluation(_frequencies(bits_to_counts(bits, circuit.num_outcomes)), usage)
 
     def _measured(
-        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+        self, circuit: CanonicalCircuit, batch: RowBatch, angles: FloatArray, stop: threading.Event
     ) -> tuple[Measured, Usage]:
-        """Run the rows, all bases of them in the same jobs."""
+        """Run the rows, all bases of them in the same jobs, and calibration rows after them."""
         self.max_rows_per_call(circuit, batch.shots)
         assert batch.shots is not None
         if "_live_state" not in self.__dict__:  # nobody has looked before
@@ -278,7 +308,7 @@ class IBMBackend(Backend):
             self.open()
             connection: Connection = self._live_connection
         jobs, program = connection.prepare(circuit, batch.shots)
-        angles = np.ascontiguousarray(batch.rows.angles())
+        angles = np.ascontiguousarray(angles)
         group = batch.rows.group
         max_rows = self.config.limits.rows_per_job(batch.shots, len(program.columns), group)
         work, seed = self._work(circuit, batch, angles)
@@ -314,7 +344,7 @@ class IBMBackend(Backend):
             step=noise.step,
             purpose=noise.purpose,
             start=batch.rows.start,
-            stop=batch.rows.stop,
+            stop=batch.rows.start + len(angles),
             digests=b"".join(digests),
         )
         seed = int(work.key[:8], 16)
@@ -383,6 +413,22 @@ def _checked_name(name: object) -> str | BackendV2 | None:
             "not travel; the client's own is used where the rows run"
         )
     return name
+
+
+def _twirled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the Sampler that twirl the readout, as often as they say."""
+    twirling = dict(options.get("twirling", {}))
+    if "shots_per_randomization" not in twirling:
+        twirling.setdefault("num_randomizations", _TWIRLS)
+    return {**options, "twirling": {**twirling, "enable_measure": True}}
+
+
+def _twirls(options: Mapping[str, Any], shots: int) -> int:
+    """How often the flips of a row change."""
+    from qiskit_ibm_runtime.executor.calculate_twirling_shots import calculate_twirling_shots
+
+    names = ("num_randomizations", "shots_per_randomization")
+    return int(calculate_twirling_shots(shots, *(options.get(name, "auto") for name in names))[0])
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

@@ -5,7 +5,10 @@ import pytest
 import torch
 from qiskit.quantum_info import SparsePauliOp
 
+from qailab.backends import Budget
+from qailab.backends.trex import CALIBRATION_ROWS
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.errors import BudgetExceededError
 from qailab.torch import ObservableQLayer
 from tests.support.ibm import device
 
@@ -66,6 +69,32 @@ def test_gradients_are_right_within_their_standard_errors(rehearse):
     assert scores.abs().max() < 5
     assert scores.abs().mean() > 0.2
     backend.close()
+
+
+def test_calibration_rows_are_in_the_same_jobs_and_count(rehearse, tmp_path):
+    server = rehearse()
+    inputs = torch.tensor([[0.3, 0.5, 0.7, 0.9]], dtype=torch.float64)
+    budget = Budget(rows=3 + 2 * 12 * 3 + 2 * CALIBRATION_ROWS)
+
+    def run(**options):
+        backend = device(journal=tmp_path / "jobs.sqlite", budget=budget, **options)
+        layer = made(observables=[SQUARE, "ZIII"], shots=200, backend=backend)
+        found = step(layer, inputs)
+        backend.close()
+        return found
+
+    mitigated = {
+        "readout_mitigation": "trex",
+        "options": {"twirling": {"num_randomizations": 2}},
+    }
+    first = run(**mitigated)
+    told = [job.rows // 2 for job in server.jobs]
+    assert told == [3 + CALIBRATION_ROWS, 2 * 12 * 3 + CALIBRATION_ROWS]
+    for again, before in zip(run(**mitigated), first, strict=True):
+        torch.testing.assert_close(again, before, rtol=0, atol=0)
+    assert len(server.jobs) == 2
+    with pytest.raises(BudgetExceededError, match="rows"):  # others than those without
+        run()
 
 
 def test_a_journal_answers_again_and_for_other_coefficients(rehearse, tmp_path):
