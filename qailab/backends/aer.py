@@ -21,14 +21,8 @@ from qailab.backends.aer_programs import (
     for_noise,
     native_gates,
 )
-from qailab.backends.base import (
-    NOTHING_USED,
-    ActorResources,
-    Backend,
-    BackendTraits,
-    Evaluation,
-    Probabilities,
-)
+from qailab.backends.answers import NOTHING_USED, Evaluation, Probabilities
+from qailab.backends.base import ActorResources, Backend, BackendTraits
 from qailab.backends.readout import ReadoutErrors
 from qailab.backends.sampling import bits_as_floats, contract_bits, from_bits, is_wide
 from qailab.backends.trex import (

@@ -15,7 +15,8 @@ import numpy as np
 
 from qailab.arguments import checked_integer
 from qailab.backends.aer import AerBackend
-from qailab.backends.base import Backend, Evaluation, Probabilities, Usage, evaluate
+from qailab.backends.answers import Evaluation, Probabilities, Usage
+from qailab.backends.base import Backend, evaluate
 from qailab.errors import InputError, InputTypeError, TransientBackendError
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray, RowBatch

@@ -28,7 +28,8 @@ from typing import Final
 
 import numpy as np
 
-from qailab.backends.base import RowFuture, answer_width
+from qailab.backends.answers import answer_width
+from qailab.backends.base import RowFuture
 from qailab.distributed.actors import Actor, Chunk, Pace, Pass, average_speed, expected_seconds
 from qailab.distributed.options import Settings
 from qailab.errors import QailabError

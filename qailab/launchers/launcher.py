@@ -19,7 +19,7 @@ from qiskit.circuit import Parameter
 from qiskit.providers import BackendV2
 
 from qailab.arguments import checked_integer
-from qailab.backends.base import answer_width, contract_measured
+from qailab.backends.answers import answer_width, contract_measured
 from qailab.errors import InputError, InputTypeError, MemoryLimitError
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.noise import NoiseStream, Purpose

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from qailab.backends.base import answer_width, contract_measured
+from qailab.backends.answers import answer_width, contract_measured
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray, JoinedRows, RowBatch
 from qailab.launchers.algorithms import BackwardPass

@@ -17,15 +17,8 @@ import numpy as np
 from qiskit.providers import BackendV2
 
 from qailab.arguments import check_choice, checked_integer
-from qailab.backends.base import (
-    NOTHING_USED,
-    ActorResources,
-    Backend,
-    BackendTraits,
-    Evaluation,
-    Probabilities,
-    Usage,
-)
+from qailab.backends.answers import NOTHING_USED, Evaluation, Probabilities, Usage
+from qailab.backends.base import ActorResources, Backend, BackendTraits
 from qailab.backends.budget import Budget
 from qailab.backends.ibm.connection import Connection, IBMConfig
 from qailab.backends.ibm.devices import Mode

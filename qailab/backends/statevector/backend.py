@@ -16,15 +16,8 @@ from typing import Any
 import numpy as np
 
 from qailab.arguments import checked_integer
-from qailab.backends.base import (
-    NOTHING_USED,
-    ActorResources,
-    Backend,
-    BackendTraits,
-    Evaluation,
-    Probabilities,
-    evaluate,
-)
+from qailab.backends.answers import NOTHING_USED, Evaluation, Probabilities
+from qailab.backends.base import ActorResources, Backend, BackendTraits, evaluate
 from qailab.backends.statevector.program import StateProgram, check_gates, compile_program
 from qailab.errors import BackendBuildError, MemoryLimitError
 from qailab.gradients.canonical import CanonicalCircuit
