@@ -23,7 +23,7 @@ MAY_USE = {
     "launchers": ALL | {"circuit", "gradients", "backends"},
     "distributed": ALL | {"circuit", "gradients", "backends", "launchers"},
     "torch": ALL | {"circuit", "gradients", "backends", "launchers"},
-    "training": ALL | {"backends", "launchers", "torch"},
+    "training": ALL | {"gradients", "backends", "launchers", "torch"},
     "rehearsal": ALL | {"circuit", "gradients", "backends"},  # the other side of the network
 }
 MAY_USE["doctor"] = set(MAY_USE)  # it looks at everything

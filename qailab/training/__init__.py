@@ -12,5 +12,7 @@ The modules are read in this order: `log`, `schedule` (without threads or clock)
 """
 
 from qailab.training.log import Entry, RunLog
+from qailab.training.trainer import AsyncTrainer, Step
+from qailab.training.weighting import circuit_quality
 
-__all__ = ["Entry", "RunLog"]
+__all__ = ["AsyncTrainer", "Entry", "RunLog", "Step", "circuit_quality"]

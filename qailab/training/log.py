@@ -1,14 +1,20 @@
-"""The log of a run: in which order gradients arrived, the one thing that no seed decides."""
+"""The log of a run: what it is of, and in which order gradients arrived, which no seed decides."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from qailab.errors import InputError
+from qailab.torch.layers import CircuitLayer
 
 
 @dataclass(frozen=True)
@@ -81,3 +87,40 @@ class RunLog:
                 f"this log cannot be replayed here: it is of another {', '.join(differing)}; build "
                 f"model, optimizer and loader as the run did that wrote it"
             )
+
+
+def about_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Digests of a model (initial values, circuits, shots) and of an optimizer's options."""
+    state = {k: v for k, v in model.state_dict().items() if not k.endswith("evaluation_step")}
+    layers = [layer for layer in model.modules() if isinstance(layer, CircuitLayer)]
+    circuits = [(layer.problem.key, layer.shots, layer.first_sample) for layer in layers]
+    rules = [
+        {name: value for name, value in group.items() if name not in ("params", "lr")}
+        | {"initial_lr": group.get("initial_lr", group["lr"])}
+        for group in optimizer.param_groups
+    ]
+    rule = (type(optimizer).__name__, rules)
+    return {"model": digest((state, circuits)), "optimizer": digest(rule)}
+
+
+def digest(values: Any) -> str:
+    """A short hash of tensors in tuples, lists and mappings; other values go by their ``repr``."""
+    found = hashlib.blake2b(digest_size=8)
+    _feed(found, values)
+    return found.hexdigest()
+
+
+def _feed(found: Any, values: Any) -> None:
+    if isinstance(values, Tensor):
+        found.update(f"{values.dtype} {tuple(values.shape)}".encode())
+        found.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    elif isinstance(values, Mapping):
+        for key, value in values.items():
+            found.update(f"{key!r}:".encode())
+            _feed(found, value)
+    elif isinstance(values, list | tuple):
+        found.update(f"{len(values)} of".encode())
+        for value in values:
+            _feed(found, value)
+    else:
+        found.update(repr(values).encode())

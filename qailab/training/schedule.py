@@ -64,8 +64,8 @@ class Schedule(ABC):
         """What becomes of the next gradient, which counts from now on; None if none is there."""
 
     @abstractmethod
-    def _again(self, task: Task) -> None:
-        """Have the batch of a task taken again."""
+    def _again(self, task: Task, *, fresh: bool) -> None:
+        """Have the batch of a task taken again, with fresh noise if its gradient may be seen."""
 
     @property
     @abstractmethod
@@ -88,14 +88,14 @@ class Schedule(ABC):
     def lose(self, task: Task) -> None:
         """The gradient of a task will never arrive."""
         if self._in_flight.pop(task, False) and not self.is_done(task.batch):
-            self._again(task)
+            self._again(task, fresh=False)
 
     def doubt(self, task: Task) -> None:
         """Do not wait for a gradient any more; it may still arrive."""
         if self._in_flight.get(task):
             self._in_flight[task] = False
             if not self.is_done(task.batch):
-                self._again(task)
+                self._again(task, fresh=True)
 
     def is_done(self, batch: int) -> bool:
         """Whether a gradient of the batch was applied."""
@@ -165,15 +165,17 @@ class LiveSchedule(Schedule):
             for other in [other for other in self._in_flight if self._is_hopeless(other)]:
                 self.doubt(other)
         elif waited_for and not self.is_done(task.batch):
-            self._again(task)
+            self._again(task, fresh=True)
         return Entry(lane, *task, applied, scale)
 
     def _is_hopeless(self, task: Task) -> bool:
         """Whether it will be dropped, whenever it arrives: its batch need not wait for that."""
         return self._drops and self.version - task.version > self._max
 
-    def _again(self, task: Task) -> None:
+    def _again(self, task: Task, *, fresh: bool) -> None:
         self._retakes.add(task.batch)
+        if not fresh and self._attempts[task.batch] == task.attempt + 1:
+            self._attempts[task.batch] = task.attempt
 
     @property
     def is_over(self) -> bool:
@@ -203,6 +205,7 @@ class LiveSchedule(Schedule):
         self._retakes, self._attempts = set(state["retakes"]), dict(state["attempts"])
         self._promised = [Task(*task) for task in state["promised"]]
         self._in_flight.clear()
+        self._arrivals.clear()
 
 
 class ReplaySchedule(Schedule):
@@ -250,7 +253,7 @@ class ReplaySchedule(Schedule):
         if not self.is_done(task.batch):
             self._arrived.add(task)
 
-    def _again(self, task: Task) -> None:
+    def _again(self, task: Task, *, fresh: bool) -> None:
         if task not in self._arrived:
             heapq.heappush(self._ready, (self._place_of[task], task))
 
@@ -281,6 +284,7 @@ class ReplaySchedule(Schedule):
         return {"place": self._place}
 
     def restore(self, state: dict[str, Any]) -> None:
+        ReplaySchedule.__init__(self, self._entries)
         for entry in self._entries[: state["place"]]:
             if entry.applied:
                 self._apply(entry.batch)
