@@ -25,7 +25,7 @@ Weighting = Literal["uniform", "quality", "standard_error"] | Mapping[int, float
 LEAST = 0.75
 """EQC's weight of the worst device; the best one's is 1."""
 _MEMORY = 0.9  # of a lane's mean standard error, from gradient to gradient
-_NOT_GATES = ("measure", "reset", "delay", "id")
+_NOT_GATES = ("measure", "reset", "delay", "id", "barrier")
 
 
 def circuit_quality(circuit: QuantumCircuit, device: BackendV2) -> float:
