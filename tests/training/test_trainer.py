@@ -18,30 +18,15 @@ from qailab.errors import (
     TransientBackendError,
 )
 from qailab.training import AsyncTrainer, RunLog
-from tests.training.conftest import loss_fn, make_batches, make_model, weights_of
-
-EPOCHS = 3
-
-
-def make_trainer(model=None, lanes=3, *, lr=0.05, places=None, **options):
-    model = make_model() if model is None else model
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-    places = places or [StatevectorBackend() for _ in range(lanes)]
-    return AsyncTrainer(model, optimizer, loss_fn, places, scheduler=scheduler, **options)
-
-
-def state_of(trainer):
-    """All that a run ends with."""
-    return {
-        **trainer.model.state_dict(),
-        **{f"{i}{k}": v for i, s in trainer.optimizer.state.items() for k, v in s.items()},
-    }
-
-
-def assert_same(one, other):
-    for (key, mine), theirs in zip(state_of(one).items(), state_of(other).values(), strict=True):
-        assert torch.equal(mine, theirs), key
+from tests.support.lane_training import (
+    EPOCHS,
+    assert_same,
+    loss_fn,
+    make_batches,
+    make_model,
+    make_trainer,
+    weights_of,
+)
 
 
 class Disturbed(StatevectorBackend):
