@@ -518,7 +518,7 @@ class AsyncTrainer:
         """Go on from a `state_dict`, with the same or other lanes.
 
         Raises:
-            CheckpointError: if it is of another model, optimizer, seed or log.
+            CheckpointError: if it is of another model, seed or log.
         """
         if self._running:
             raise CheckpointError("this trainer trains; end its loop first")
@@ -528,8 +528,6 @@ class AsyncTrainer:
                 raise ValueError(f"its seed is {about['seed']}, not {self._seed}")
             if self._replay is not None and self._replay.about != about:
                 raise ValueError("it is not of the log that is replayed")
-            if about.get("optimizer") not in (None, self._about["optimizer"]):
-                raise ValueError("its optimizer has other options")
             for model in (self.model, self._template, *(lane.model for lane in self._lanes)):
                 model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
