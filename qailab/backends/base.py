@@ -111,11 +111,15 @@ class RowFuture(Future[FloatArray]):
 
     Args:
         on_cancel: called once when the future is cancelled before it is done.
+
+    Attributes:
+        usage: what devices were used for; complete when the future is done.
     """
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
         super().__init__()
         self._on_cancel = on_cancel
+        self.usage = NOTHING_USED
 
     def result(self, timeout: float | None = None) -> FloatArray:
         try:
@@ -281,7 +285,7 @@ class Backend(ABC):
         # comes second, the cancel or the answers, finds it done.
         with suppress(InvalidStateError):
             try:
-                answers = self._evaluate_with_retries(circuit, batch, stop)
+                answers, future.usage = self._evaluate_with_retries(circuit, batch, stop)
             except BaseException as error:
                 future.set_exception(error)
             else:
@@ -289,12 +293,12 @@ class Backend(ABC):
 
     def _evaluate_with_retries(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
-    ) -> FloatArray:
+    ) -> Evaluation:
         """Try again after transient faults, as a pool does with another actor."""
         for _ in range(0 if self.traits.packs_jobs else MAX_TRANSIENT_FAULTS - 1):
             with suppress(TransientBackendError):
-                return evaluate(self, circuit, batch, stop).answers
-        return evaluate(self, circuit, batch, stop).answers
+                return evaluate(self, circuit, batch, stop)
+        return evaluate(self, circuit, batch, stop)
 
     def _executor(self) -> ThreadPoolExecutor:
         # Mostly one thread: a live simulator is used by one call at a time, whatever thread asks.
