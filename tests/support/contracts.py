@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+import warnings
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -12,7 +13,7 @@ from qiskit.quantum_info import SparsePauliOp
 
 from qailab.backends import Backend
 from qailab.backends.base import evaluate
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.circuit import build_circuit
 from qailab.gradients import (
     NoiseStream,
     Observables,
@@ -22,6 +23,7 @@ from qailab.gradients import (
     canonicalize,
 )
 from tests.support import oracles
+from tests.support.circuits import ry_ansatz
 
 DEADLINE = 120
 OBSERVABLES = ["ZIZ", SparsePauliOp(["XXI", "YIY", "ZZI", "IZI", "III"], [0.5, -1.2, 0.7, 1, 2])]
@@ -30,11 +32,18 @@ OBSERVABLES = ["ZIZ", SparsePauliOp(["XXI", "YIY", "ZZI", "IZI", "III"], [0.5, -
 
 def model(qubits=3, reps=1, measure_qubits=None):
     """A circuit, its canonical form, its angle map and three samples of parameters."""
-    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=reps)]
-    circuit = build_circuit(qubits, blocks, measure_qubits)
+    circuit = ry_ansatz(qubits, reps, measure_qubits)
     canonical, angle_map = canonicalize(circuit, list(circuit.parameters))
     values = np.random.default_rng(5).uniform(0, 3, size=(3, circuit.num_parameters))
     return circuit, canonical, angle_map, values
+
+
+def fake_manila():
+    """IBM's description of a device of five qubits, whose library loads for two seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the library's dependencies warn of meanwhile
+        from qiskit_ibm_runtime.fake_provider import FakeManilaV2
+    return FakeManilaV2()
 
 
 def observable_model():

@@ -17,7 +17,6 @@ import ray
 import torch
 
 from qailab.backends import AerBackend, StatevectorBackend
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.distributed import LauncherPool
 from qailab.distributed import scheduler as scheduling
 from qailab.errors import (
@@ -28,6 +27,7 @@ from qailab.errors import (
     PoolError,
 )
 from qailab.torch import ObservableQLayer, QLayer
+from tests.support.circuits import ry_ansatz
 from tests.support.contracts import OBSERVABLES, answers, backward_batch, forward_batch, model
 from tests.support.pools import DEADLINE, SMALL, actor_handles, actor_pids, is_alive, wait_until
 
@@ -46,8 +46,7 @@ def pool():
 
 
 def layer(backend, qubits=3, seed=5, reps=1, observables=None, shots=100, gradient="auto"):
-    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=reps)]
-    circuit = build_circuit(qubits, blocks)
+    circuit = ry_ansatz(qubits, reps)
     options = {"backend": backend, "seed": seed, "shots": shots, "gradient": gradient}
     if observables is None:
         made = QLayer(circuit, **options)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from qiskit.quantum_info import SparsePauliOp
 
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.torch import ObservableQLayer
+from tests.support.circuits import ry_ansatz
 from tests.support.ibm import device
 
 SQUARE = SparsePauliOp.from_sparse_list(
@@ -24,10 +24,7 @@ def step(layer, inputs):
 
 
 def made(**options):
-    circuit = build_circuit(
-        4, [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
-    )
-    layer = ObservableQLayer(circuit, **{"shots": 2000, "seed": 1, **options}).double()
+    layer = ObservableQLayer(ry_ansatz(4), **{"shots": 2000, "seed": 1, **options}).double()
     layer.weight.data.copy_(torch.linspace(0.2, 3.0, 8))
     return layer
 
