@@ -26,11 +26,11 @@ from qailab.errors import (
 from qailab.gradients import NoiseStream, ParamShiftPlan, RowBatch, canonicalize
 from tests.support import oracles
 from tests.support.circuits import LIBRARY, NAMES, around, circuits, values_of
+from tests.support.client import fake_manila
 from tests.support.contracts import (
     BackendContract,
     answers,
     backward_batch,
-    fake_manila,
     forward_batch,
     model,
 )

@@ -2,7 +2,6 @@
 
 import pickle
 import threading
-import warnings
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -36,14 +35,6 @@ def model(qubits=3, reps=1, measure_qubits=None):
     canonical, angle_map = canonicalize(circuit, list(circuit.parameters))
     values = np.random.default_rng(5).uniform(0, 3, size=(3, circuit.num_parameters))
     return circuit, canonical, angle_map, values
-
-
-def fake_manila():
-    """IBM's description of a device of five qubits, whose library loads for two seconds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the library's dependencies warn of meanwhile
-        from qiskit_ibm_runtime.fake_provider import FakeManilaV2
-    return FakeManilaV2()
 
 
 def observable_model():

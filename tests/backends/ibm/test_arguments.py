@@ -11,7 +11,7 @@ from qailab.backends.ibm.backend import seconds_of
 from qailab.circuit import build_circuit
 from qailab.errors import InputError, InputTypeError
 from qailab.launchers import CircuitProblem, ForwardPass, QuantumLauncher
-from tests.support.contracts import fake_manila
+from tests.support.client import fake_manila
 
 
 @pytest.mark.parametrize("given", ["300", "", "an hour", "1h1d", "-5m", 0, -1, True, 1.5, None])

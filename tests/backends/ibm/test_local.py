@@ -12,7 +12,8 @@ from qailab.backends.ibm.programs import bits_of as packed_bits
 from qailab.errors import BackendError, BudgetExceededError, EvaluationError
 from qailab.journal import Journal
 from qailab.launchers import CircuitProblem, ForwardPass, QuantumLauncher
-from tests.support.contracts import BackendContract, answers, fake_manila, forward_batch, model
+from tests.support.client import fake_manila
+from tests.support.contracts import BackendContract, answers, forward_batch, model
 
 
 class TestOnIdealSimulator(BackendContract):
