@@ -1,6 +1,7 @@
 import multiprocessing
 import threading
 import warnings
+from functools import cache
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ class TestMatrixProductState(BackendContract):
 
 
 class TestAerSampledCounts(BackendContract):
-    cuts = 8
+    parts = 4
 
     @pytest.fixture(autouse=True)
     def _many_outcomes(self, monkeypatch):
@@ -82,7 +83,7 @@ class TestNoiseModel(BackendContract):
 
 
 class TestNoisyTrajectories(BackendContract):
-    cuts = 3
+    parts = 2
     shots = 40
     noiseless = False
 
@@ -94,12 +95,17 @@ class TestNoisyTrajectories(BackendContract):
         return AerBackend(noise_model=noise_model())
 
 
+@cache
+def manila():
+    return AerBackend(from_backend=fake_manila())
+
+
 class TestFakeDevice(BackendContract):
-    cuts = 2
+    parts = 4
     noiseless = False
 
     def backend(self):
-        return AerBackend(from_backend=fake_manila())
+        return manila()  # compiles for half a second
 
 
 @pytest.mark.parametrize("noisy", [True, False])
@@ -277,7 +283,7 @@ def test_angles_outside_the_light_cone_count_where_routing_and_noise_carry_them_
     circuit.ry(outside, 2)
     circuit.cx(4, 0)
     circuit.measure(0, 0)
-    backend = AerBackend(from_backend=fake_manila())
+    backend = manila()
     assert not backend.noiseless
     gradient, slopes = gradient_and_slopes(backend, circuit, np.array([0.4, 1.1]))
     np.testing.assert_allclose(gradient, slopes, atol=1e-9)
@@ -369,7 +375,7 @@ def test_a_users_simulator_is_taken_and_left_alone():
 
 def test_more_qubits_than_the_device_has():
     with pytest.raises(BackendError, match=r"the circuit has 6 qubits.*fake_manila.*has 5"):
-        AerBackend(from_backend=fake_manila()).validate(plain(6, 1), 100)
+        manila().validate(plain(6, 1), 100)
 
 
 def test_a_forked_child_can_go_on():

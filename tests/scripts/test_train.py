@@ -68,7 +68,7 @@ def test_the_command_to_go_on_is_the_one_that_was_given():
     assert vars(parse(again[1:], ""))["given"] == {"epochs": 3}
 
 
-@pytest.mark.parametrize("steps", [1, STEPS, STEPS + 1, STEPS + 3])
+@pytest.mark.parametrize("steps", [1, STEPS, STEPS + 1])
 def test_a_run_goes_on_from_any_step_to_the_same_bits(steps, whole):
     stopped = trained(TINY, steps=steps)
     assert stopped.progress.place == divmod(steps, STEPS + 1)

@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from qiskit.quantum_info import SparsePauliOp
 
 from qailab.backends import Backend
@@ -70,7 +68,7 @@ class BackendContract(ABC):
 
     noiseless = True
     shots = 200
-    cuts = 40  # how many ways of cutting a batch are tried
+    parts = 12  # how many parts of a batch are tried, beside the first rows and the last
 
     @abstractmethod
     def backend(self) -> Backend:
@@ -118,7 +116,7 @@ class BackendContract(ABC):
 
     @pytest.mark.parametrize("kind", ["forward", "backward"])
     @pytest.mark.parametrize("asked", [model, observable_model])
-    def test_any_cut_gives_the_same_bits(self, kind, asked):
+    def test_any_part_of_a_batch_has_the_bits_of_the_whole(self, kind, asked):
         _, canonical, angle_map, values = asked()
         backend = self.backend()
         batch = (
@@ -126,20 +124,12 @@ class BackendContract(ABC):
             if kind == "forward"
             else backward_batch(canonical, angle_map, values, self.shots)
         )
-        whole = answers(backend, canonical, batch)
-
-        @settings(max_examples=self.cuts)
-        @given(st.lists(st.integers(1, batch.num_rows), min_size=1, max_size=4))
-        def check(sizes):
-            start, i, pieces = 0, 0, []
-            while start < batch.num_rows:
-                size = max(1, sizes[i % len(sizes)] // batch.rows.group) * batch.rows.group
-                stop = min(start + size, batch.num_rows)
-                pieces.append(answers(backend, canonical, batch.part(start, stop)))
-                start, i = stop, i + 1
-            np.testing.assert_array_equal(np.concatenate(pieces), whole)
-
-        check()
+        whole, groups = answers(backend, canonical, batch), batch.num_rows // batch.rows.group
+        bounds = np.random.default_rng(len(whole)).integers(0, groups + 1, size=(self.parts, 2))
+        for low, high in [(0, 1), (groups - 1, groups), *np.sort(bounds)]:
+            start, stop = batch.rows.group * low, batch.rows.group * high
+            part = answers(backend, canonical, batch.part(start, stop))
+            np.testing.assert_array_equal(part, whole[start:stop])
 
     def test_seed_and_step_decide_the_noise(self):
         _, canonical, angle_map, values = model()

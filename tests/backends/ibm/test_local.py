@@ -17,7 +17,7 @@ from tests.support.contracts import BackendContract, answers, forward_batch, mod
 
 
 class TestOnIdealSimulator(BackendContract):
-    cuts = 5
+    parts = 4
 
     def backend(self):
         from qiskit_aer import AerSimulator
