@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from qailab.backends import AerBackend
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import EvaluationError, InputError, InputTypeError, UnsupportedError
 from qailab.torch import ArgmaxQLayer, ExpectedValueQLayer, ParallelQLayers, QLayer, evaluate
+from tests.support.circuits import ry_ansatz
 
 
 class Meeting(AerBackend):
@@ -39,10 +39,7 @@ class Patient(AerBackend):
 
 
 def layer(kind=QLayer, qubits=2, backend=None, **options):
-    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
-    made = kind(
-        build_circuit(qubits, blocks), **{"backend": backend, "shots": 50, "seed": 3, **options}
-    )
+    made = kind(ry_ansatz(qubits), **{"backend": backend, "shots": 50, "seed": 3, **options})
     made.weight.data.copy_(torch.linspace(0, 3, len(made.weight)))
     return made
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from qailab.backends import AerBackend, EmulatedBackend, StatevectorBackend, sampling
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import InputError
 from qailab.launchers import Prefetch
 from qailab.torch import ArgmaxQLayer, ExpectedValueQLayer, ObservableQLayer, QLayer
+from tests.support.circuits import ry_ansatz
 
 PAULIS = ["XXI", "ZZZ", "YIY"]
 
@@ -36,14 +36,8 @@ class Queue(AerBackend):
         return super().probabilities(circuit, batch, stop)
 
 
-def circuit():
-    return build_circuit(
-        3, [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
-    )
-
-
 def queue_layer(**options):
-    return QLayer(circuit(), **{"backend": Queue(), "shots": 100, "seed": 1, **options})
+    return QLayer(ry_ansatz(3), **{"backend": Queue(), "shots": 100, "seed": 1, **options})
 
 
 def trained(make, *, prefetch):
@@ -63,16 +57,16 @@ def trained(make, *, prefetch):
 
 
 MADE = {
-    "shots": lambda **o: QLayer(circuit(), backend=AerBackend(), shots=50, **o),
-    "exact": lambda **o: QLayer(circuit(), backend=AerBackend(), shots=None, **o),
-    "spsa": lambda **o: QLayer(circuit(), backend=AerBackend(), gradient="spsa", **o),
-    "kernels": lambda **o: QLayer(circuit(), backend=StatevectorBackend(), shots=50, **o),
-    "adjoint": lambda **o: QLayer(circuit(), backend=StatevectorBackend(), shots=None, **o),
-    "emulated": lambda **o: QLayer(circuit(), backend=EmulatedBackend(), shots=50, **o),
-    "value": lambda **o: ExpectedValueQLayer(circuit(), backend=AerBackend(), **o),
-    "argmax": lambda **o: ArgmaxQLayer(circuit(), backend=AerBackend(), **o),
-    "bases": lambda **o: ObservableQLayer(circuit(), observables=PAULIS, shots=50, **o),
-    "bits": lambda **o: ObservableQLayer(circuit(), backend=AerBackend(), shots=50, **o),
+    "shots": lambda **o: QLayer(ry_ansatz(3), backend=AerBackend(), shots=50, **o),
+    "exact": lambda **o: QLayer(ry_ansatz(3), backend=AerBackend(), shots=None, **o),
+    "spsa": lambda **o: QLayer(ry_ansatz(3), backend=AerBackend(), gradient="spsa", **o),
+    "kernels": lambda **o: QLayer(ry_ansatz(3), backend=StatevectorBackend(), shots=50, **o),
+    "adjoint": lambda **o: QLayer(ry_ansatz(3), backend=StatevectorBackend(), shots=None, **o),
+    "emulated": lambda **o: QLayer(ry_ansatz(3), backend=EmulatedBackend(), shots=50, **o),
+    "value": lambda **o: ExpectedValueQLayer(ry_ansatz(3), backend=AerBackend(), **o),
+    "argmax": lambda **o: ArgmaxQLayer(ry_ansatz(3), backend=AerBackend(), **o),
+    "bases": lambda **o: ObservableQLayer(ry_ansatz(3), observables=PAULIS, shots=50, **o),
+    "bits": lambda **o: ObservableQLayer(ry_ansatz(3), backend=AerBackend(), shots=50, **o),
 }  # fmt: skip
 
 

@@ -7,9 +7,9 @@ from qiskit.quantum_info import SparsePauliOp
 
 from qailab.backends import Budget
 from qailab.backends.trex import CALIBRATION_ROWS
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import BudgetExceededError
 from qailab.torch import ObservableQLayer
+from tests.support.circuits import ry_ansatz
 from tests.support.ibm import device
 
 SQUARE = SparsePauliOp.from_sparse_list(
@@ -27,10 +27,7 @@ def step(layer, inputs):
 
 
 def made(**options):
-    circuit = build_circuit(
-        4, [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
-    )
-    layer = ObservableQLayer(circuit, **{"shots": 2000, "seed": 1, **options}).double()
+    layer = ObservableQLayer(ry_ansatz(4), **{"shots": 2000, "seed": 1, **options}).double()
     layer.weight.data.copy_(torch.linspace(0.2, 3.0, 8))
     return layer
 
