@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from qailab.arguments import checked_integer
 from qailab.errors import InputError
+from qailab.journal.report import PRICE_PER_SECOND
 
 UNITS = {
     "jobs": "jobs",
@@ -24,10 +25,6 @@ JOB_SECONDS = 2.0
 EXECUTION_SECONDS = 350e-6
 """QPU seconds of one execution: the devices' default repetition delay of 250 us, and about 100 us
 for the circuit, its readout and the reset. See `UsageEstimate`."""
-
-PRICE_PER_SECOND = 1.60
-"""US dollars for a second of a QPU on the pay-as-you-go plan, 96 USD a minute
-(https://www.ibm.com/quantum/pricing, 2025); other plans are cheaper, the open one is free."""
 
 OPEN_PLAN_SECONDS = 600
 """QPU seconds of the open plan in 28 days (IBM Quantum documentation, plans)."""

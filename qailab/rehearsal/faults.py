@@ -184,21 +184,14 @@ class FaultPlan:
             if found or not isinstance(tables, list):
                 unknown = ", ".join(map(repr, found)) or "fault"
                 raise InputError(f"unknown {unknown}; it has 'seed' and tables '[[fault]]'")
-            return cls([_from_table(table) for table in tables], seed=seed)
+            return cls([Fault(**table) for table in tables], seed=seed)
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"fault plan {path} cannot be read: {error}") from error
+        except TypeError as error:  # a key that there is not, or no kind
+            known = ", ".join(option.name for option in fields(Fault))
+            raise InputError(f"fault plan {path}: {error}; known: {known}") from None
         except InputError as error:
             raise InputError(f"fault plan {path}: {error}") from None
-
-
-def _from_table(table: dict[str, Any]) -> Fault:
-    known = [option.name for option in fields(Fault)]
-    unknown = sorted(set(table) - set(known))
-    if unknown:
-        raise InputError(f"unknown {unknown}; known: {', '.join(known)}")
-    if "kind" not in table:
-        raise InputError(f"a fault without kind; known: {', '.join(KINDS)}")
-    return Fault(**table)
 
 
 def _random_fault(chance: random.Random) -> Fault:

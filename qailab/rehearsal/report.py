@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qailab.backends.cost import PRICE_PER_SECOND
+from qailab.journal.report import PRICE_PER_SECOND
 from qailab.rehearsal.records import (
     FaultRecord,
     JobRecord,
@@ -157,55 +156,28 @@ class Report:
             ImportError: if matplotlib is not installed.
         """
         # The plain figure and canvas: pyplot would pick a window system and keep global state.
-        figures: Any = importlib.import_module("matplotlib.figure")
-        patches: Any = importlib.import_module("matplotlib.patches")
-        lanes = [self._lanes(name) for name in self.backends]
-        heights = [max(len(lane), 2) for lane in lanes]
-        size = (10, 1.5 + min(0.3 * sum(heights), 10))
-        figure = figures.Figure(figsize=size, layout="constrained")
-        axes: Any = figure.subplots(
-            len(lanes), 1, sharex=True, squeeze=False, height_ratios=heights
-        )[:, 0]
-        for name, lanes_here, axis in zip(self.backends, lanes, axes, strict=True):
-            for height, lane in enumerate(lanes_here):
-                for job in lane:
-                    start, end = self._span(job)
-                    colour = COLOURS[job.state]
-                    queued = start - job.created
-                    axis.barh(height, queued, left=job.created, color=colour, alpha=0.25)
-                    axis.barh(height, end - start, left=start, color=colour, edgecolor=colour)
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+
+        count = len(self.backends)
+        figure = Figure(figsize=(10, 1 + 2 * count), layout="constrained")
+        axes: Any = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+        for name, axis in zip(self.backends, axes, strict=True):
+            own = [job for job in self.jobs if job.backend == name]
+            for place, job in enumerate(own):
+                end = self.seconds if job.ended is None else job.ended
+                start, colour = end if job.started is None else job.started, COLOURS[job.state]
+                axis.barh(place, start - job.created, left=job.created, color=colour, alpha=0.25)
+                axis.barh(place, end - start, left=start, color=colour, edgecolor=colour)
             for fault in self.faults:
                 axis.axvline(fault.time, color="black", linewidth=0.5, linestyle=":")
             axis.set_ylabel(name, rotation=0, ha="right", va="center")
             axis.set_yticks([])
         axes[-1].set_xlabel("seconds since the server started (pale: queued; dotted: a fault)")
         states = {job.state for job in self.jobs}
-        handles = [
-            patches.Patch(color=colour, label=state)
-            for state, colour in COLOURS.items()
-            if state in states
-        ]
+        handles = [Patch(color=c, label=state) for state, c in COLOURS.items() if state in states]
         figure.legend(handles=handles, ncols=len(COLOURS), loc="outside upper center")
         figure.savefig(path, dpi=120)
-
-    def _span(self, job: JobRecord) -> tuple[float, float]:
-        """When a job was started and ended, as far as it was."""
-        end = self.seconds if job.ended is None else job.ended
-        return (end if job.started is None else job.started), end
-
-    def _lanes(self, backend: str) -> list[list[JobRecord]]:
-        """Jobs of a device in as few lanes as none overlaps another in its lane."""
-        lanes: list[list[JobRecord]] = []
-        for job in self.jobs:
-            if job.backend != backend:
-                continue
-            for lane in lanes:
-                if self._span(lane[-1])[1] <= job.created:
-                    lane.append(job)
-                    break
-            else:
-                lanes.append([job])
-        return lanes
 
 
 def _counted(names: Iterable[str]) -> dict[str, int]:

@@ -197,7 +197,7 @@ def examine(
 
 def _differences(journal: Path, jobs: Iterable[JobRecord]) -> list[str]:
     """Where a journal and the server differ, in words."""
-    entries = read_report(journal, price_per_second=0.0).jobs
+    entries = read_report(journal).jobs
     by_job = {entry["job_id"]: entry for entry in entries if entry["job_id"]}
     found = [
         f"entry {entry['id']} was left {entry['state']}"

@@ -57,7 +57,7 @@ def train(path):
         (truncated, "damaged|malformed"),
     ],
 )
-@pytest.mark.parametrize("use", [train, lambda path: read_report(path, price_per_second=1.0)])
+@pytest.mark.parametrize("use", [train, read_report])
 def test_files_that_are_no_journal_are_left_as_they_are(tmp_path, make, message, use):
     path = tmp_path / "jobs.db"
     make(path)

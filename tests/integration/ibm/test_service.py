@@ -432,7 +432,7 @@ def test_the_journal_tells_of_sessions_and_names_those_left_open(rehearse, tmp_p
     canonical, rows = gradient_rows(samples=1)
     backend = device(mode="batch", journal=path)
     answers(backend, canonical, rows)
-    left = read_report(path, price_per_second=1.0)  # as if it were killed now
+    left = read_report(path)  # as if it were killed now
     session = server.sessions[0].id
     assert [(job["mode"], job["session"]) for job in left.jobs] == [("batch", session)]
     told = {"session": session, "backend": server.jobs[0].backend, "mode": "batch"}
@@ -442,9 +442,9 @@ def test_the_journal_tells_of_sessions_and_names_those_left_open(rehearse, tmp_p
     theirs = device(mode="batch", journal=path, session_id=session)
     answers(theirs, canonical, gradient_rows(samples=1, seed=2)[1])
     theirs.close()
-    assert read_report(path, price_per_second=1.0).sessions[0]["state"] == "open"
+    assert read_report(path).sessions[0]["state"] == "open"
     backend.close()
-    report = read_report(path, price_per_second=1.0)
+    report = read_report(path)
     assert [job["mode"] for job in report.jobs] == ["batch", "batch"]
     assert [session["state"] for session in report.sessions] == ["closed"]
     assert "open" not in tables(report, last=None, jobs=True)

@@ -1,5 +1,3 @@
-import datetime
-
 import numpy as np
 import pytest
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
@@ -85,7 +83,6 @@ def test_modes(rehearse, kind):
     assert record.qpu_seconds == pytest.approx(JOB_SECONDS + 64 * EXECUTION_SECONDS)
     assert job.metrics()["usage"]["quantum_seconds"] == record.qpu_seconds
     assert job.metrics()["timestamps"]["running"]
-    assert job.logs() == ""
     if kind:
         mode.close()
         assert mode.status() == "Closed"
@@ -108,10 +105,9 @@ def test_seeds_and_content(rehearse):
     assert first.server.report().as_dict()["duplicates"] == []  # equal, but not sent again
 
 
-def test_find_list_and_change_jobs(rehearse):
+def test_find_and_list_jobs(rehearse):
     rehearsal = rehearse("manila", "lagos")
     service = rehearsal.service
-    before = datetime.datetime.now(datetime.UTC).astimezone()
     jobs = [rehearsal.run([[0.1, k]], tags=["all", f"number{k}"]) for k in range(3)]
     for job in jobs:
         rehearsal.result(job)
@@ -121,23 +117,17 @@ def test_find_list_and_change_jobs(rehearse):
         return [job.job_id() for job in service.jobs(limit=None, **options)]
 
     assert listed() == ids[::-1]
-    assert listed(descending=False) == ids
     assert listed(job_tags=["all", "number1"]) == [ids[1]]
     assert listed(job_tags=["number0", "number1"]) == []
     assert listed(pending=True) == []
-    assert listed(pending=False, backend_name="ibmq_manila", program_id="executor") == ids[::-1]
-    assert listed(backend_name="ibm_lagos") == listed(program_id="sampler") == []
-    assert listed(session_id="unknown") == []
-    assert listed(created_after=before) == ids[::-1]
-    assert listed(created_before=before) == []
+    assert listed(pending=False, backend_name="ibmq_manila") == ids[::-1]
+    assert listed(backend_name="ibm_lagos") == []
     assert [job.job_id() for job in service.jobs(limit=1, skip=1)] == [ids[1]]
 
     other = connect(rehearsal.server).job(ids[0])  # as after a crash
     assert other.tags == ["all", "number0"]
     assert other.result(timeout=DEADLINE)[0].data.low.shape == (1,)
     assert other.inputs["quantum_program"].shots == 64
-    assert other.update_tags(["changed"]) == ["changed"]
-    assert listed(job_tags=["changed"]) == [ids[0]]
     from qiskit_ibm_runtime.exceptions import RuntimeJobNotFound
 
     with pytest.raises(RuntimeJobNotFound):
@@ -167,14 +157,6 @@ def test_queue_cancel_and_one_at_a_time(rehearse):
     assert two.started >= one.ended
     assert two.started - one.ended < 0.5  # only the first of a session waits
     assert (three.state, three.started, three.qpu_seconds) == ("Cancelled", None, 0)
-
-
-def test_realtime_holds_the_device(rehearse, monkeypatch):
-    monkeypatch.setattr("qailab.rehearsal.instance.JOB_SECONDS", 0.5)
-    rehearsal = rehearse(realtime=True)
-    rehearsal.result(rehearsal.run())
-    (job,) = rehearsal.server.jobs
-    assert job.ended - job.started >= 0.5
 
 
 def test_circuits_the_device_cannot_run_fail(rehearse):

@@ -47,7 +47,7 @@ def test_a_command_and_its_report(tmp_path):
     faults.write_text('[[fault]]\nkind = "http"\nstatus = 503\n')
     process = rehearse(
         tmp_path, "--backends", "manila,lagos", "--queue-seconds", "0.3", "--seed", "1",
-        "--faults", str(faults), "--price-per-second", "2", "--", sys.executable, "-c", PROGRAM,
+        "--faults", str(faults), "--", sys.executable, "-c", PROGRAM,
     )  # fmt: skip
     out, err = process.communicate(timeout=90)
     assert process.returncode == 3, err
@@ -59,7 +59,7 @@ def test_a_command_and_its_report(tmp_path):
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["total"]["completed"] == report["backends"]["ibmq_manila"]["jobs"] == 1
     assert report["total"]["queue_seconds"] >= 0.29
-    assert report["total"]["cost_usd"] == pytest.approx(2 * (JOB_SECONDS + 100 * EXECUTION_SECONDS))
+    assert report["total"]["cost_usd"] == pytest.approx(1.6 * (JOB_SECONDS + 100 * EXECUTION_SECONDS))
     assert report["requests"]["by_status"]["503"] == report["requests"]["sent_again"] == 1
     assert report["duplicates"] == []
     assert (tmp_path / "report" / "jobs.png").read_bytes().startswith(b"\x89PNG")
@@ -75,7 +75,7 @@ def test_interrupts_go_to_the_command_and_the_report_is_written(tmp_path):
     for line in process.stdout:
         if line.strip() == "ready":
             break
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as terminals do
     out, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 7, err
     assert "jobs" in out
