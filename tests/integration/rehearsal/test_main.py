@@ -59,7 +59,8 @@ def test_a_command_and_its_report(tmp_path):
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["total"]["completed"] == report["backends"]["ibmq_manila"]["jobs"] == 1
     assert report["total"]["queue_seconds"] >= 0.29
-    assert report["total"]["cost_usd"] == pytest.approx(1.6 * (JOB_SECONDS + 100 * EXECUTION_SECONDS))
+    cost = 1.6 * (JOB_SECONDS + 100 * EXECUTION_SECONDS)
+    assert report["total"]["cost_usd"] == pytest.approx(cost)
     assert report["requests"]["by_status"]["503"] == report["requests"]["sent_again"] == 1
     assert report["duplicates"] == []
     assert (tmp_path / "report" / "jobs.png").read_bytes().startswith(b"\x89PNG")
