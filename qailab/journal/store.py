@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from qailab.errors import JournalError
-from qailab.journal.database import BUSY_SECONDS, Database
+from qailab.journal.database import Database
 from qailab.journal.entries import ENDED, LIVE, Cause, Entry, State, Work
 from qailab.journal.record import Counts, Record
 
@@ -54,7 +54,6 @@ class Journal(Record):
 
     Args:
         path: the file, made if there is none.
-        busy_seconds: how long to wait for other processes.
 
     Raises:
         JournalError: if the file cannot be used: no SQLite database, another program's, of another
@@ -63,8 +62,8 @@ class Journal(Record):
 
     group = ""  # all who have the file
 
-    def __init__(self, path: str | os.PathLike[str], *, busy_seconds: float = BUSY_SECONDS) -> None:
-        self._database = Database(path, busy_seconds=busy_seconds)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._database = Database(path)
         self.path: str = self._database.path
         self.id = (self.get("id")[1] or b"").decode()
 

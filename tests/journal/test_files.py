@@ -147,16 +147,17 @@ def test_every_transaction_is_synced_and_readers_change_nothing(tmp_path):
     reader.close()
 
 
-def test_a_file_that_others_hold_too_long(tmp_path):
+def test_a_file_that_others_hold_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     path = tmp_path / "jobs.db"
-    with Journal(path, busy_seconds=0.05) as journal:
+    with Journal(path) as journal:
         (entry,) = reserve(journal, work())
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         for use in (
             lambda: reserve(journal, work()),
             lambda: journal.entry(entry.id),
-            lambda: Journal(path, busy_seconds=0.05),
+            lambda: Journal(path),
         ):
             with pytest.raises(JournalError, match=r"has held it for 0\.05 s.*fuser"):
                 use()
