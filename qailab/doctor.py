@@ -345,15 +345,18 @@ def _ibm() -> Iterator[Finding]:
         problem, to_do = "others on this machine can read it", f"chmod 600 {_ACCOUNT}"
         yield Finding("IBM account", str(_ACCOUNT), problem, to_do, warning=True)
     try:
-        from qiskit_ibm_runtime import QiskitRuntimeService
+        from qailab.backends import IBMTimeouts
+        from qailab.backends.ibm.account import Account
 
-        service = QiskitRuntimeService()
+        service = Account(IBMTimeouts(request_seconds=20.0, retry_seconds=5.0)).service
         yield Finding("IBM account", "from QISKIT_IBM_TOKEN" if token else f"of {_ACCOUNT}")
         yield from _instances(service)
         for device in sorted(service.backends(), key=lambda one: str(one.name)):
             yield _device(device)
     except Exception as error:
-        yield ibm_failure(error)
+        to_do = "make an API key at quantum.cloud.ibm.com, and set or save that; or check the way "
+        to_do += "there and to iam.cloud.ibm.com: network, HTTPS_PROXY, QISKIT_IBM_URL"
+        yield Finding("IBM account", "it cannot be used", message_of(error), to_do)
 
 
 def _instances(service: Any) -> Iterator[Finding]:
@@ -383,21 +386,6 @@ def _device(device: Any) -> Finding:
     except Exception as error:  # the next one may answer
         found, problem = "no answer", message_of(error)
     return Finding(device.name, found, problem, "use another backend, or wait", warning=True)
-
-
-def ibm_failure(error: BaseException) -> Finding:
-    """Say what an error of IBM's client means: its words often blame the token for the network."""
-    root = error
-    while (inner := root.__cause__ or root.__context__) is not None:
-        root = inner
-    problem = message_of(error)
-    problem += f"; cause: {message_of(root)}" if root is not error else ""
-    if isinstance(root, OSError) and getattr(root, "response", None) is None:
-        to_do = "check the way to quantum.cloud.ibm.com and iam.cloud.ibm.com: network, "
-        to_do += "HTTPS_PROXY, QISKIT_IBM_URL"
-        return Finding("IBM account", "IBM cannot be reached", problem, to_do)
-    to_do = "if the API key is refused, make one at quantum.cloud.ibm.com, and set or save that"
-    return Finding("IBM account", "the account cannot be used", problem, to_do)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import sqlite3
 import zlib
 from collections.abc import Collection
 from contextlib import AbstractContextManager
-from dataclasses import astuple, dataclass, fields, replace
-from typing import Any, Self
+from dataclasses import astuple, fields, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -26,21 +26,13 @@ _DTYPES = {1: "<u1", 2: "<u2", 4: "<u4"}
 _ZLIB_LEVEL = 1  # ten times faster than zlib's default, and within a fifth of its size on counts
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What jobs come to that reached a server.
-
-    Args:
-        jobs: how many, whatever became of them.
-        rows: rows of these.
-        executions: rows times shots of these.
-        qpu_seconds: what they used, as far as it is known.
-    """
+class Totals(NamedTuple):
+    """What jobs come to that reached a server, whatever became of them."""
 
     jobs: int
     rows: int
-    executions: int
-    qpu_seconds: float
+    executions: int  # rows times shots
+    qpu_seconds: float  # as far as they are known
 
 
 class Journal(Record):

@@ -21,7 +21,7 @@ from qailab.rehearsal.account import INVALID_REQUEST, ApiError, TokenIssuer
 from qailab.rehearsal.devices import Device
 from qailab.rehearsal.instance import Instance, Job, Session
 from qailab.rehearsal.records import State
-from qailab.rehearsal.sampler import read_submission
+from qailab.rehearsal.sampler import PROGRAM, read_submission
 
 BASE = "/experimental"
 """Where the API is. The client takes a URL as it is, port included, only with this word in it."""
@@ -245,7 +245,6 @@ class Api:
         job = Job(
             id=f"rehearsal-{secrets.token_hex(10)}",  # journals tell by it that nothing was paid
             backend=device.name,
-            program=submission.program,
             mode="job" if session is None else session.mode,
             session=session_id,
             tags=tuple(map(str, request.field("tags", list, []))),
@@ -289,7 +288,7 @@ class Api:
             "backend": job.backend,
             "status": status,
             "state": {"status": status} | {name: value for name, value in why.items() if value},
-            "program": {"id": job.program},
+            "program": {"id": PROGRAM},
             "created": self._time(job.created),
             "ended": self._time(job.ended),
             "session_id": job.session,

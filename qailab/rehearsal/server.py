@@ -256,7 +256,7 @@ class RehearsalServer:
         """Answer a request, and note it."""
         path, _, query = target.partition("?")
         endpoint, name = find_endpoint(method, path)
-        fault, began = None, self._instance.now()
+        fault = None
         try:
             self._api.check_access(endpoint, authorization)
         except ApiError as error:
@@ -268,8 +268,7 @@ class RehearsalServer:
             answer = self._process(request) if fault is None else self._hit(request, fault)
         label, now = "" if fault is None else fault.label, self._instance.now()
         template = endpoint.partition(" ")[2] or path
-        record = RequestRecord(now, method, template, answer.status, label, now - began)
-        self._requests.append(record)
+        self._requests.append(RequestRecord(now, method, template, answer.status, label))
         return answer
 
     def _process(self, request: Request) -> Answer:

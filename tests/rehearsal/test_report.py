@@ -19,7 +19,7 @@ from qailab.rehearsal.report import Report
 
 
 def job(number, backend, content="c", **changes):
-    record = JobRecord(f"job{number}", backend, "executor", "job", None, (), 3, 10, content)
+    record = JobRecord(f"job{number}", backend, "job", None, (), 3, 10, content)
     times = {"created": 0.0, "started": 1.0, "ended": 2.0, "qpu_seconds": 1.5}
     return dataclasses.replace(record, **{"state": "Completed", **times, **changes})
 
@@ -39,7 +39,7 @@ def test_report_in_numbers(tmp_path, monkeypatch):
         FaultRecord(9.0, "drop", "POST /jobs"),
     )
     requests = tuple(
-        RequestRecord(0.0, "GET", "/jobs", status, "", 0.0) for status in (200, 0, 429, 404, 500)
+        RequestRecord(0.0, "GET", "/jobs", status, "") for status in (200, 0, 429, 404, 500)
     )
     report = Report(("one", "two"), jobs, (), requests, faults, 10.0, 2.0)
     assert [report.survived(fault) for fault in faults] == [True, False, False]

@@ -76,7 +76,7 @@ def test_modes(rehearse, kind):
     (record,) = rehearsal.server.jobs
     assert record.mode == (kind or "job").lower()
     assert record.session == (mode.session_id if kind else None)
-    assert (record.tags, record.id, record.program) == (("test",), job.job_id(), "executor")
+    assert (record.tags, record.id) == (("test",), job.job_id())
     assert (record.state, record.is_final, record.answered) == ("Completed", True, True)
     assert record.created <= record.started <= record.ended
     assert job.usage() == job.usage_estimation["quantum_seconds"] == record.qpu_seconds
