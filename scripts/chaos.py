@@ -38,7 +38,6 @@ faults    a gradient on one or two devices at once, in session, batch or job mod
           pass. It must equal the one without faults: bit for bit where the rows were cut into the
           same jobs, else within 6 standard errors. Every tenth runs through a LauncherPool
           (``--pool-every``), and of these every third loses an actor.
-hopeless  faults that do not pass: an error of the right class, before its deadline.
 late      a job that arrives when nobody waits for it any more: it must be found, and not be sent
           again; if it comes too late for that, it must be cancelled before it runs, or reported.
 kills     a training of 10 steps with a journal, whose driver is killed (SIGKILL) up to 4 times at
@@ -69,7 +68,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_KINDS = {"faults": 200, "hopeless": 14, "late": 10, "kills": 8, "budget": 20}
+_KINDS = {"faults": 200, "late": 10, "kills": 8, "budget": 20}
 _FAULTS = ("sigkill", "raykill", "hang", "all", "node", "transient", "late")
 _ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: listen on 127.0.0.1 only

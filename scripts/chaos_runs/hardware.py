@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 from chaos_runs.harness import Logged, Report
 from chaos_runs.processes import actors, send
 from chaos_runs.scenario import (
-    JOB_SECONDS,
     SIZE,
     TIMEOUTS,
     Scenario,
@@ -33,18 +32,11 @@ from chaos_runs.scenario import (
 )
 from chaos_runs.training import SHOTS, Derivative, derive, train
 from qailab.backends import Budget
-from qailab.errors import (
-    BackendBuildError,
-    BudgetExceededError,
-    EvaluationError,
-    QailabError,
-    TransientBackendError,
-)
-from qailab.rehearsal import Fault, JobRecord, RehearsalServer
+from qailab.errors import BudgetExceededError
+from qailab.rehearsal import JobRecord, RehearsalServer
 
 _LONGEST_START = 60.0
 _BUDGET_STEPS = 4
-_LOOK = "GET /jobs/ID"
 
 
 def run_faults(report: Report, folder: Path, options: dict[str, Any]) -> None:
@@ -103,53 +95,6 @@ def _kill_actor(server: RehearsalServer, report: Report) -> None:
     found = actors()
     if found and send(found[report.seed % len(found)], signal.SIGKILL):
         report.figures["kills"] = 1
-
-
-_HOPELESS: dict[str, tuple[type[QailabError], Fault]] = {
-    "400 for every job": (EvaluationError, Fault("http", status=400, times=0)),
-    "401 for everything": (BackendBuildError, Fault("http", "*", status=401, times=0)),
-    "401 for later looks": (BackendBuildError, Fault("http", _LOOK, status=401, times=0, after=2)),
-    "503 for every job": (TransientBackendError, Fault("http", status=503, times=0)),
-    "503 for everything": (TransientBackendError, Fault("http", "*", status=503, times=0)),
-    "503 for looks": (TransientBackendError, Fault("http", _LOOK, status=503, times=0)),
-    "429 for every job": (TransientBackendError, Fault("http", status=429, times=0)),
-    "dropped connections": (TransientBackendError, Fault("drop", "*", times=0, after=8)),
-    "pending limit": (TransientBackendError, Fault("pending-limit", times=0)),
-    "hanging requests": (
-        TransientBackendError, Fault("hang", "POST /jobs", seconds=30, processed=False, times=0),
-    ),
-    "stuck jobs": (TransientBackendError, Fault("job-stuck", times=0)),
-    "failing jobs": (EvaluationError, Fault("job-failed", times=0)),
-    "cancelled jobs": (EvaluationError, Fault("job-cancelled", times=0)),
-    "jobs that are too long": (EvaluationError, Fault("job-too-long", times=0)),
-}  # fmt: skip
-"""The fault, and the error that it must come to."""
-
-
-def run_hopeless(report: Report, folder: Path, options: dict[str, Any]) -> None:
-    """Faults that do not pass: an error of the right class, in time, and nothing left behind."""
-    name = list(_HOPELESS)[report.seed % len(_HOPELESS)]
-    kind, fault = _HOPELESS[name]
-    scenario = replace(draw(report.seed), plan="premium", faults=(fault,), journal=True)
-    report.what = f"{name} ({scenario.mode})"
-    patience, failures = 2.0, 3
-    # The last request begins before patience ends; each job that is too long is cut in halves.
-    deadline = patience + failures * (JOB_SECONDS + 4 * TIMEOUTS.request_seconds) + 5.0
-    timeouts = replace(TIMEOUTS, retry_seconds=patience, job_failures=failures)
-    with scenario.server() as server:
-        began = time.monotonic()
-        with scenario.backends(folder, timeouts=timeouts) as backends:
-            try:
-                derive(backends, SIZE, report.seed)
-                report.problems.append("no error")
-            except kind as error:
-                report.note = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
-        if (took := time.monotonic() - began) > deadline:
-            report.problems.append(f"took {took:.1f} s, more than {deadline:.1f}")
-        # Which dropped jobs are at the server, nobody could know.
-        settled = name != "dropped connections"
-        journal = scenario.journal_in(folder) if fault.kind.startswith("job-") else None
-        examine(report, server, journal=journal, settled=settled, closed=False)
 
 
 def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
@@ -260,7 +205,6 @@ def run_budget(report: Report, folder: Path, options: dict[str, Any]) -> None:
 
 TRIALS: dict[str, Callable[[Report, Path, dict[str, Any]], None]] = {
     "faults": run_faults,
-    "hopeless": run_hopeless,
     "late": run_late,
     "budget": run_budget,
 }

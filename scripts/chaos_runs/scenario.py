@@ -159,7 +159,6 @@ def examine(
     *,
     rows: int | None = None,
     journal: Path | None = None,
-    settled: bool = True,
     closed: bool = True,
 ) -> None:
     """Report what must not be at a server after an evaluation.
@@ -169,14 +168,12 @@ def examine(
         server: the server.
         rows: how many rows were asked for, if all were answered.
         journal: must agree with the server, if there is one.
-        settled: whether all jobs must have ended.
         closed: whether all sessions must be closed.
     """
     settle(server)
     jobs, doubles = server.jobs, server.duplicates()
     found = [f"jobs {one.id}, {two.id} have the same rows" for one, two in doubles]
-    if settled:
-        found += [f"job {job.id} was left {job.state.lower()}" for job in jobs if not job.is_final]
+    found += [f"job {job.id} was left {job.state.lower()}" for job in jobs if not job.is_final]
     used = {job.session for job in jobs}
     found += [
         f"{session.mode} {session.id} was left {session.state}"

@@ -384,7 +384,9 @@ def test_what_a_gradient_survives(rehearse, fault):
 UNSURVIVABLE = [
     (on("http", status=400), EvaluationError),
     (on("http", status=401, times=0), BackendBuildError),
+    (on("http", "GET /jobs/ID", status=401, times=0, after=2), BackendBuildError),
     (on("http", status=503, times=0), TransientBackendError),
+    (on("pending-limit", times=0), TransientBackendError),
     (on("drop", times=0), TransientBackendError),
     (on("job-failed", times=0), EvaluationError),
     (on("job-cancelled", times=0), EvaluationError),
