@@ -3,8 +3,6 @@
 A fault plan is a list of faults. From a file, it is one table for each:
 
 ```toml
-seed = 7                      # of the faults with a probability; 0 if left out
-
 [[fault]]
 kind = "http"                 # answer this status instead of processing the request
 status = 503
@@ -17,8 +15,6 @@ kind = "hang"
 where = "GET /jobs/ID/results"
 seconds = 20
 processed = true
-probability = 0.05            # of each request it could hit; 1 if left out
-times = 0
 ```
 
 Kinds that decide how a request is answered:
@@ -77,7 +73,6 @@ class Fault:
     where: str = "POST /jobs"  # method and path template of the requests it may hit, or "*"
     after: int = 0  # how many of them pass before
     times: int = 1  # how many it hits, 0 for all that follow
-    probability: float = 1.0  # with which it hits each of those, in (0, 1]
     status: int | None = None  # of "http"
     retry_after: int | None = None  # of "http": whole seconds of the header, if it is to have one
     seconds: float | None = None  # of "hang" and "restart"
@@ -95,8 +90,6 @@ class Fault:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | None) or (value or 0) < 0:
                 raise self._wrong(f"{name} must be a whole number of 0 or more, got {value!r}")
-        if not 0 < self.probability <= 1:
-            raise self._wrong(f"probability must be in (0, 1], got {self.probability!r}")
         needed = NEEDED.get(self.kind, ())
         for name in ("status", "retry_after", "seconds", "processed"):
             given = getattr(self, name) is not None
@@ -123,12 +116,10 @@ class FaultPlan:
 
     Args:
         faults: the faults; of several that could hit a request, the first does.
-        seed: of those with a probability: what the n-th matching request meets depends on it only.
     """
 
-    def __init__(self, faults: Iterable[Fault] = (), *, seed: int = 0) -> None:
+    def __init__(self, faults: Iterable[Fault] = ()) -> None:
         self.faults = tuple(faults)
-        self.seed = seed
         self._seen = [0] * len(self.faults)
         self._hit = [0] * len(self.faults)
         self._lock = threading.Lock()
@@ -142,10 +133,7 @@ class FaultPlan:
                     continue
                 self._seen[number] += 1
                 over = fault.times and self._hit[number] >= fault.times
-                if chosen is not None or over or self._seen[number] <= fault.after:
-                    continue
-                chance = random.Random(f"{self.seed} {number} {self._seen[number]}")
-                if fault.probability == 1 or chance.random() < fault.probability:
+                if chosen is None and not over and self._seen[number] > fault.after:
                     self._hit[number] += 1
                     chosen = fault
         return chosen
@@ -168,7 +156,7 @@ class FaultPlan:
             raise InputError(f"intensity must be 0 or more, got {intensity!r}")
         chance = random.Random(f"fault plan {seed}")
         count = max(1, round(4 * intensity * chance.uniform(0.5, 1.5))) if intensity else 0
-        return cls([_random_fault(chance) for _ in range(count)], seed=seed)
+        return cls([_random_fault(chance) for _ in range(count)])
 
     @classmethod
     def from_toml(cls, path: str | Path) -> FaultPlan:
@@ -180,11 +168,11 @@ class FaultPlan:
         try:
             with open(path, "rb") as file:
                 found = tomllib.load(file)
-            tables, seed = found.pop("fault", []), found.pop("seed", 0)
+            tables = found.pop("fault", [])
             if found or not isinstance(tables, list):
                 unknown = ", ".join(map(repr, found)) or "fault"
-                raise InputError(f"unknown {unknown}; it has 'seed' and tables '[[fault]]'")
-            return cls([Fault(**table) for table in tables], seed=seed)
+                raise InputError(f"unknown {unknown}; it has tables '[[fault]]'")
+            return cls([Fault(**table) for table in tables])
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"fault plan {path} cannot be read: {error}") from error
         except TypeError as error:  # a key that there is not, or no kind

@@ -83,7 +83,7 @@ class Scenario:
         Shots are a function of a job's content.
         """
         given: dict[str, Any] = {} if calm else {
-            "faults": FaultPlan(self.faults, seed=self.seed),
+            "faults": FaultPlan(self.faults),
             "plan": self.plan,
             "queue_seconds": self.queue_seconds,
             "limits": Limits(jobs_a_minute=10**6),
