@@ -22,7 +22,7 @@ bit for bit, or with those of the peers within 6 standard errors.
 
 *scale*: actors that sleep as long as a device would take. Its sections: ``efficiency``, with equal
 speeds and 1:2:4:8; ``kills``, one of 8 actors killed every second; ``rows``, a million rows on 2
-actors that compute next to nothing; ``small``, as above.
+actors that compute next to nothing.
 
 *hardware*: a forward and a backward pass of 6 qubits through IBM's real client, with and without a
 journal, against a rehearsal server without latency.
@@ -44,7 +44,7 @@ from pathlib import Path
 
 _SECTIONS = {
     "gradients": ["small", "memory", "grid", "steps", "exact", "observables"],
-    "scale": ["efficiency", "kills", "rows", "small"],
+    "scale": ["efficiency", "kills", "rows"],
 }
 _ACTORS = {"gradients": [1, 2], "scale": [8, 32]}
 
@@ -63,10 +63,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     for name, command in (("gradients", gradients), ("scale", scale)):
         only, actors = _SECTIONS[name], _ACTORS[name]
         command.add_argument("--only", nargs="+", choices=only, default=only, help="sections")
-        command.add_argument("--repetitions", type=_count, default=200, help="of 20 rows (200)")
         command.add_argument(
             "--actors", type=_count, nargs="+", default=actors, metavar="A", help=f"pools {actors}"
         )
+    gradients.add_argument("--repetitions", type=_count, default=200, help="of 20 rows (200)")
     sizes = {"type": _count, "nargs": "+", "metavar": "N"}
     gradients.add_argument("--qubits", **sizes, help="(4 6 8 10 12; of the peers 6 10)")
     gradients.add_argument("--batch", **sizes, help="(1 16 64; of the peers 16)")

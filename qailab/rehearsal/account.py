@@ -15,8 +15,8 @@ from typing import Any
 
 from qailab.errors import InputError
 
-PLANS = ("open", "premium", "flex", "pay-as-you-go")
-"""Plans by the names that ``GET /catalog`` answers, in lower case."""
+PLANS = ("open", "premium")
+"""Plans by the names that ``GET /catalog`` answers, in lower case; the others are as premium is."""
 
 OPEN_PLAN_PENDING_JOBS = 3
 """Queued and running jobs of the open plan (IBM Quantum documentation, instances)."""

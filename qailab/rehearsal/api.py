@@ -29,9 +29,6 @@ BASE = "/experimental"
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/rehearsal:rehearsal::"
 """Name of the instance, in the form of IBM Cloud."""
 
-PRICING = {"open": "free", "pay-as-you-go": "paygo"}
-"""Pricing types by plan; the others are subscriptions."""
-
 DEFAULT_PAGE = "200"
 """Jobs of a page of ``GET /jobs`` that asks for no number."""
 
@@ -162,7 +159,7 @@ class Api:
         return {"items": [{**item, "doc": {"extensions": extensions}, "tags": []}], "limit": 100}
 
     def plan(self, plan_id: str) -> Any:
-        pricing = {"type": PRICING.get(self._instance.plan, "subscription")}
+        pricing = {"type": "free" if self._instance.plan == "open" else "subscription"}
         shown = {"overview_ui": {"en": {"display_name": self._instance.plan.title()}}}
         return {"id": plan_id, "metadata": {"pricing": pricing}, **shown}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,29 +77,10 @@ class Report:
             "cost_usd": qpu * self.price_per_second,
         }
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
-        statuses = [request.status for request in self.requests]
-        return {
-            "seconds": self.seconds,
-            "price_per_second_usd": self.price_per_second,
-            "total": self.sums(),
-            "backends": {name: self.sums(name) for name in self.backends},
-            "requests": {
-                "count": len(statuses),
-                "sent_again": sum(status in (0, 429) or status >= 500 for status in statuses),
-                "by_status": _counted(str(status or "dropped") for status in statuses),
-            },
-            "faults": {
-                "injected": len(self.faults),
-                "survived": sum(self.survived(fault) for fault in self.faults),
-                "by_kind": _counted(fault.kind for fault in self.faults),
-            },
-            "duplicates": [[one.id, two.id] for one, two in find_resent(self.jobs)],
-            "jobs": [asdict(job) for job in self.jobs],
-            "sessions": [asdict(session) for session in self.sessions],
-            "faults_injected": [asdict(fault) for fault in self.faults],
-        }
+    @property
+    def duplicates(self) -> list[tuple[str, str]]:
+        """Ids of jobs and of those that sent their rows a second time."""
+        return [(one.id, two.id) for one, two in find_resent(self.jobs)]
 
     def table(self) -> str:
         """The sums, aligned, one column for each device, and what went wrong below."""
@@ -113,23 +93,23 @@ class Report:
             form = ",.2f" if name == "cost_usd" else ",.1f" if "seconds" in name else ",d"
             cells = [f"  {sums[name]:>{width}{form}}" for sums in columns.values()]
             lines.append(f"{name.replace('_', ' '):13}" + "".join(cells))
-        facts = self.as_dict()
-        requests, faults = facts["requests"], facts["faults"]
-        kinds = ", ".join(f"{count} {kind}" for kind, count in faults["by_kind"].items())
+        again = sum(one.status in (0, 429) or one.status >= 500 for one in self.requests)
+        kinds = sorted(Counter(fault.kind for fault in self.faults).items())
+        survived = sum(map(self.survived, self.faults))
         below = {
             "sessions": f"{len(self.sessions)}",
-            "requests": f"{requests['count']}, {requests['sent_again']} failed in a way that is "
-            "worth sending again",
-            "faults": f"{faults['injected']} injected, {faults['survived']} survived"
-            + (f" ({kinds})" if kinds else ""),
-            "duplicates": f"{len(facts['duplicates'])} jobs were sent a second time",
+            "requests": f"{len(self.requests)}, {again} failed in a way that is worth sending "
+            "again",
+            "faults": f"{len(self.faults)} injected, {survived} survived"
+            + (f" ({', '.join(f'{count} {kind}' for kind, count in kinds)})" if kinds else ""),
+            "duplicates": f"{len(self.duplicates)} jobs were sent a second time",
             "cost": "rehearsed: nothing was paid; a device takes about "
             f"{self.sums()['cost_usd']:,.2f} USD ({self.price_per_second:g} a QPU second)",
         }
         return "\n".join([*lines, "", *(f"{name:10}  {text}" for name, text in below.items())])
 
     def write(self, folder: str | Path) -> list[Path]:
-        """Write ``report.json`` and, where matplotlib is installed, the plot ``jobs.png``.
+        """Write the records (``report.json``) and, where matplotlib is, the plot (``jobs.png``).
 
         Args:
             folder: made if it is not there.
@@ -139,7 +119,7 @@ class Report:
         """
         facts, plot = Path(folder) / "report.json", Path(folder) / "jobs.png"
         facts.parent.mkdir(parents=True, exist_ok=True)
-        facts.write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+        facts.write_text(json.dumps(asdict(self), indent=1) + "\n")
         try:
             self.plot(plot)
         except ImportError:
@@ -178,7 +158,3 @@ class Report:
         handles = [Patch(color=c, label=state) for state, c in COLOURS.items() if state in states]
         figure.legend(handles=handles, ncols=len(COLOURS), loc="outside upper center")
         figure.savefig(path, dpi=120)
-
-
-def _counted(names: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(names).items()))

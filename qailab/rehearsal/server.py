@@ -71,8 +71,8 @@ class RehearsalServer:
 
     Args:
         backends: devices to offer, by short name (``"manila"``) or the API's.
-        plan: ``"open"`` (no sessions, three pending jobs, five a minute, 600 QPU seconds),
-            ``"premium"``, ``"flex"`` or ``"pay-as-you-go"``.
+        plan: ``"open"`` (no sessions, three pending jobs, five a minute, 600 QPU seconds) or
+            ``"premium"``, as which the other plans are.
         queue_seconds: time a job waits in the queue. In a session or batch only the first one
             waits, and the first after the session was inactive.
         noise: run with the noise of the device instead of ideally.

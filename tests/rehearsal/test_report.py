@@ -47,9 +47,8 @@ def test_report_in_numbers(tmp_path, monkeypatch):
     assert (total["jobs"], total["failed"], total["unfinished"]) == (6, 1, 1)
     assert (total["rows"], total["executions"]) == (18, 180)
     assert (total["queue_seconds"], total["cost_usd"]) == (4.5, 18.0)
-    facts = report.as_dict()
-    assert facts["requests"]["sent_again"] == 3
-    assert facts["duplicates"] == [["job3", "job5"]]
+    assert "5, 3 failed in a way that is worth sending again" in report.table()
+    assert report.duplicates == [("job3", "job5")]
     table = report.table().splitlines()
     assert len({len(line) for line in table[:12]}) == 1
     assert "rehearsed: nothing was paid; a device takes about 18.00 USD" in report.table()

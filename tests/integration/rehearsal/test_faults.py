@@ -79,7 +79,7 @@ def test_processed_then_500_makes_the_client_submit_twice(rehearse):
     assert len(rehearsal.server.duplicates()) == 3
     first, second, _ = rehearsal.server.jobs
     assert (first.answered, second.answered) == (False, True)
-    assert rehearsal.server.report().as_dict()["duplicates"] == [[first.id, second.id]]
+    assert rehearsal.server.report().duplicates == [(first.id, second.id)]
 
 
 def test_answer_lost_and_drop(rehearse):

@@ -102,7 +102,7 @@ def test_seeds_and_content(rehearse):
     first.result(first.run(VALUES, tags=["other"]))
     ((old, new),) = first.server.duplicates()
     assert old.content == new.content
-    assert first.server.report().as_dict()["duplicates"] == []  # equal, but not sent again
+    assert first.server.report().duplicates == []  # equal, but not sent again
 
 
 def test_find_and_list_jobs(rehearse):
