@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 import random
 import signal
-import socket
-import socketserver
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from chaos_runs.harness import Logged, Report
 from chaos_runs.processes import actors, send
@@ -33,7 +27,7 @@ from chaos_runs.scenario import (
 from chaos_runs.training import SHOTS, Derivative, derive, train
 from qailab.backends import Budget
 from qailab.errors import BudgetExceededError
-from qailab.rehearsal import JobRecord, RehearsalServer
+from qailab.rehearsal import Fault, JobRecord, RehearsalServer
 
 _LONGEST_START = 60.0
 _BUDGET_STEPS = 4
@@ -107,16 +101,14 @@ def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
     chance = random.Random(f"late {report.seed}")
     patient, too_late = TIMEOUTS.request_seconds + TIMEOUTS.settle_seconds, bool(report.seed % 2)
     late = patient + chance.uniform(0.7, 1.2) if too_late else chance.uniform(0.4, 0.85) * patient
-    drawn = draw(report.seed)
     scenario = replace(
-        drawn, devices=("ibm_lagos",), mode="job", plan="premium", faults=(), rows_per_job=None,
+        draw(report.seed), devices=("ibm_lagos",), mode="job", plan="premium", rows_per_job=None,
+        faults=(Fault("late", seconds=late),),
         queue_seconds=1.5,  # what comes too late meets the job that was sent instead of it
     )  # fmt: skip
     report.what = f"a job arrives {late:.2f} s late, {'' if scenario.journal else 'no '}journal"
     warnings = Logged(logging.WARNING)
-    with scenario.server() as server, LateProxy(server.url, chance.randrange(2), late) as proxy:
-        for name, value in server.environment.items():
-            os.environ[name] = value.replace(server.url, proxy.url)
+    with scenario.server() as server:
         with scenario.backends(folder, timeout=20.0) as backends:
             derive(backends, SIZE, report.seed)
         settle(server)
@@ -126,56 +118,6 @@ def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
             report.note = said[0]
         else:
             examine(report, server, rows=SIZE.rows(), journal=scenario.journal_in(folder))
-
-
-class LateProxy(socketserver.ThreadingTCPServer):
-    """Stands before a server; holds one job back, and sends it on though nobody waits."""
-
-    daemon_threads = True
-
-    def __init__(self, url: str, late: int, seconds: float) -> None:
-        super().__init__(("127.0.0.1", 0), _Connection)
-        place = urlsplit(url)
-        self.place = (place.hostname, place.port)
-        self._late, self._seconds = late, seconds
-        self._posts = itertools.count()
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def hold_back(self, data: bytes) -> None:
-        """Wait, if these bytes begin the ``POST /jobs`` whose turn it is."""
-        method, path, *_ = *data.split(b" ", 2), b""
-        job = method == b"POST" and path.partition(b"?")[0].endswith(b"/jobs")
-        if job and next(self._posts) == self._late:
-            time.sleep(self._seconds)
-
-    def __exit__(self, *error: object) -> None:
-        self.shutdown()
-        super().__exit__(*error)
-
-
-class _Connection(socketserver.BaseRequestHandler):
-    server: LateProxy
-
-    def handle(self) -> None:
-        with socket.create_connection(self.server.place) as onward, suppress(OSError):
-            back = threading.Thread(target=self._answer, args=(onward,), daemon=True)
-            back.start()
-            while data := self.request.recv(1 << 16):
-                self.server.hold_back(data)
-                onward.sendall(data)
-            onward.shutdown(socket.SHUT_WR)
-            back.join()
-
-    def _answer(self, onward: socket.socket) -> None:
-        with suppress(OSError):  # nobody waits any more
-            while data := onward.recv(1 << 16):
-                self.request.sendall(data)
-            self.request.shutdown(socket.SHUT_WR)
 
 
 def run_budget(report: Report, folder: Path, options: dict[str, Any]) -> None:
