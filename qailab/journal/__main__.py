@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,24 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except QailabError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     if options.give_up is not None:
-        _write(f"{entry}: its rows are sent again by whoever needs them\n")
+        sys.stdout.write(f"{entry}: its rows are sent again by whoever needs them\n")
     elif options.json:
         shown = replace(report, jobs=[]) if options.steps else report
-        _write(json.dumps(shown.as_json(), indent=1) + "\n")
+        sys.stdout.write(json.dumps(shown.as_json(), indent=1) + "\n")
     else:
-        _write(tables(report, jobs=not options.steps))
+        sys.stdout.write(tables(report, jobs=not options.steps))
     return 0
 
 
-def _write(text: str) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        # Reasons are in any language.
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has seen enough (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads has seen enough (`| head`)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # any language
     sys.exit(main())
