@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qailab.arguments import checked_integer
 from qailab.errors import InputError
-from qailab.journal.report import PRICE_PER_SECOND
+from qailab.journal.report import PRICE_PER_SECOND as PRICE_PER_SECOND
 
 UNITS = {
     "jobs": "jobs",

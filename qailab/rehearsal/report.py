@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qailab.journal.report import PRICE_PER_SECOND
+from qailab.backends.cost import PRICE_PER_SECOND
 from qailab.rehearsal.records import (
     FaultRecord,
     JobRecord,

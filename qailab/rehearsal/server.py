@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Self
 
+from qailab.backends.cost import PRICE_PER_SECOND
 from qailab.errors import InputError
-from qailab.journal.report import PRICE_PER_SECOND
 from qailab.rehearsal.account import (
     INTERNAL,
     INVALID_REQUEST,
