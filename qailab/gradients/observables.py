@@ -222,12 +222,11 @@ def words_of(bits: Bits) -> Words:
 
 def _walsh_hadamard(table: FloatArray) -> FloatArray:
     """``sum_k table[:, k] (-1)**|k & j|`` for every ``j``, shape ``(n, 2**m)``."""
-    size, half = table.shape[1], 1
-    while half < size:
-        pairs = table.reshape(len(table), size // (2 * half), 2, half)
-        low, high = pairs[:, :, 0], pairs[:, :, 1]
-        table = np.stack([low + high, low - high], axis=2).reshape(len(table), size)
-        half *= 2
+    half = table.shape[1] // 2
+    for _ in range(half.bit_length()):  # each bit in turn is the lowest, and goes to the top
+        even, odd, table = table[:, 0::2], table[:, 1::2], np.empty_like(table)
+        np.add(even, odd, out=table[:, :half])
+        np.subtract(even, odd, out=table[:, half:])
     return table
 
 
