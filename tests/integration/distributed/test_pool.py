@@ -28,7 +28,14 @@ from qailab.errors import (
     PoolError,
 )
 from qailab.torch import ObservableQLayer, QLayer
-from tests.support.contracts import OBSERVABLES, answers, backward_batch, forward_batch, model
+from tests.support.contracts import (
+    OBSERVABLES,
+    answers,
+    backward_batch,
+    forward_batch,
+    mitigated_device,
+    model,
+)
 from tests.support.pools import DEADLINE, SMALL, actor_handles, actor_pids, is_alive, wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -60,6 +67,7 @@ def layer(backend, qubits=3, seed=5, reps=1, observables=None, shots=100, gradie
 def two_steps(backend, **options):
     """Outputs, gradients and standard errors of two steps."""
     module = layer(backend, **options)
+    module.tracks_output_std_error = True
     inputs = torch.rand(
         7, module.in_features, generator=torch.Generator().manual_seed(1), requires_grad=True
     )
@@ -69,7 +77,7 @@ def two_steps(backend, **options):
         outputs = module(inputs)
         (outputs**2).sum().backward()
         seen += [outputs.detach(), inputs.grad, module.weight.grad]
-        seen += [module.weight_std_error, module.input_std_error]
+        seen += [module.weight_std_error, module.input_std_error, module.output_std_error]
     return seen
 
 
@@ -84,12 +92,15 @@ def test_the_same_bits_as_in_process(actors, chunk_rows):
         assert_same(two_steps(own), two_steps(AerBackend()))
 
 
-@pytest.mark.parametrize(("actors", "chunk_rows"), [(2, 1), (3, "auto")])
-def test_observables_have_the_same_bits_as_in_process(actors, chunk_rows):
-    with LauncherPool([AerBackend()] * actors, chunk_rows=chunk_rows, actor_options=SMALL) as own:
+@pytest.mark.parametrize(
+    ("here", "actors", "chunk_rows"),
+    [(AerBackend(), 2, 1), (AerBackend(), 3, "auto"), (mitigated_device(), 2, 12)],
+)
+def test_observables_have_the_same_bits_as_in_process(here, actors, chunk_rows):
+    with LauncherPool([here] * actors, chunk_rows=chunk_rows, actor_options=SMALL) as own:
         for asked in ("Z", OBSERVABLES):
             outputs = two_steps(own, observables=asked)
-            assert_same(outputs, two_steps(AerBackend(), observables=asked))
+            assert_same(outputs, two_steps(here, observables=asked))
 
 
 @pytest.mark.parametrize("chunk_rows", [1, "auto"])
