@@ -18,10 +18,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from qiskit.circuit import ParameterVector, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
@@ -31,6 +31,9 @@ from qailab.backends import AerBackend, Backend, StatevectorBackend
 from qailab.circuit import RealAmplitudesBlock, build_circuit
 from qailab.errors import QailabError
 from qailab.torch import ObservableQLayer
+
+if TYPE_CHECKING:  # slow to import, and not needed before the end
+    from matplotlib.figure import Figure
 
 BACKENDS = {"statevector": StatevectorBackend, "aer": AerBackend}
 
@@ -96,6 +99,8 @@ def minimize(
 
 def draw(curve: NDArray[np.float64], exact: float, unit: str) -> Figure:
     """The energies of all steps, and of the second half, with standard errors, side by side."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, first in zip(figure.subplots(1, 2), (0, len(curve) // 2), strict=True):
         axes.errorbar(range(first, len(curve)), *curve[first:].T, fmt=".", color="#c8102e",

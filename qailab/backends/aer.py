@@ -21,16 +21,10 @@ from qailab.backends.aer_programs import (
     for_noise,
     native_gates,
 )
-from qailab.backends.base import (
-    NOTHING_USED,
-    ActorResources,
-    Backend,
-    BackendTraits,
-    Evaluation,
-    Probabilities,
-)
+from qailab.backends.answers import NOTHING_USED, Evaluation, Probabilities
+from qailab.backends.base import ActorResources, Backend, BackendTraits
 from qailab.backends.readout import ReadoutErrors
-from qailab.backends.sampling import contract_bits
+from qailab.backends.sampling import bits_as_floats, contract_bits, from_bits, is_wide
 from qailab.backends.trex import (
     CALIBRATION_ROWS,
     ReadoutMitigation,
@@ -46,14 +40,10 @@ from qailab.errors import (
 )
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.noise import NoiseStream
-from qailab.gradients.rows import RowBatch
+from qailab.gradients.rows import JoinedRows, RowBatch
 
 Method = Literal["automatic", "statevector", "density_matrix", "matrix_product_state"]
 Device = Literal["CPU", "GPU"]
-
-MAX_EXACT_OUTCOMES = 1 << 13
-"""Up to here exact probabilities and numpy's multinomial beat Aer's own sampling (measured: 7 to
-10 times at 10 bits, level at about 14); beyond, copying 2**m probabilities costs more."""
 
 MAX_EXPECTATION_BITS = 16
 """Exact values of observables are made of 2**m probabilities, 512 KiB for each row at 16 bits."""
@@ -188,7 +178,7 @@ class AerBackend(Backend):
         amplitudes = self._ideal_method(circuit, shots) != "matrix_product_state"
         state = 48 << min(qubits, 40) if amplitudes and not self.noisy else 0
         per_row = state + 8 * 6 * circuit.num_outcomes
-        if _from_bits(circuit, shots) or self.readout_mitigation is not None:
+        if from_bits(circuit, shots) or self.readout_mitigation is not None:
             per_row = _BYTES_PER_SHOT * (shots or 1)
         return max(1, min(_MAX_ROWS_PER_CALL, _SLICE_BYTES // per_row))
 
@@ -215,11 +205,20 @@ class AerBackend(Backend):
         answers = contract_bits(observables, batch, program.bits(batch), readout)
         return Evaluation(answers, NOTHING_USED)
 
+    def measure(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        if isinstance(batch.rows, JoinedRows) or not from_bits(circuit, batch.shots):
+            return super().measure(circuit, batch, stop)
+        program = self._program(circuit, batch.shots)
+        assert isinstance(program, CountsProgram)
+        return Evaluation(bits_as_floats(program.bits(batch)), NOTHING_USED)
+
     def _check_fits(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         qubits, outcomes = len(circuit.active_qubits), circuit.num_outcomes
         if self.readout_mitigation is not None:
             check_mitigated(circuit, shots)
-            if not self._uses_density_matrix(qubits, shots) or outcomes > MAX_EXACT_OUTCOMES:
+            if not self._uses_density_matrix(qubits, shots) or is_wide(circuit):
                 raise self._cannot_mitigate(circuit)
         limit, bits = self._memory_limit(), len(circuit.measured_qubits)
         if circuit.observables is not None and shots is None and bits > MAX_EXPECTATION_BITS:
@@ -228,7 +227,7 @@ class AerBackend(Backend):
                 f"{_mib(8 * outcomes)} of probabilities for each row, and are for at most "
                 f"{MAX_EXPECTATION_BITS} qubits; use shots instead of shots=None"
             )
-        if 8 * outcomes > limit and not _from_bits(circuit, shots):
+        if 8 * outcomes > limit and not from_bits(circuit, shots):
             raise MemoryLimitError(
                 f"{bits} measured qubits have {outcomes} outcomes: their "
                 f"probabilities need {_mib(8 * outcomes)}, more than the limit of {_mib(limit)}; "
@@ -265,7 +264,7 @@ class AerBackend(Backend):
 
     def _build(self, circuit: CanonicalCircuit, *, exact: bool) -> Program:
         """Pick the fastest correct way, and prepare it."""
-        many = circuit.num_outcomes > MAX_EXACT_OUTCOMES and not exact
+        many = is_wide(circuit) and not exact
         if not self.noisy:
             method = self._ideal_method(circuit, None if exact else 1)
             simulator = self._simulator(method)
@@ -366,12 +365,6 @@ class AerBackend(Backend):
         if self.from_backend is not None:
             text.append(f"from_backend={getattr(self.from_backend, 'name', '...')!r}")
         return f"AerBackend({', '.join(text)})"
-
-
-def _from_bits(circuit: CanonicalCircuit, shots: int | None) -> bool:
-    """Whether a table over the outcomes is not needed, and would be larger."""
-    wide = circuit.num_outcomes > MAX_EXACT_OUTCOMES
-    return circuit.observables is not None and shots is not None and wide
 
 
 def _without_service(backend: Any) -> Any:

@@ -24,7 +24,7 @@ from qiskit import transpile
 from qiskit.circuit import Gate, Parameter, QuantumCircuit, QuantumRegister
 from qiskit.circuit.library import UnitaryGate
 
-from qailab.backends.base import Probabilities
+from qailab.backends.answers import Probabilities
 from qailab.backends.readout import ReadoutErrors
 from qailab.backends.sampling import (
     counts_to_bits,

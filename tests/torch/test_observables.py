@@ -14,14 +14,14 @@ from qiskit_aer.noise import NoiseModel, depolarizing_error
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from qailab.backends import AerBackend, EmulatedBackend, IBMBackend, StatevectorBackend, aer
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.backends import AerBackend, EmulatedBackend, IBMBackend, StatevectorBackend, sampling
 from qailab.errors import BackendError, CircuitError, InputError, InputTypeError
 from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, QuantumLauncher
 from qailab.torch import ExpVQCFunction, ObservableQLayer, QLayer, estimate_cost
 from tests.gradients.test_observables import operators
 from tests.support import oracles
 from tests.support.circuits import circuits
+from tests.support.circuits import ry_ansatz as circuit
 
 HEISENBERG = SparsePauliOp.from_sparse_list(
     [(letter * 2, pair, 0.3) for letter in "XYZ" for pair in [(0, 1), (1, 2), (2, 3), (3, 0)]],
@@ -29,18 +29,12 @@ HEISENBERG = SparsePauliOp.from_sparse_list(
 )
 
 
-def circuit(qubits=2, reps=1):
-    return build_circuit(
-        qubits, [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=reps)]
-    )
-
-
 def bare(measured):
     return measured.remove_final_measurements(inplace=False)
 
 
 @pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")  # Qiskit's, of powers
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=15)
 @given(
     st.integers(2, 6).flatmap(
         lambda n: st.tuples(circuits(n, 5), st.lists(operators(n), min_size=1, max_size=3))
@@ -143,7 +137,7 @@ STEPS, EACH = 4, 100
 @pytest.mark.parametrize(("sampler", "shots"), [("numpy", 300), ("aer", 60)])
 def test_z_scores_have_mean_zero_and_variance_one(sampler, shots, monkeypatch):
     if sampler == "aer":  # from the bits of its shots: 1 ms a row
-        monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
+        monkeypatch.setattr(sampling, "MAX_EXACT_OUTCOMES", 0)
     inputs, weights = ParameterVector("input", 1), ParameterVector("weight", 2)
     made = QuantumCircuit(2)
     made.ry(inputs[0] + weights[0], 0)

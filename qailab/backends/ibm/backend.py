@@ -17,15 +17,8 @@ import numpy as np
 from qiskit.providers import BackendV2
 
 from qailab.arguments import check_choice, checked_integer
-from qailab.backends.base import (
-    NOTHING_USED,
-    ActorResources,
-    Backend,
-    BackendTraits,
-    Evaluation,
-    Probabilities,
-    Usage,
-)
+from qailab.backends.answers import NOTHING_USED, Evaluation, Probabilities, Usage
+from qailab.backends.base import ActorResources, Backend, BackendTraits
 from qailab.backends.budget import Budget
 from qailab.backends.ibm.connection import Connection, IBMConfig
 from qailab.backends.ibm.devices import Mode
@@ -33,7 +26,13 @@ from qailab.backends.ibm.jobs import Task
 from qailab.backends.ibm.programs import Measured, check_fits
 from qailab.backends.ibm.timeouts import IBMTimeouts, check_positive
 from qailab.backends.limits import IBMLimits
-from qailab.backends.sampling import contract_bits
+from qailab.backends.sampling import (
+    bits_as_floats,
+    bits_to_counts,
+    bytes_of,
+    contract_bits,
+    from_bits,
+)
 from qailab.backends.shared import SharedState
 from qailab.backends.trex import (
     CALIBRATION_ROWS,
@@ -43,7 +42,8 @@ from qailab.backends.trex import (
 )
 from qailab.errors import BackendError, InputError, InputTypeError
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import FloatArray, RowBatch
+from qailab.gradients.observables import Bits
+from qailab.gradients.rows import FloatArray, JoinedRows, RowBatch
 from qailab.journal import DIGEST_BYTES, Journal, Work
 
 _TWIRLS = 32  # of a row: of a readout whose errors differ by 6 %, 1 % is left, with any sign
@@ -197,7 +197,7 @@ class IBMBackend(Backend):
         if circuit.observables is None:
             return max(2, _TABLE_BYTES // (16 * circuit.num_outcomes))
         # The bits of each shot, as they come and as the record gives them back.
-        return max(2, _TABLE_BYTES // (5 * shots * _bytes_of(circuit)))
+        return max(2, _TABLE_BYTES // (5 * shots * bytes_of(circuit)))
 
     def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         """Check what can be checked here, and note the circuit in the journal.
@@ -250,8 +250,7 @@ class IBMBackend(Backend):
         if batch.num_rows == 0:
             return Probabilities(np.empty((0, circuit.num_outcomes)))
         counts, usage = self._measured(circuit, batch, batch.rows.angles(), stop)
-        sampled = counts / counts.sum(axis=1, keepdims=True, dtype=np.float64)
-        return Probabilities(sampled, usage=usage)
+        return Probabilities(_frequencies(counts), usage=usage)
 
     def expectations(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
@@ -265,15 +264,30 @@ class IBMBackend(Backend):
             angles = np.pad(angles, ((0, more), (0, 1)))
             angles[-more:, -1] = np.arange(1, more + 1)
         measured, usage = self._measured(circuit, batch, angles, stop)
-        bits = measured.astype(np.uint8, copy=False)
-        bits = bits.reshape(len(angles), -1, _bytes_of(circuit))
-        bits, calibration = np.split(bits, [batch.num_rows])
+        bits, calibration = np.split(_as_bits(circuit, measured), [batch.num_rows])
         readout = None
         if more:
             assert batch.shots is not None
             twirls = _twirls(self.config.options["twirling"], batch.shots)
             readout = TwirledReadout.of(observables, calibration, twirls)
         return Evaluation(contract_bits(observables, batch, bits, readout), usage)
+
+    def measure(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        """Measure the rows of both passes in the same jobs, if a job has room for a sample's."""
+        if isinstance(batch.rows, JoinedRows):
+            assert batch.shots is not None
+            most = self.config.limits.rows_per_job(batch.shots, circuit.num_angles)
+            if batch.rows.group > most:
+                return super().measure(circuit, batch, stop)
+        measured, usage = self._measured(circuit, batch, batch.rows.angles(), stop)
+        if circuit.observables is None:
+            return Evaluation(_frequencies(measured), usage)
+        bits = _as_bits(circuit, measured)
+        if from_bits(circuit, batch.shots):
+            return Evaluation(bits_as_floats(bits[:, : batch.shots]), usage)
+        return Evaluation(_frequencies(bits_to_counts(bits, circuit.num_outcomes)), usage)
 
     def _measured(
         self, circuit: CanonicalCircuit, batch: RowBatch, angles: FloatArray, stop: threading.Event
@@ -289,6 +303,7 @@ class IBMBackend(Backend):
         jobs, program = connection.prepare(circuit, batch.shots)
         angles = np.ascontiguousarray(angles)
         group = batch.rows.group
+        max_rows = self.config.limits.rows_per_job(batch.shots, len(program.columns), group)
         work, seed = self._work(circuit, batch, angles)
         task = Task(
             program=program,
@@ -296,7 +311,7 @@ class IBMBackend(Backend):
             angles=angles,
             seed=seed,
             group=group,
-            max_rows=self.config.limits.rows_per_job(batch.shots, len(program.columns), group),
+            max_rows=max_rows,
             resent=batch.resent,
             stop=stop,
         )
@@ -339,9 +354,14 @@ class IBMBackend(Backend):
         return f"IBMBackend({', '.join([*shown, f'mode={self.mode!r}'])})"
 
 
-def _bytes_of(circuit: CanonicalCircuit) -> int:
-    """The bytes of a shot's bits."""
-    return -(-len(circuit.measured_qubits) // 8)
+def _frequencies(counts: Measured) -> FloatArray:
+    frequencies: FloatArray = counts / counts.sum(axis=1, keepdims=True, dtype=np.float64)
+    return frequencies
+
+
+def _as_bits(circuit: CanonicalCircuit, measured: Measured) -> Bits:
+    bits: Bits = measured.astype(np.uint8, copy=False)
+    return bits.reshape(len(measured), -1, bytes_of(circuit))
 
 
 _OPENING = threading.Lock()  # of whichever backend: the first calls may come from many threads

@@ -10,7 +10,7 @@ from typing import Any
 
 from qiskit.providers import BackendV2
 
-from qailab.backends.base import Usage
+from qailab.backends.answers import Usage
 from qailab.backends.budget import Budget, BudgetGuard, Cost
 from qailab.backends.ibm.account import Account
 from qailab.backends.ibm.devices import Device, Mode

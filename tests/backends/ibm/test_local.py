@@ -1,7 +1,6 @@
 """IBM's local testing mode: no network, no account."""
 
 import threading
-import warnings
 
 import numpy as np
 import pytest
@@ -19,15 +18,12 @@ from qailab.launchers import (
     QuantumLauncher,
     StepContext,
 )
+from tests.support.client import fake_manila
 from tests.support.contracts import BackendContract, answers, forward_batch, mitigated_device, model
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what the client's dependencies warn of while they load
-    from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
 
 class TestOnIdealSimulator(BackendContract):
-    cuts = 5
+    parts = 4
 
     def backend(self):
         from qiskit_aer import AerSimulator
@@ -38,7 +34,7 @@ class TestOnIdealSimulator(BackendContract):
 def test_a_fake_device_has_noise_that_its_seed_decides():
     _, canonical, angle_map, values = model()
     found = [
-        answers(IBMBackend(FakeManilaV2()), canonical, forward_batch(angle_map, values, 50, seed))
+        answers(IBMBackend(fake_manila()), canonical, forward_batch(angle_map, values, 50, seed))
         for seed in (1, 1, 2)
     ]
     np.testing.assert_array_equal(found[0], found[1])
@@ -49,21 +45,21 @@ def test_journal_and_budget_work_without_a_device(tmp_path):
     _, canonical, angle_map, values = model()
     batch = forward_batch(angle_map, values, shots=50)
     options = {"journal": tmp_path / "jobs.db", "budget": Budget(jobs=1)}
-    first = answers(IBMBackend(FakeManilaV2(), **options), canonical, batch)
+    first = answers(IBMBackend(fake_manila(), **options), canonical, batch)
     np.testing.assert_array_equal(
-        answers(IBMBackend(FakeManilaV2(), **options), canonical, batch), first
+        answers(IBMBackend(fake_manila(), **options), canonical, batch), first
     )
     with Journal(tmp_path / "jobs.db") as journal:
         assert journal.totals().jobs == 1
     other = forward_batch(angle_map, values, shots=51)
     with pytest.raises(BudgetExceededError):
-        answers(IBMBackend(FakeManilaV2(), **options), canonical, other)
+        answers(IBMBackend(fake_manila(), **options), canonical, other)
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_compiled_circuits_take_the_angles_that_are_left(level):
     _, canonical, _, _ = model(measure_qubits=[2, 0])
-    program = compile_program(canonical, FakeManilaV2(), optimization_level=level, seed=0)
+    program = compile_program(canonical, fake_manila(), optimization_level=level, seed=0)
     assert len(program.columns) == program.circuit.num_parameters <= canonical.num_angles
     names = [canonical.angles[column].name for column in program.columns]
     assert names == [parameter.name for parameter in program.circuit.parameters]
@@ -165,7 +161,7 @@ def test_a_result_that_was_not_asked_for_is_an_error(rows, shots, bits):
 
 def test_what_does_not_fit_a_device_is_said_before_anything_runs():
     _, canonical, angle_map, values = model(qubits=6)
-    backend = IBMBackend(FakeManilaV2())
+    backend = IBMBackend(fake_manila())
     with pytest.raises(BackendError, match="6 qubits, and fake_manila has 5"):
         backend.validate(canonical, 100)
     batch = forward_batch(angle_map, values, 10)
