@@ -148,12 +148,14 @@ class Observables:
             cotangents: shape ``(S, O)``.
 
         Returns:
-            Shape ``(S, terms of the basis)``; summed sample by sample, so that a sample's weights
-            do not depend on the others, as they would in a matrix product.
+            Shape ``(S, terms of the basis)``; a sample's weights do not depend on the others, as
+            they would in a matrix product.
         """
         coefficients = self.coefficients[:, self.terms(basis)]
-        each = [(sample[:, None] * coefficients).sum(axis=0) for sample in cotangents]
-        return np.array(each).reshape(len(cotangents), coefficients.shape[1])
+        weights = np.zeros((len(cotangents), coefficients.shape[1]))
+        for numbers, observable in zip(cotangents.T, coefficients, strict=True):
+            weights += numbers[:, None] * observable
+        return weights
 
     def outcome_cotangents(self, basis: int, cotangents: FloatArray) -> FloatArray:
         """Numbers ``c`` with ``sum_k c[s, k] p_k = sum_o cotangents[s, o] <O_o>`` in a basis.

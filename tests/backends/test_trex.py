@@ -10,7 +10,7 @@ import torch
 from qiskit.quantum_info import SparsePauliOp
 from torch import nn
 
-from qailab.backends import AerBackend, EmulatedBackend, IBMBackend
+from qailab.backends import AerBackend, EmulatedBackend, IBMBackend, StatevectorBackend
 from qailab.backends.trex import CALIBRATION_ROWS, TwirledReadout
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import BackendError, EvaluationError, InputError
@@ -116,6 +116,8 @@ def test_a_term_that_the_readout_leaves_nothing_of_is_an_error():
 def test_what_cannot_be_mitigated_is_said_before_anything_runs():
     with pytest.raises(InputError, match="readout with errors; give noise_model"):
         AerBackend(readout_mitigation="trex")
+    with pytest.raises(TypeError, match="readout_mitigation"):
+        StatevectorBackend(readout_mitigation="trex")
     for make in (AerBackend, IBMBackend):
         with pytest.raises(InputError, match="readout_mitigation must be one of 'trex'"):
             make(readout_mitigation="m3")
