@@ -13,6 +13,7 @@ from qiskit.quantum_info import random_unitary
 
 from qailab.backends import StatevectorBackend
 from qailab.backends.answers import contract
+from qailab.backends.statevector import backend
 from qailab.backends.statevector.program import Kind, compile_program
 from qailab.errors import BackendBuildError, BackendError, InputError, MemoryLimitError
 from qailab.gradients import (
@@ -319,5 +320,7 @@ def test_no_place_for_compiled_kernels(monkeypatch):
     monkeypatch.setattr("numba.njit", njit)
     monkeypatch.delattr(module, raising=False)
     monkeypatch.delitem(sys.modules, module, raising=False)
+    loaded = backend._load_kernels.__wrapped__  # not those that other tests have loaded
+    monkeypatch.setattr(backend, "_load_kernels", loaded)
     with pytest.raises(BackendBuildError, match="NUMBA_CACHE_DIR"):
         StatevectorBackend().open()
