@@ -84,7 +84,7 @@ class TestNoiseModel(BackendContract):
 
 class TestNoisyTrajectories(BackendContract):
     parts = 2
-    shots = 40
+    shots = 20
     noiseless = False
 
     @pytest.fixture(autouse=True)

@@ -85,7 +85,7 @@ def test_a_checkpoint_of_the_code_before_is_read():
     assert ended.progress.place == (TINY.epochs, 0)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_bit_rot_is_refused_or_harmless(place, bit, whole):
     content = bytearray(whole.to_bytes())
