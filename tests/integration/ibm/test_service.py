@@ -354,9 +354,9 @@ SURVIVABLE = [
     on("processed-then-500"),
     on("answer-lost"),
     on("answer-lost", "POST /sessions"),
-    on("hang", seconds=3.0, processed=True),
-    on("hang", seconds=3.0, processed=False),
-    on("hang", "GET /jobs/ID", seconds=3.0, processed=False),
+    on("hang", seconds=1.5, processed=True),
+    on("hang", seconds=1.5, processed=False),
+    on("hang", "GET /jobs/ID", seconds=1.5, processed=False),
     on("pending-limit"),
     on("restart", "GET /jobs/ID", seconds=0.7),
     on("job-failed", times=2),
@@ -398,7 +398,7 @@ UNSURVIVABLE = [
 def test_what_it_does_not_survive_is_an_error_in_time(rehearse, fault, error):
     server = rehearse(faults=[fault])
     canonical, rows = gradient_rows(samples=1)
-    backend = device(timeout=2.0)
+    backend = device(timeout=2.0, timeouts=replace(QUICK, retry_seconds=1.5))
     began = time.monotonic()
     with pytest.raises(error) as caught:
         answers(backend, canonical, rows)
