@@ -103,18 +103,6 @@ def test_a_session_that_ends_isreplace(rehearse):
     assert {session.state for session in server.sessions} == {"closed"}
 
 
-def test_a_given_session_is_left_open(rehearse):
-    server = rehearse()
-    canonical, rows = gradient_rows()
-    first = device()
-    answers(first, canonical, rows)
-    second = device(session_id=server.sessions[0].id)
-    answers(second, canonical, rows)
-    second.close()
-    assert [session.state for session in server.sessions] == ["active"]
-    first.close()
-
-
 def test_the_open_plan_gets_batches(rehearse, caplog):
     server = rehearse(plan="open", limits=Limits(jobs_a_minute=100))
     canonical, rows = gradient_rows(shots=50)
@@ -209,19 +197,6 @@ def test_a_journal_of_another_model_is_refused(rehearse, tmp_path):
 
 
 # The budget.
-
-
-def test_a_budget_is_not_passed(rehearse, tmp_path):
-    server = rehearse()
-    canonical, rows = gradient_rows()
-    budget = Budget(jobs=2, rows=1000)
-    one, two = device(budget=budget), device(budget=budget, mode="job")
-    answers(one, canonical, rows)
-    answers(two, canonical, rows)
-    with pytest.raises(BudgetExceededError, match="36 rows of 200 shots"):
-        answers(one, canonical, rows)
-    assert len(server.jobs) == 2
-    one.close()
 
 
 def test_a_budget_of_seconds_lasts_as_long_as_the_journal(rehearse, tmp_path):
@@ -414,16 +389,6 @@ def _exact_values(canonical, rows):
 
 
 # Sessions that cannot be closed, and the journal
-
-
-def test_closing_is_retried_and_what_stays_open_is_named(rehearse, caplog):
-    server = rehearse(faults=[on("http", "PATCH /sessions/ID", status=503, times=2)])
-    canonical, rows = gradient_rows(samples=1)
-    backend = device()
-    answers(backend, canonical, rows)
-    backend.close()
-    assert [session.state for session in server.sessions] == ["closed"]
-    assert "could not be closed" not in caplog.text
 
 
 def test_the_journal_tells_of_sessions_and_names_those_left_open(rehearse, tmp_path):
