@@ -14,7 +14,7 @@ from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
 
-from qailab.backends import AerBackend, Probabilities, aer
+from qailab.backends import AerBackend, Probabilities, aer, sampling
 from qailab.backends.aer_programs import AmplitudeProgram
 from qailab.errors import (
     BackendBuildError,
@@ -69,7 +69,7 @@ class TestAerSampledCounts(BackendContract):
 
     @pytest.fixture(autouse=True)
     def _many_outcomes(self, monkeypatch):
-        monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
+        monkeypatch.setattr(sampling, "MAX_EXACT_OUTCOMES", 0)
 
     def backend(self):
         return AerBackend()
@@ -111,7 +111,7 @@ class TestFakeDevice(BackendContract):
 @pytest.mark.parametrize("noisy", [True, False])
 def test_rows_sampled_by_aer_are_independent(noisy, monkeypatch):
     # Aer seeds the shots of a noisy row one by one: neighbouring rows of one run share most.
-    monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
+    monkeypatch.setattr(sampling, "MAX_EXACT_OUTCOMES", 0)
     monkeypatch.setattr(aer, "MAX_DENSITY_QUBITS", 0)
     circuit = QuantumCircuit(6)
     circuit.h(range(6))
@@ -490,7 +490,7 @@ def test_exact_variances_of_shots():
 
 
 def test_sampled_variances_of_one_shot_are_not_a_number(monkeypatch):
-    monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
+    monkeypatch.setattr(sampling, "MAX_EXACT_OUTCOMES", 0)
     _, canonical, angle_map, values = model()
     found = answers(AerBackend(), canonical, backward_batch(canonical, angle_map, values, 1))
     assert np.isnan(found[:, 1]).all()

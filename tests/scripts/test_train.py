@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from train import main
 from training.checkpoint import find_checkpoint
 from training.cost import cost_in_words
+from training.lanes import steps_of_lanes
 from training.options import parse
 from training.report import draw_confusion, draw_curves, write_report
 from training.storage import RunFolder
@@ -40,6 +41,7 @@ BEFORE = Path(__file__).parent / "checkpoint_before.pt"
         ("--devices ibm_fez", "--devices is not for --backend aer"),
         ("--backend ibm --actors 2", "--actors is not for --backend ibm"),
         ("--backend ibm --shots exact", "hardware has no exact probabilities"),
+        ("--async 2 --workers 2", "give --async or --workers, not both"),
         ("--resume nothing", "there is no run runs/nothing"),
         ("--storage nowhere://x", "--storage nowhere://x cannot be reached"),
     ],
@@ -83,6 +85,24 @@ def test_a_checkpoint_of_the_code_before_is_read():
     assert before.progress.place == (1, 2)
     ended = trained(TINY, before)
     assert ended.progress.place == (TINY.epochs, 0)
+
+
+def test_an_asynchronous_run_goes_on_with_other_lanes_and_counts_each_batch_once(tmp_path):
+    training = Training(TINY, AerBackend())
+    for number, _ in enumerate(steps_of_lanes(training, AerBackend(), 3), 1):
+        if number == STEPS + 2:
+            break
+    folder = RunFolder(str(tmp_path), "mine")
+    training.checkpoint.save(folder)
+    with pytest.raises(InputError, match="is asynchronous: give --async"):
+        find_checkpoint(folder, parse(["--resume=mine"], ""))
+    start = find_checkpoint(folder, parse(["--resume=mine", "--async=2"], ""))
+    ended = Training(TINY, AerBackend(), start)
+    *_, last = steps_of_lanes(ended, AerBackend(), 2)
+    assert last.progress.place == (TINY.epochs, 0)
+    assert len(last.history) == TINY.epochs
+    applied = [batch for _, batch, *_, applied, _ in last.lanes["log"] if applied]
+    assert sorted(applied) == list(range(STEPS * TINY.epochs))
 
 
 @settings(max_examples=100)

@@ -3,6 +3,7 @@
 import pickle
 import threading
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +105,13 @@ class BackendContract(ABC):
         again = batch.rows.over_bases(found)  # the same shots, contracted
         np.testing.assert_allclose(again[:, 0], estimates @ [0.3, -1.0], atol=1e-12)
         assert (found[:, 1] >= 0).all()
+        told = answers(backend, canonical, replace(batch, variances=True))
+        told = batch.rows.over_bases(told)
+        np.testing.assert_array_equal(told[:, :2], estimates)
+        for place, unit in enumerate(np.eye(2)):  # sampled variances, perhaps beside exact ones
+            rows = replace(rows, cotangents=np.tile(unit, (3, 1)))
+            alone = batch.rows.over_bases(answers(backend, canonical, rows))
+            np.testing.assert_allclose(told[:, 2 + place], alone[:, 1], rtol=0.5)
         assert (again[:, 1] <= 3.0**2 / self.shots).all()
         if self.noiseless:
             exact = [

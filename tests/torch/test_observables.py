@@ -68,17 +68,29 @@ def test_exact_values_and_gradients_of_any_circuit_and_observables(drawn):
 
 
 def test_values_are_unbiased_with_the_spread_of_their_shots():
-    layer = ObservableQLayer(circuit(), observables=["ZZ", "XY"], shots=100, seed=3).double()
-    layer.eval()
+    together = SparsePauliOp(["ZZ", "IZ", "XX", "YY"], [0.5, -1.0, 0.7, 0.3])
+    layers = [
+        ObservableQLayer(circuit(), observables=["ZZ", "XY", together], shots=100, seed=3),
+        QLayer(circuit(), shots=100, seed=3),
+    ]
     x = torch.tensor([[0.3, 1.2]], dtype=torch.float64)
-    found = layer(x.expand(2000, 2)).detach().numpy()
-    exact = copy.deepcopy(layer)
-    exact.shots = None
-    value = exact(x).detach().numpy()[0]
-    spread = np.sqrt((1 - value**2) / 100)  # of a mean of signs
-    assert np.abs(found.mean(axis=0) - value).max() < (4.5 * spread / np.sqrt(2000)).max()
-    np.testing.assert_allclose(found.std(axis=0), spread, rtol=4.5 / np.sqrt(2 * 2000))
-    assert abs(np.corrcoef(found.T)[0, 1]) < 4.5 / np.sqrt(2000)  # bases have shots of their own
+    for layer in layers:
+        layer.double().weight.data.copy_(torch.linspace(0.3, 1.0, 4))
+        assert layer.output_std_error is None
+        layer.tracks_output_std_error = True
+        found = layer(x.expand(2000, 2)).detach().numpy()
+        errors = layer.output_std_error.numpy()
+        layer.shots = None
+        value = layer(x).detach().numpy()[0]
+        assert not layer.output_std_error.any()
+        if layer is layers[0]:
+            spread = np.sqrt((1 - value[:2] ** 2) / 100)  # of a mean of signs
+            np.testing.assert_allclose(errors[:, :2].mean(axis=0), spread, rtol=0.02)
+            # Bases have shots of their own.
+            assert abs(np.corrcoef(found.T)[0, 1]) < 4.5 / np.sqrt(2000)
+        assert np.abs(found.mean(axis=0) - value).max() < 4.5 * errors.max() / np.sqrt(2000)
+        variances = found.var(axis=0) / (errors**2).mean(axis=0)
+        assert np.abs(variances - 1).max() < 4.5 * np.sqrt(2 / 2000)
 
 
 @pytest.mark.parametrize("shots", [200, None])

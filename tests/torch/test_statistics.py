@@ -11,7 +11,7 @@ from qiskit.circuit import ParameterVector, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 from torch.func import functional_call, grad, vmap
 
-from qailab.backends import aer
+from qailab.backends import sampling
 from qailab.torch import ObservableQLayer, QLayer
 
 STEPS, EACH = 4, 100
@@ -52,7 +52,7 @@ def observed():
 )
 def test_z_scores_have_mean_zero_and_variance_one(sampler, made, observables, shots, monkeypatch):
     if sampler == "aer":
-        monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
+        monkeypatch.setattr(sampling, "MAX_EXACT_OUTCOMES", 0)
     kind, options = QLayer, {}
     if observables:
         kind, options = ObservableQLayer, {"observables": observables}

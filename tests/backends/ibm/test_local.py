@@ -11,7 +11,13 @@ from qailab.backends.ibm.programs import Program, compile_program, counts_of
 from qailab.backends.ibm.programs import bits_of as packed_bits
 from qailab.errors import BackendError, BudgetExceededError, EvaluationError
 from qailab.journal import Journal
-from qailab.launchers import CircuitProblem, ForwardPass, QuantumLauncher
+from qailab.launchers import (
+    BackwardPass,
+    CircuitProblem,
+    ForwardPass,
+    QuantumLauncher,
+    StepContext,
+)
 from tests.support.client import fake_manila
 from tests.support.contracts import BackendContract, answers, forward_batch, model
 
@@ -111,6 +117,40 @@ def test_observables_of_many_qubits_from_the_bits_of_shots():
     expected = [np.prod(np.cos(values)), np.cos(values[0]), np.sin(values[-1])]
     found = launcher.run(values, np.empty(0))
     np.testing.assert_allclose(found, expected, atol=5 / np.sqrt(500))
+
+
+def test_the_bias_of_an_asymmetric_readout_is_taken_out():
+    from qiskit_aer import AerSimulator
+    from qiskit_aer.noise import NoiseModel, ReadoutError
+
+    noise = NoiseModel()
+    noise.add_all_qubit_readout_error(ReadoutError([[0.98, 0.02], [0.08, 0.92]]))
+    angles = ParameterVector("input", 2)
+    circuit = QuantumCircuit(2)
+    circuit.ry(angles[0], 0)
+    circuit.ry(angles[1], 1)
+    circuit.cx(0, 1)
+    problem = CircuitProblem(circuit, observables=["IZ", "ZI"])
+    values = np.array([2.6, 0.8])
+    expected = [np.cos(2.6), np.cos(2.6) * np.cos(0.8)]
+    slopes = [-np.sin(2.6) * (1 + np.cos(0.8)), -np.cos(2.6) * np.sin(0.8)]
+    scores = {}
+    for mitigation in (None, "trex"):
+        backend = IBMBackend(AerSimulator(noise_model=noise), readout_mitigation=mitigation)
+        errors = []
+        context = StepContext(on_std_error=errors.append)
+        launcher = QuantumLauncher(problem, ForwardPass(20_000, 1), backend, context=context)
+        found = launcher.run(values, np.empty(0))
+        backward = QuantumLauncher(problem, BackwardPass(shots=20_000, seed=1), backend)
+        gradient = backward.run(values, np.empty(0), np.ones(2))
+        scores[mitigation] = np.abs(
+            [
+                *((found - expected) / errors[0]),
+                *((gradient.inputs - slopes) / gradient.input_std_error),
+            ]
+        )
+    assert scores[None].max() > 20
+    assert scores["trex"].max() < 5  # the client's flips have no seed
 
 
 @pytest.mark.parametrize(

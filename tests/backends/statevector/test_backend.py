@@ -12,7 +12,7 @@ from qiskit.circuit import library as lib
 from qiskit.quantum_info import random_unitary
 
 from qailab.backends import StatevectorBackend
-from qailab.backends.base import contract
+from qailab.backends.answers import contract
 from qailab.backends.statevector.program import Kind, compile_program
 from qailab.errors import BackendBuildError, BackendError, InputError, MemoryLimitError
 from qailab.gradients import (
