@@ -13,15 +13,15 @@ from torch import nn
 
 from qailab.backends import AerBackend, EmulatedBackend, IBMBackend
 from qailab.backends.trex import CALIBRATION_ROWS, TwirledReadout
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import BackendError, EvaluationError, InputError
 from qailab.gradients import Observables
 from qailab.torch import ObservableQLayer, QLayer, estimate_cost
+from tests.support.circuits import ry_ansatz
 from tests.support.contracts import answers, backward_batch, observable_model
 
 NOISE = NoiseModel()
 NOISE.add_all_qubit_readout_error(ReadoutError([[0.98, 0.02], [0.08, 0.92]]))  # 5 % in the mean
-CIRCUIT = build_circuit(3, [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)])
+CIRCUIT = ry_ansatz(3)
 X = torch.tensor([[0.3, 0.9, 1.4], [0.1, 0.5, 2.0]], dtype=torch.float64)
 
 
@@ -54,9 +54,9 @@ def test_the_bias_of_values_and_gradients_is_taken_out(observables):
     exact, _ = step(layer_of(shots=None, observables=observables))
     scores = {}
     for name, backend in (("plain", AerBackend(noise_model=NOISE)), ("trex", device())):
-        found, errors = step(layer_of(backend, 200_000, observables))
+        found, errors = step(layer_of(backend, 50_000, observables))
         scores[name] = ((found - exact) / errors)[errors > 1e-9].abs()
-    assert scores["plain"].max() > 20
+    assert scores["plain"].max() > 10
     assert scores["trex"].max() < 3.5  # of some 15
     assert 0.4 < scores["trex"].square().mean().sqrt() < 1.6
 
@@ -126,7 +126,7 @@ def test_what_cannot_be_mitigated_is_said_before_anything_runs():
     with pytest.raises(BackendError, match="give shots, not shots=None"):
         layer_of(device(), None)
     with pytest.raises(BackendError, match=r"density matrices .*12 qubits"):
-        ObservableQLayer(build_circuit(12, [RotationalEncoder("y", "input")]), backend=device())
+        ObservableQLayer(ry_ansatz(12), backend=device())
     assert repr(pickle.loads(pickle.dumps(device()))).startswith(
         "AerBackend(readout_mitigation='trex'"
     )
