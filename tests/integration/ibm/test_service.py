@@ -10,7 +10,6 @@ import pytest
 
 from qailab.backends import AerBackend, Budget, IBMLimits, Usage
 from qailab.backends.base import evaluate
-from qailab.backends.shared import LocalState
 from qailab.errors import (
     BackendBuildError,
     BackendError,
@@ -70,25 +69,6 @@ def test_rows_beyond_a_limit_become_several_jobs_side_by_side(rehearse):
     at_once = max(sum(one.created <= at.created < (one.ended or 0) for one in jobs) for at in jobs)
     assert at_once == 3
     assert standard_errors(parts, whole).max() < 6
-
-
-def test_processes_share_one_session_and_the_last_close_ends_it(rehearse):
-    server = rehearse()
-    canonical, rows = gradient_rows()
-    state = LocalState()
-    backends = [device() for _ in range(3)]
-    for backend in backends:
-        backend.share(state)
-        backend.open()
-    assert server.sessions == []  # opened on first use
-    for backend in backends:
-        answers(backend, canonical, rows)
-    assert len({job.session for job in server.jobs}) == len(server.sessions) == 1
-    backends[0].close()
-    assert server.sessions[0].state == "closed"
-    for backend in backends[1:]:
-        backend.close()
-    assert len(server.sessions) == 1
 
 
 def test_a_session_that_ends_isreplace(rehearse):
