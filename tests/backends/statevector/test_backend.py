@@ -13,6 +13,7 @@ from qiskit.quantum_info import random_unitary
 
 from qailab.backends import StatevectorBackend
 from qailab.backends.answers import contract
+from qailab.backends.statevector import backend
 from qailab.backends.statevector.program import Kind, compile_program
 from qailab.errors import BackendBuildError, BackendError, InputError, MemoryLimitError
 from qailab.gradients import (
@@ -316,6 +317,8 @@ def test_no_place_for_compiled_kernels(monkeypatch):
         raise RuntimeError("cannot cache function 'f': no locator available for file 'x'")
 
     module = "qailab.backends.statevector.sampling"
+    load = "qailab.backends.statevector.backend._load_kernels"  # which is cached
+    monkeypatch.setattr(load, backend._load_kernels.__wrapped__)
     monkeypatch.setattr("numba.njit", njit)
     monkeypatch.delattr(module, raising=False)
     monkeypatch.delitem(sys.modules, module, raising=False)
