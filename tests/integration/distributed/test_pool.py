@@ -113,7 +113,7 @@ def test_a_pool_that_is_not_all_for_the_adjoint_method_says_where():
             layer(mixed, shots=None, gradient="adjoint")
         mixed.wait()
         free = ray.available_resources()["CPU"]
-    wait_until(lambda: ray.available_resources()["CPU"] == free + 0.5)
+    wait_until(lambda: ray.available_resources()["CPU"] >= free + 0.5)
 
 
 def test_several_layers_and_threads_at_once(pool):
