@@ -101,7 +101,7 @@ def manila():
 
 
 class TestFakeDevice(BackendContract):
-    parts = 4
+    parts = 2
     noiseless = False
 
     def backend(self):
