@@ -12,13 +12,13 @@ from torch import nn
 
 from qailab.backends import AerBackend, EmulatedBackend, IBMBackend, StatevectorBackend
 from qailab.backends.trex import CALIBRATION_ROWS, TwirledReadout
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import BackendError, EvaluationError, InputError
 from qailab.gradients import Observables
 from qailab.torch import ObservableQLayer, QLayer, estimate_cost
+from tests.support.circuits import ry_ansatz
 from tests.support.contracts import answers, backward_batch, mitigated_device, observable_model
 
-CIRCUIT = build_circuit(3, [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)])
+CIRCUIT = ry_ansatz(3)
 X = torch.tensor([[0.3, 0.9, 1.4], [0.1, 0.5, 2.0]], dtype=torch.float64)
 
 
@@ -127,9 +127,7 @@ def test_what_cannot_be_mitigated_is_said_before_anything_runs():
     with pytest.raises(BackendError, match="give shots, not shots=None"):
         layer_of(mitigated_device(), None)
     with pytest.raises(BackendError, match=r"density matrices .*12 qubits"):
-        ObservableQLayer(
-            build_circuit(12, [RotationalEncoder("y", "input")]), backend=mitigated_device()
-        )
+        ObservableQLayer(ry_ansatz(12), backend=mitigated_device())
     assert repr(pickle.loads(pickle.dumps(mitigated_device()))).startswith(
         "AerBackend(readout_mitigation='trex'"
     )

@@ -130,7 +130,7 @@ def test_a_pool_that_is_not_all_for_the_adjoint_method_says_where():
             layer(mixed, shots=None, gradient="adjoint")
         mixed.wait()
         free = ray.available_resources()["CPU"]
-    wait_until(lambda: ray.available_resources()["CPU"] == free + 0.5)
+    wait_until(lambda: ray.available_resources()["CPU"] >= free + 0.5)
 
 
 def test_several_layers_and_threads_at_once(pool):
@@ -296,7 +296,13 @@ class Closing(AerBackend):
             file.write("closed")
 
 
-def test_an_idle_actor_is_light_and_closing_the_pool_closes_its_backend(tmp_path):
+def test_close_closes_the_backends(tmp_path):
+    trace = tmp_path / "trace"
+    LauncherPool([Closing(str(trace))], actor_options=SMALL).close()
+    assert trace.read_text() == "closed"
+
+
+def test_an_idle_actor_is_light_and_ends_with_a_pool_that_is_dropped():
     def weigh(self):
         import sys
 
@@ -304,19 +310,12 @@ def test_an_idle_actor_is_light_and_closing_the_pool_closes_its_backend(tmp_path
             (line,) = (line for line in status if line.startswith("VmRSS"))
         return int(line.split()[1]) / 1024, "torch" in sys.modules
 
-    trace = tmp_path / "trace"
-    with LauncherPool([Closing(str(trace))], actor_options=SMALL) as own:
-        (actor,) = actor_handles(own)
-        mebibytes, has_torch = ray.get(actor.__ray_call__.remote(weigh), timeout=DEADLINE)
+    own = LauncherPool([AerBackend()], actor_options=SMALL)
+    (actor,), (pid,) = actor_handles(own), actor_pids(own)
+    mebibytes, has_torch = ray.get(actor.__ray_call__.remote(weigh), timeout=DEADLINE)
     assert not has_torch
     assert mebibytes < 250
-    assert trace.read_text() == "closed"
-
-
-def test_a_pool_that_is_dropped_ends_its_actors():
-    own = LauncherPool([AerBackend()], actor_options=SMALL)
-    (pid,) = actor_pids(own)
-    del own
+    del own, actor
     gc.collect()
     wait_until(lambda: not is_alive(pid))
 
