@@ -15,7 +15,8 @@
 (reps=3). Its sections: ``small``, 20 rows of 4 qubits, where the pool's own time shows; ``memory``,
 25,600 rows; ``grid``, all sizes; ``steps``, two actors from a training's first step on, beside two
 plain processes; ``exact``, every backend beside PennyLane's exact methods, which need
-``pip install .[bench]``; and the peers with ``--peers``. The bound is raw Aer: the same
+``pip install .[bench]``; ``observables``, <Z> of each qubit beside the probabilities and beside
+EstimatorQNN (with ``.[bench]``); and the peers with ``--peers``. The bound is raw Aer: the same
 rows with ``save_probabilities``, all bindings in one call, one thread, then numpy's multinomial.
 (qailab can be faster: of the two shifts of an angle it simulates one.) All gradients are compared:
 bit for bit, or with those of the peers within 6 standard errors.
@@ -47,7 +48,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _SECTIONS = {
-    "gradients": ["small", "memory", "grid", "steps", "exact"],
+    "gradients": ["small", "memory", "grid", "steps", "exact", "observables"],
     "scale": ["efficiency", "kills", "rows", "small"],
     "async": ["queue", "fleet", "eqc"],
 }

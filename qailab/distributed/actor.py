@@ -19,7 +19,8 @@ from typing import TypeVar
 import numpy as np
 import ray
 
-from qailab.backends.base import NOTHING_USED, Backend, Evaluation, evaluate
+from qailab.backends.answers import NOTHING_USED, Evaluation
+from qailab.backends.base import Backend, evaluate
 from qailab.distributed.actors import KNOWN_CIRCUITS
 from qailab.distributed.shared_state import RayState
 from qailab.distributed.transport import Call, Cancelled, Reply, UnknownCircuit

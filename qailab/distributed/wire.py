@@ -13,7 +13,15 @@ import numpy as np
 
 from qailab.errors import QailabError
 from qailab.gradients.noise import NoiseStream
-from qailab.gradients.rows import FloatArray, PointRows, RowBatch, Rows, ShiftedRows, SlopeRows
+from qailab.gradients.rows import (
+    FloatArray,
+    JoinedRows,
+    PointRows,
+    RowBatch,
+    Rows,
+    ShiftedRows,
+    SlopeRows,
+)
 from qailab.gradients.shift_rule import TWO_TERM_RULE, ShiftRule
 
 
@@ -30,7 +38,7 @@ def encode_batch(batch: RowBatch) -> bytes:
             _encode_cotangents(batch.cotangents),
             batch.shots,
             (noise.seed, noise.step, noise.purpose),
-            (batch.resent, batch.evaluation),
+            (batch.resent, batch.evaluation, batch.variances),
         ),
         protocol=5,
     )
@@ -86,6 +94,10 @@ def _decode_cotangents(encoded: tuple[str, bytes] | None, samples: int) -> Float
 def _encode_kind(rows: Rows) -> tuple[Any, ...]:
     if isinstance(rows, PointRows):
         return (rows.pairs,)
+    if isinstance(rows, JoinedRows):
+        backward = rows.backward
+        base = backward.base.shape, backward.base.tobytes()
+        return (None, _encode_kind(rows.forward), _encode_kind(backward), *base)
     if isinstance(rows, SlopeRows):
         return (rows.columns.astype(np.int32).tobytes(),)
     if isinstance(rows, ShiftedRows):
@@ -97,6 +109,12 @@ def _encode_kind(rows: Rows) -> tuple[Any, ...]:
 
 def _decode_kind(kind: tuple[Any, ...], where: dict[str, Any]) -> Rows:
     first, *others = kind
+    if first is None:  # of whole samples
+        forward, backward, shape, base = others
+        of = {**where, "start": 0, "stop": -1}
+        first_pass = _decode_kind(forward, of)
+        second_pass = _decode_kind(backward, {**of, "base": np.frombuffer(base).reshape(shape)})
+        return JoinedRows.of(first_pass.of_whole_samples(), second_pass.of_whole_samples())
     if isinstance(first, bool):
         return PointRows(pairs=first, **where)
     columns = np.frombuffer(first, dtype=np.int32).astype(np.int64)

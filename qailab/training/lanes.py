@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from qailab.backends import Usage
-from qailab.backends.base import NOTHING_USED, RowFuture
+from qailab.backends.answers import NOTHING_USED
+from qailab.backends.base import RowFuture
 from qailab.errors import InputError, InputTypeError
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray, RowBatch

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
@@ -32,6 +30,9 @@ class Digits:
     @classmethod
     def load(cls, settings: Settings) -> Digits:
         """Read the data and split it, each digit in the same proportion."""
+        from sklearn.datasets import load_digits  # slow to import
+        from sklearn.model_selection import train_test_split
+
         images, labels = load_digits(return_X_y=True)
         labels = labels[: settings.samples]
         train_images, test_images, train_labels, test_labels = train_test_split(
