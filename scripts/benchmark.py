@@ -28,9 +28,9 @@ actors that compute next to nothing; ``small``, as above.
 *hardware*: a forward and a backward pass of 6 qubits through IBM's real client, with and without a
 journal, against a rehearsal server without latency.
 
-*async*: asynchronous training beside the ordinary loop and EQC's rule, on devices that take 0.05 to
-2 s for a job. Its sections: ``queue``, one device that takes 5 jobs at once; ``fleet``, ten devices;
-``eqc``, EQC's own work.
+*async*: asynchronous training beside the ordinary loop, and beside EQC's rule on EQC's own work, on
+devices that take 0.05 to 4 s for a job. Its sections: ``queue``, one device that takes 5 jobs at
+once; ``fleet``, ten devices; ``eqc``.
 
 What is compared takes turns, and medians count: machines are noisy. The run folder holds
 ``figures.json`` and the plots. Without a subcommand this help is printed.
