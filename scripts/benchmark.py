@@ -25,8 +25,9 @@ bit for bit, or with those of the peers within 6 standard errors.
 speeds and 1:2:4:8; ``kills``, one of 8 actors killed every second; ``rows``, a million rows on 2
 actors that compute next to nothing; ``small``, as above.
 
-*hardware*: a forward and a backward pass of 6 qubits through IBM's real client, with and without a
-journal, against a rehearsal server without latency.
+*hardware*: a forward and a backward pass of 6 qubits through IBM's real client, against a rehearsal
+server: with and without a journal; with a queue, with and without prefetching; and layers side by
+side on emulated devices.
 
 *async*: asynchronous training beside the ordinary loop, and beside EQC's rule on EQC's own work, on
 devices that take 0.05 to 4 s for a job. Its sections: ``queue``, one device that takes 5 jobs at
@@ -90,6 +91,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     scale.add_argument("--rows", type=_count, default=1_000_000, help="of 'rows' (1000000)")
     hardware.add_argument("--samples", type=_count, default=32, help="of a step (32)")
     hardware.add_argument("--steps", type=_count, default=6, help="that count (6)")
+    hardware.add_argument("--queue-seconds", type=float, default=2.0, help="of a job (2)")
     return parser, parser.parse_args(arguments)
 
 

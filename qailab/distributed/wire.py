@@ -24,6 +24,8 @@ from qailab.gradients.rows import (
 )
 from qailab.gradients.shift_rule import TWO_TERM_RULE, ShiftRule
 
+_SMALL = 1 << 16  # counts below it take two bytes
+
 
 def encode_batch(batch: RowBatch) -> bytes:
     """Write a batch as bytes."""
@@ -64,14 +66,22 @@ def decode_batch(message: bytes) -> RowBatch:
     )
 
 
-def encode_answers(answers: FloatArray) -> bytes:
-    """Write answers as bytes."""
-    return np.ascontiguousarray(answers, dtype=np.float64).tobytes()
+def encode_answers(answers: FloatArray, shots: int | None = None) -> bytes:
+    """Write answers as bytes: a quarter of them where they are counts of so many shots."""
+    if shots is not None and shots < _SMALL:
+        with np.errstate(invalid="ignore", over="ignore"):  # bits, say, that are no numbers
+            counts = np.rint(answers * shots).astype(np.uint16)
+        if np.array_equal(counts / shots, answers):
+            return counts.tobytes() + shots.to_bytes(2, "little")
+    return np.ascontiguousarray(answers, dtype=np.float64).tobytes() + bytes(2)
 
 
 def decode_answers(message: bytes, num_rows: int) -> FloatArray:
-    """Return the answers, shape ``(num_rows, ...)``; read-only."""
-    return np.frombuffer(message).reshape(num_rows, -1)
+    """Return the answers, shape ``(num_rows, ...)``; read-only perhaps."""
+    shots, content = int.from_bytes(message[-2:], "little"), memoryview(message)[:-2]
+    if shots:
+        return np.frombuffer(content, np.uint16).reshape(num_rows, -1) / shots
+    return np.frombuffer(content).reshape(num_rows, -1)
 
 
 def _encode_cotangents(cotangents: FloatArray | None) -> tuple[str, bytes] | None:

@@ -153,6 +153,7 @@ class StepContext:
         on_std_error: called with the standard errors of a forward pass's outputs, ``(*, K)`` or
             ``(*, O)``; those of observables are computed where they are asked for only.
         evaluation: whether it is an evaluation; those have steps, and noise, of their own.
+        repeated: whether autograd runs the pass again, as a checkpoint does.
         prefetch: where the forward pass runs the backward pass's rows along with its own.
         started: the forward pass, if it was started before.
 
@@ -168,6 +169,7 @@ class StepContext:
         default=None, kw_only=True
     )
     evaluation: bool = dataclasses.field(default=False, kw_only=True)
+    repeated: bool = dataclasses.field(default=False, kw_only=True)
     prefetch: Prefetch | None = dataclasses.field(default=None, kw_only=True)
     started: LaunchHandle[FloatArray] | None = dataclasses.field(default=None, kw_only=True)
 

@@ -249,14 +249,16 @@ class CircuitLayer(nn.Module):
             on_std_error=self._keep_std_error if self.tracks_output_std_error else None,
         )  # fmt: skip
         context = TakeStep.apply(inputs, self.weight, self.seed, counter, wanted, recent)
-        context = replace(context, prefetch=self._prefetched(inputs))
+        context = replace(context, prefetch=self._prefetched(inputs, context))
         forward, backward = (
             launcher.at(context) for launcher in (self._forward_launcher, self._backward_launcher)
         )
         return Pass(inputs, self.weight, forward, backward, counter)
 
-    def _prefetched(self, inputs: Tensor) -> Prefetch | None:
+    def _prefetched(self, inputs: Tensor, context: StepContext) -> Prefetch | None:
         """What the pass does for its backward pass, if there will be one."""
+        if context.repeated and not context.evaluation:  # the first time it had one, which waits
+            return None
         wanted = [inputs.requires_grad] * self.in_features
         wanted += [self.weight.requires_grad] * self.problem.num_weights
         algorithm, prefetch = self._backward_launcher.algorithm, self.prefetch
@@ -313,8 +315,7 @@ class QLayer(CircuitLayer):
             pass as well: one job for each step and device instead of two, and the same numbers
             (errors of gradients are estimated from the shots, also on simulators). By default
             where rows are jobs in a queue (`IBMBackend`). Passes stay apart where readout is
-            mitigated or the method is ``"adjoint"``. It is not for layers inside
-            `torch.utils.checkpoint`, which runs forward passes twice.
+            mitigated or the method is ``"adjoint"``.
         prefetch_bytes: of what the rows measure that is kept for a backward pass; where it is more,
             that runs its rows itself, with a warning.
 

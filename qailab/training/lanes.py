@@ -119,6 +119,23 @@ class _DryPlace:
         return np.full((batch.num_rows, batch.answer_width(circuit.num_outputs)), value)
 
 
+def loss_of_batch(loss_fn: LossFunction | nn.Module) -> LossFunction:
+    """A loss of model and batch, from one of outputs and targets if it is a module of torch's."""
+    if not isinstance(loss_fn, nn.Module):
+        return loss_fn
+
+    def loss_of_pair(model: nn.Module, batch: Any) -> Tensor:
+        if not isinstance(batch, Sequence) or len(batch) != 2:
+            raise InputError(
+                f"with {loss_fn!r} a batch is a pair of inputs and targets, got "
+                f"{type(batch).__name__}; give loss_fn(model, batch) for other batches"
+            )
+        loss: Tensor = loss_fn(model(batch[0]), batch[1])
+        return loss
+
+    return loss_of_pair
+
+
 def passes_of(model: nn.Module, loss_fn: LossFunction, data: Any) -> dict[str, int]:
     """How often each quantum layer runs for a batch; no circuit is run.
 

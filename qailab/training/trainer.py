@@ -40,6 +40,7 @@ from qailab.training.lanes import (
     Result,
     Work,
     copy_of,
+    loss_of_batch,
     passes_of,
     quantum_layers,
     shared_tensors,
@@ -105,8 +106,9 @@ class AsyncTrainer:
     Args:
         model: has a quantum layer. Lanes keep its ``train()`` or ``eval()`` mode of now.
         optimizer: any of torch's, of the model's parameters, but ``LBFGS``.
-        loss_fn: ``loss_fn(model, batch)`` gives the loss of a batch, a scalar tensor, or a pair of
-            it and metrics by name.
+        loss_fn: a module such as ``CrossEntropyLoss()``, for batches of inputs and targets; or
+            ``loss_fn(model, batch)``, which gives the loss of a batch, a scalar tensor, or a pair
+            of it and metrics by name.
         lanes: where circuits run: a backend or a ``LauncherPool`` for each lane. ``[pool] * 5`` are
             five places on one pool.
         max_staleness: the most versions that a gradient may be behind; by default twice the lanes.
@@ -139,7 +141,7 @@ class AsyncTrainer:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        loss_fn: LossFunction,
+        loss_fn: LossFunction | nn.Module,
         lanes: Sequence[RowEvaluator],
         *,
         max_staleness: int | None = None,
@@ -160,7 +162,7 @@ class AsyncTrainer:
             raise InputError(f"timeout must be a positive number of seconds, got {timeout!r}")
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.log = RunLog()
-        self._loss_fn, self._progress = loss_fn, progress
+        self._loss_fn, self._progress = loss_of_batch(loss_fn), progress
         self._seed = checked_integer("seed", seed, least=0)
         self._timeout = timeout
         self._replay = replay if isinstance(replay, RunLog | None) else RunLog.read(replay)
@@ -584,10 +586,10 @@ def _check_parts(
             f"the optimizer has {len(others)} parameters that are not the model's; make it of "
             f"model.parameters(), after the model was built or moved"
         )
-    if isinstance(loss_fn, nn.Module) or not callable(loss_fn):
+    if not callable(loss_fn):
         raise InputTypeError(
-            f"loss_fn must be a function of the model and a batch, got {loss_fn!r}; write "
-            f"lambda model, batch: cross_entropy(model(batch[0]), batch[1])"
+            f"loss_fn must be a module such as CrossEntropyLoss(), or a function of the model and "
+            f"a batch, got {loss_fn!r}"
         )
     if not isinstance(lanes, Sequence) or not lanes:
         raise InputError(f"lanes must be a list of at least one backend or pool, got {lanes!r}")

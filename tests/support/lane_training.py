@@ -41,7 +41,8 @@ def make_trainer(model=None, lanes=3, *, lr=0.05, places=None, **options):
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     places = places or [StatevectorBackend() for _ in range(lanes)]
-    return AsyncTrainer(model, optimizer, loss_fn, places, scheduler=scheduler, **options)
+    loss = nn.CrossEntropyLoss()  # what `loss_fn` has
+    return AsyncTrainer(model, optimizer, loss, places, scheduler=scheduler, **options)
 
 
 def state_of(trainer):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from qailab.backends import AerBackend, EmulatedBackend, StatevectorBackend, sampling
 from qailab.errors import InputError
@@ -115,6 +116,13 @@ def test_backward_twice_and_of_more_than_expected():
     jacobian = torch.func.jacrev(layer)(inputs.detach())  # of eight outputs: its rows run then
     slope = jacobian[:, 0].sum(dim=0)
     torch.testing.assert_close(slope, expected[0], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_measures_the_backward_rows_once(reentrant):
+    layer, inputs = queue_layer(), torch.rand(2, 3, requires_grad=True)
+    checkpoint(layer, inputs, use_reentrant=reentrant).sum().backward()
+    assert sorted(layer.backend.jobs) == [2, 2 * (1 + 2 * 9)]
 
 
 def test_weights_that_changed_in_place_are_still_seen():

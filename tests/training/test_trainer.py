@@ -222,6 +222,11 @@ def test_what_lanes_cannot_share_is_said(batches):
         trainer.fit(batches, 1)
 
 
+def test_a_loss_module_wants_pairs():
+    with pytest.raises(InputError, match="a batch is a pair of inputs and targets, got Tensor"):
+        make_trainer().fit([torch.rand(2, 3)], 1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -235,7 +240,7 @@ def test_what_lanes_cannot_share_is_said(batches):
         ({"lanes": [StatevectorBackend]}, r"write StatevectorBackend\(\), with parentheses"),
         ({"lanes": ["ibm_fez"]}, r"lane 0 must be .*write IBMBackend\('ibm_fez'\)"),
         ({"model": nn.Linear(1, 1)}, "with a quantum layer"),
-        ({"loss_fn": nn.MSELoss()}, "write lambda model, batch"),
+        ({"loss_fn": "mse"}, "must be a module such as CrossEntropyLoss"),
         ({"optimizer": "adam"}, "must be one of torch.optim"),
     ],
     ids=str,
