@@ -403,6 +403,8 @@ class AsyncTrainer:
             lane.done("idle")
             return
         self._schedule.lose(task)
+        if lane.state == "hangs":  # and was cancelled
+            outcome = TimeoutError(f"a batch took more than {self._limit(lane):.3g} s")
         if not isinstance(outcome, _PLACE_ERRORS):
             outcome.add_note(f"in lane {lane.number} ({lane.place!r}), batch {task.batch}")
             raise outcome
