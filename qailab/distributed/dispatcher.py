@@ -96,14 +96,17 @@ class Dispatcher:
             slowest = max(actor.backend.traits.close_seconds for actor in self._actors)
             self._thread.join(2 * slowest)
 
-    def wait_for_actors(self, count: int, timeout: float) -> None:
-        """Wait until some actors are ready; raise if they are not in time, or cannot be."""
-        deadline = time.monotonic() + timeout
+    def wait_for_actors(self, count: int, timeout: float | None = None) -> None:
+        """Wait until some actors are ready; raise if they are not in time, or cannot be.
+
+        The time is what work waits for a first actor, if none is given.
+        """
+        began = time.monotonic()
         while sum(actor.is_ready() for actor in self._actors) < count:
             if not self._transport.connected:
                 raise ray_is_gone()
-            waited = timeout if time.monotonic() > deadline else None
-            if (error := self._scheduler.too_few(count, waited)) is not None:
+            waited = time.monotonic() - began
+            if (error := self._scheduler.too_few(count, waited, timeout)) is not None:
                 raise error
             self._transport.wait_until_opened(_POLL_SECONDS)
 

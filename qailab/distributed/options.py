@@ -15,8 +15,7 @@ Auto = Literal["auto"]
 ActorOptions = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
 START_SECONDS = 100.0
-"""A worker that is killed while it starts costs Ray's ``worker_register_timeout_seconds`` of 60 s;
-after that another one still has to start."""
+"""Machines and processes take 2 to 30 s; see also `supervisor.START_ROUNDS`."""
 _OURS = {"concurrency_groups", "get_if_exists", "lifetime", "max_concurrency", "max_pending_calls",
          "max_restarts", "max_task_retries", "name", "namespace"}  # fmt: skip
 
@@ -124,16 +123,15 @@ def _for_actor(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def check_gpus(
-    options: Sequence[Mapping[str, Any]], backends: Sequence[Backend], *, there: bool
-) -> None:
-    """Raise a `PoolError` if an actor asks for a GPU where there is none, nor will be."""
+def no_gpu(options: Sequence[Mapping[str, Any]], backends: Sequence[Backend]) -> PoolError | None:
+    """Return the error of actors that ask for a GPU where none is; None if they do not."""
     for each, backend in zip(options, backends, strict=True):
-        if each["num_gpus"] and not there:
-            raise PoolError(
-                f"{backend!r} asks for {each['num_gpus']} GPU, and Ray sees none on this machine; "
-                "use device='CPU' and no num_gpus, or give address= of a cluster that has one"
+        if each["num_gpus"]:
+            return PoolError(
+                f"{backend!r} asks for {each['num_gpus']:g} GPU, and no machine of this Ray has "
+                "one; use device='CPU' and no num_gpus, or give address= of a cluster that has one"
             )
+    return None
 
 
 def custom_needs(

@@ -479,6 +479,18 @@ def test_a_start_that_never_ends_is_given_up_with_what_is_missing(caplog):
     assert "Close what holds" not in str(caught.value)
 
 
+def test_processes_that_are_killed_while_they_start_cost_time_where_there_is_room_for_them():
+    """Ray notices each after 60 s, and says nothing of it."""
+    pool = pool_of([500.0], late={0: 200.0})
+    pool.transport.room = True
+    evaluate(pool, batch_of(10))
+    pool = pool_of([500.0], late={0: 1e9})
+    pool.transport.room = True
+    with pytest.raises(PoolError, match=r"within 300 s; the cluster has room .* killed while") as e:
+        pool.submit(CANONICAL, batch_of(10)).result(0)
+    assert "Close what holds" not in str(e.value)
+
+
 # Ending.
 
 
