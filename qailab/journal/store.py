@@ -92,8 +92,8 @@ class Journal(Record):
         known = (self.get("service")[1] or b"").decode()
         if known != service:
             raise JournalError(
-                f"{self._database} is of jobs at {known}, and this backend's run at {service}: what "
-                "the one measured is no answer for the other; give another path"
+                f"{self._database} is of jobs at {known}, and this backend's run at {service}: "
+                "what the one measured is no answer for the other; give another path"
             )
 
     def register(self, circuit: str, qubits: int, angles: int) -> None:
