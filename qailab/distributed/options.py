@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from qailab.arguments import checked_integer
 from qailab.backends.base import Backend
+from qailab.distributed.actors import ACCOUNT_TOKEN
 from qailab.errors import InputError, InputTypeError, PoolError
 from qailab.launchers.launcher import meant_backend
 
@@ -111,6 +113,11 @@ def _for_actor(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]
     if isinstance(cpus, bool) or not isinstance(cpus, int | float) or cpus < 0:
         raise InputTypeError(f"actor_options['num_cpus'] must be a number of CPUs, got {cpus!r}")
     needs = backend.traits.resources
+    if backend.traits.supports_exact and ACCOUNT_TOKEN in os.environ:
+        # Set to nothing before the process starts: /proc shows what it was started with.
+        given = overrides.get("runtime_env") or {}
+        variables = {ACCOUNT_TOKEN: "", **given.get("env_vars", {})}
+        overrides = {**overrides, "runtime_env": {**given, "env_vars": variables}}
     return {
         "num_cpus": needs.num_cpus,
         "num_gpus": needs.num_gpus,

@@ -258,7 +258,7 @@ def test_no_resources_says_what_is_missing():
     ("backend", "options"), [(AerBackend(device="GPU"), {}), (AerBackend(), {"num_gpus": 0.5})]
 )
 def test_a_gpu_where_there_is_none_is_an_error_at_once(backend, options):
-    with pytest.raises(PoolError, match=r"asks for .* GPU, and Ray sees none on this machine"):
+    with pytest.raises(PoolError, match=r"asks for .* GPU, and no machine of this Ray has one"):
         LauncherPool([AerBackend(), backend], actor_options=[{}, options], start_timeout=600.0)
 
 
