@@ -14,7 +14,8 @@
 (reps=3). Its sections: ``small``, 20 rows of 4 qubits, where the pool's own time shows; ``memory``,
 25,600 rows; ``grid``, all sizes; ``steps``, two actors from a training's first step on, beside two
 plain processes; ``exact``, every backend beside PennyLane's exact methods, which need
-``pip install .[bench]``; and the peers with ``--peers``. The bound is raw Aer: the same
+``pip install .[bench]``; ``observables``, <Z> of each qubit beside the probabilities and beside
+EstimatorQNN (with ``.[bench]``); and the peers with ``--peers``. The bound is raw Aer: the same
 rows with ``save_probabilities``, all bindings in one call, one thread, then numpy's multinomial.
 (qailab can be faster: of the two shifts of an angle it simulates one.) All gradients are compared:
 bit for bit, or with those of the peers within 6 standard errors.
@@ -23,8 +24,9 @@ bit for bit, or with those of the peers within 6 standard errors.
 speeds and 1:2:4:8; ``kills``, one of 8 actors killed every second; ``rows``, a million rows on 2
 actors that compute next to nothing; ``small``, as above.
 
-*hardware*: a forward and a backward pass of 6 qubits through IBM's real client, with and without a
-journal, against a rehearsal server without latency.
+*hardware*: a forward and a backward pass of 6 qubits through IBM's real client, against a rehearsal
+server: with and without a journal; with a queue, with and without prefetching; and layers side by
+side on emulated devices.
 
 What is compared takes turns, and medians count: machines are noisy. The run folder holds
 ``figures.json`` and the plots. Without a subcommand this help is printed.
@@ -42,7 +44,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _SECTIONS = {
-    "gradients": ["small", "memory", "grid", "steps", "exact"],
+    "gradients": ["small", "memory", "grid", "steps", "exact", "observables"],
     "scale": ["efficiency", "kills", "rows", "small"],
 }
 _ACTORS = {"gradients": [1, 2], "scale": [8, 32]}
@@ -79,6 +81,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     scale.add_argument("--rows", type=_count, default=1_000_000, help="of 'rows' (1000000)")
     hardware.add_argument("--samples", type=_count, default=32, help="of a step (32)")
     hardware.add_argument("--steps", type=_count, default=6, help="that count (6)")
+    hardware.add_argument("--queue-seconds", type=float, default=2.0, help="of a job (2)")
     return parser, parser.parse_args(arguments)
 
 

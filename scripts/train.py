@@ -4,7 +4,7 @@ r"""Train a hybrid classifier on handwritten digits; every gradient is evaluated
 
   scripts/train                                     about 95 % in a minute on 2 cores
   scripts/train --resume NAME                       go on after Ctrl-C or a crash: the same weights
-  scripts/train --workers 2 --actors 4 --name team  data-parallel, with Ray Train
+  scripts/train --workers 2 --actors 4 --name team  data-parallel, with Ray Train (--async: lanes)
   scripts/train --address auto --actors 64 --storage s3://bucket/runs --name big
   scripts/train --backend ibm --estimate            hours and dollars; nothing is sent
 """
@@ -109,6 +109,10 @@ def train(
         from training.workers import steps_of_workers
 
         steps = steps_of_workers(checkpoint, pool, folder, options.workers)
+    elif options.lanes is not None:
+        from training.lanes import steps_of_lanes
+
+        steps = steps_of_lanes(training, pool, options.lanes)
     try:
         with make_bar(checkpoint, training.steps_per_epoch) as bar:
             for checkpoint in steps:

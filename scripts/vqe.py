@@ -18,10 +18,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from qiskit.circuit import ParameterVector, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
@@ -32,9 +32,10 @@ from qailab.circuit import RealAmplitudesBlock, build_circuit
 from qailab.errors import QailabError
 from qailab.torch import ObservableQLayer
 
+if TYPE_CHECKING:  # slow to import, and not needed before the end
+    from matplotlib.figure import Figure
+
 BACKENDS = {"statevector": StatevectorBackend, "aer": AerBackend}
-REPEATS = 16
-"""Rows of each step with shots: their spread is the error bar, known to 18 %."""
 
 
 def h2() -> tuple[SparsePauliOp, QuantumCircuit]:
@@ -77,29 +78,29 @@ def minimize(
 ) -> NDArray[np.float64]:  # fmt: skip
     """The energy before each step and its standard error (0 without shots), shape ``(steps, 2)``.
 
-    ``shots`` are of each row in each basis; each step has `REPEATS` rows, which differ in their
-    noise alone. Without shots it has one.
+    ``shots`` are of each row in each basis.
     """
     torch.manual_seed(seed)
     layer = ObservableQLayer(
         circuit, observables=hamiltonian, backend=backend, shots=shots, seed=seed
     ).double()
+    layer.tracks_output_std_error = True
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
-    no_inputs = torch.empty(REPEATS if shots else 1, 0, dtype=torch.float64)
+    no_inputs = torch.empty(0, dtype=torch.float64)
     curve = np.zeros((steps, 2))
     for step in range(steps):
-        energies = layer(no_inputs)
+        energy = layer(no_inputs)
         optimizer.zero_grad()
-        energies.mean().backward()
+        energy.sum().backward()
         optimizer.step()
-        curve[step, 0] = energies.mean().item()
-        if shots:
-            curve[step, 1] = energies.std().item() / np.sqrt(REPEATS)
+        curve[step] = energy.item(), layer.output_std_error.item()
     return curve
 
 
 def draw(curve: NDArray[np.float64], exact: float, unit: str) -> Figure:
     """The energies of all steps, and of the second half, with standard errors, side by side."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, first in zip(figure.subplots(1, 2), (0, len(curve) // 2), strict=True):
         axes.errorbar(range(first, len(curve)), *curve[first:].T, fmt=".", color="#c8102e",
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--hamiltonian", choices=HAMILTONIANS, default="h2", help="what to find it of (h2)")
     add("--shots", metavar="N", type=number_or_exact, default=EXACT,
-        help=f"of each row in each basis, {REPEATS} rows a step; or 'exact' (exact)")  # fmt: skip
+        help="of each row in each basis; or 'exact' (exact)")  # fmt: skip
     add("--steps", metavar="N", type=positive, default=100, help="of the optimizer (100)")
     add("--backend", choices=BACKENDS, default="statevector", help="simulator (statevector)")
     add("--seed", metavar="N", type=int, default=7, help="of angles and shot noise (7)")

@@ -28,22 +28,29 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("qailab")
 
 
+# Fixtures that take long to make: one process has all their tests, the longest first.
+GROUPS = ("ray_cluster", "cluster", "whole")
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Mark by folder and fixture; one process has all tests that share a Ray, or a file's fixtures.
+    """Mark by folder and fixture, and sort: what takes long begins, and small tests fill the rest.
 
-    Fast tests run first, then those that share Ray: the longest group.
+    Else the end would wait for one process that has all that share Ray.
     """
+
     for item in items:
         if not item.path.is_relative_to(INTEGRATION):
             continue
         item.add_marker(pytest.mark.integration)
-        shares_ray = "ray_cluster" in item.fixturenames
-        if shares_ray:
+        if "ray_cluster" in item.fixturenames:
             item.add_marker(pytest.mark.ray)
-        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else str(item.path)))
-    items.sort(
-        key=lambda item: (
-            item.path.is_relative_to(INTEGRATION), "ray_cluster" not in item.fixturenames
-        )
-    )  # fmt: skip
+        for name in set(GROUPS).intersection(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(name))
+
+    def place(item):
+        integration = item.path.is_relative_to(INTEGRATION)
+        groups = (i for i, name in enumerate(GROUPS) if integration and name in item.fixturenames)
+        return not integration, next(groups, len(GROUPS))
+
+    items.sort(key=place)

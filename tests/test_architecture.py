@@ -23,6 +23,7 @@ MAY_USE = {
     "launchers": ALL | {"circuit", "gradients", "backends"},
     "distributed": ALL | {"circuit", "gradients", "backends", "launchers"},
     "torch": ALL | {"circuit", "gradients", "backends", "launchers"},
+    "training": ALL | {"gradients", "backends", "launchers", "torch"},
     "rehearsal": ALL | {"circuit", "gradients", "backends"},  # the other side of the network
 }
 MAY_USE["doctor"] = set(MAY_USE)  # it looks at everything
@@ -30,7 +31,7 @@ ONLY_IN = {
     "llvmlite": {"backends"},
     "numba": {"backends"},
     "ray": {"distributed", "doctor"},
-    "torch": {"torch"},
+    "torch": {"torch", "training"},
     "qiskit_aer": {"backends", "rehearsal", "doctor"},
     "qiskit_ibm_runtime": {"backends", "rehearsal", "doctor"},
 }

@@ -1,6 +1,19 @@
+import doctest
+import importlib
+from pathlib import Path
+
 import pytest
 
 import qailab
+
+ROOT = Path(qailab.__file__).parent
+EXAMPLES = [path for path in ROOT.rglob("*.py") if ">>>" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_of_docstrings(path):
+    name = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 def test_names_are_found_where_they_live():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-READMES = ["README.md", "qailab/backends/ibm/README.md"]
+READMES = ["README.md", "qailab/backends/ibm/README.md", "qailab/training/README.md"]
 
 
 def test_the_readme_fits_a_few_screens():

@@ -1,7 +1,8 @@
 """Backends: where rows run. The seam is `Backend`; kernels and Aer simulate, IBM is hardware."""
 
 from qailab.backends.aer import AerBackend
-from qailab.backends.base import ActorResources, Backend, BackendTraits, Probabilities, Usage
+from qailab.backends.answers import Probabilities, Usage
+from qailab.backends.base import ActorResources, Backend, BackendTraits
 from qailab.backends.budget import Budget
 from qailab.backends.emulated import EmulatedBackend
 from qailab.backends.ibm import IBMBackend, IBMTimeouts, IBMWaits

@@ -21,16 +21,16 @@ from qailab.backends.aer_programs import (
     for_noise,
     native_gates,
 )
-from qailab.backends.base import (
-    NOTHING_USED,
-    ActorResources,
-    Backend,
-    BackendTraits,
-    Evaluation,
-    Probabilities,
-)
+from qailab.backends.answers import NOTHING_USED, Evaluation, Probabilities
+from qailab.backends.base import ActorResources, Backend, BackendTraits
 from qailab.backends.readout import ReadoutErrors
-from qailab.backends.sampling import contract_bits
+from qailab.backends.sampling import bits_as_floats, contract_bits, from_bits, is_wide
+from qailab.backends.trex import (
+    CALIBRATION_ROWS,
+    ReadoutMitigation,
+    TwirledReadout,
+    check_mitigated,
+)
 from qailab.errors import (
     BackendBuildError,
     BackendError,
@@ -39,14 +39,11 @@ from qailab.errors import (
     MemoryLimitError,
 )
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import RowBatch
+from qailab.gradients.noise import NoiseStream
+from qailab.gradients.rows import JoinedRows, RowBatch
 
 Method = Literal["automatic", "statevector", "density_matrix", "matrix_product_state"]
 Device = Literal["CPU", "GPU"]
-
-MAX_EXACT_OUTCOMES = 1 << 13
-"""Up to here exact probabilities and numpy's multinomial beat Aer's own sampling (measured: 7 to
-10 times at 10 bits, level at about 14); beyond, copying 2**m probabilities costs more."""
 
 MAX_EXPECTATION_BITS = 16
 """Exact values of observables are made of 2**m probabilities, 512 KiB for each row at 16 bits."""
@@ -82,6 +79,8 @@ class AerBackend(Backend):
         from_backend: a device, real or fake, whose noise, gates and couplings to simulate.
         threads: threads of the simulator. Parallelism is over circuits, so one is best.
         max_memory_mb: memory one circuit may take, in MiB; half of the machine's by default.
+        readout_mitigation: ``"trex"`` for twirled readout, whose bias calibration rows take out of
+            observables' values and gradients: for noise that fits a density matrix, with shots.
 
     Raises:
         InputError: if an option is not valid.
@@ -99,6 +98,7 @@ class AerBackend(Backend):
         from_backend: Any = None,
         threads: int = 1,
         max_memory_mb: int | None = None,
+        readout_mitigation: ReadoutMitigation | None = None,
     ) -> None:
         check_choice("method", method, get_args(Method))
         check_choice("device", device, get_args(Device))
@@ -117,16 +117,25 @@ class AerBackend(Backend):
                 "method 'matrix_product_state' does not simulate noise here; use 'automatic', "
                 "'density_matrix' or 'statevector'"
             )
+        if readout_mitigation is not None:
+            check_choice("readout_mitigation", readout_mitigation, get_args(ReadoutMitigation))
+            if not noisy:
+                raise InputError(
+                    "readout_mitigation is for a readout with errors; give noise_model or "
+                    "from_backend"
+                )
         self.method: Method = method
         self.device: Device = device
         self.noise_model = noise_model
         self.from_backend = _without_service(from_backend)
         self.threads = threads
         self.max_memory_mb = max_memory_mb
+        self.readout_mitigation = readout_mitigation
         self.traits = BackendTraits(
             supports_exact=True,
             noiseless=not noisy,
             idempotent=True,
+            calibration_rows=0 if readout_mitigation is None else CALIBRATION_ROWS,
             resources=ActorResources(num_cpus=threads, num_gpus=float(device == "GPU")),
         )
 
@@ -168,7 +177,7 @@ class AerBackend(Backend):
         amplitudes = self._ideal_method(shots) != "matrix_product_state"
         state = 48 << min(qubits, 40) if amplitudes and not self.noisy else 0
         per_row = state + 8 * 6 * circuit.num_outcomes
-        if _from_bits(circuit, shots):
+        if from_bits(circuit, shots) or self.readout_mitigation is not None:
             per_row = _BYTES_PER_SHOT * (shots or 1)
         return max(1, min(_MAX_ROWS_PER_CALL, _SLICE_BYTES // per_row))
 
@@ -180,14 +189,36 @@ class AerBackend(Backend):
     def expectations(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
     ) -> Evaluation:
-        program = self._program(circuit, batch.shots)
-        if circuit.observables is None or not isinstance(program, CountsProgram):
+        program, observables = self._program(circuit, batch.shots), circuit.observables
+        assert observables is not None
+        readout = None
+        if self.readout_mitigation is not None:
+            assert isinstance(program, ProbabilityProgram)
+            assert batch.shots is not None
+            noise = batch.noise  # one calibration for all rows of a pass, however they are cut
+            noise = NoiseStream.of("readout", noise.seed, noise.step, noise.purpose)
+            bits = program.calibration(CALIBRATION_ROWS, batch.shots, noise)
+            readout = TwirledReadout.of(observables, bits)
+        elif not isinstance(program, CountsProgram):
             return super().expectations(circuit, batch, stop)
-        bits = program.bits(batch)
-        return Evaluation(contract_bits(circuit.observables, batch, bits), NOTHING_USED)
+        answers = contract_bits(observables, batch, program.bits(batch), readout)
+        return Evaluation(answers, NOTHING_USED)
+
+    def measure(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        if isinstance(batch.rows, JoinedRows) or not from_bits(circuit, batch.shots):
+            return super().measure(circuit, batch, stop)
+        program = self._program(circuit, batch.shots)
+        assert isinstance(program, CountsProgram)
+        return Evaluation(bits_as_floats(program.bits(batch)), NOTHING_USED)
 
     def _check_fits(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         qubits, outcomes = len(circuit.active_qubits), circuit.num_outcomes
+        if self.readout_mitigation is not None:
+            check_mitigated(circuit, shots)
+            if not self._uses_density_matrix(qubits, shots) or is_wide(circuit):
+                raise self._cannot_mitigate(circuit)
         limit, bits = self._memory_limit(), len(circuit.measured_qubits)
         if circuit.observables is not None and shots is None and bits > MAX_EXPECTATION_BITS:
             raise BackendError(
@@ -195,7 +226,7 @@ class AerBackend(Backend):
                 f"{_mib(8 * outcomes)} of probabilities for each row, and are for at most "
                 f"{MAX_EXPECTATION_BITS} qubits; use shots instead of shots=None"
             )
-        if 8 * outcomes > limit and not _from_bits(circuit, shots):
+        if 8 * outcomes > limit and not from_bits(circuit, shots):
             raise MemoryLimitError(
                 f"{bits} measured qubits have {outcomes} outcomes: their "
                 f"probabilities need {_mib(8 * outcomes)}, more than the limit of {_mib(limit)}; "
@@ -233,7 +264,7 @@ class AerBackend(Backend):
 
     def _build(self, circuit: CanonicalCircuit, *, exact: bool) -> Program:
         """Pick the fastest correct way, and prepare it."""
-        many = circuit.num_outcomes > MAX_EXACT_OUTCOMES and not exact
+        many = is_wide(circuit) and not exact
         if not self.noisy:
             method = self._ideal_method(None if exact else 1)
             simulator = self._simulator(method)
@@ -257,7 +288,11 @@ class AerBackend(Backend):
             and self._uses_density_matrix(len(runnable.active_qubits), shots)
         ):
             simulator = self._simulator("density_matrix")
+            if readout is not None and self.readout_mitigation is not None:
+                readout = readout.twirled()
             return ProbabilityProgram(simulator, runnable, angle_map, readout)
+        if self.readout_mitigation is not None:
+            raise self._cannot_mitigate(runnable)
         method = "density_matrix" if self.method == "density_matrix" else "statevector"
         return CountsProgram(self._simulator(method), runnable, angle_map)
 
@@ -304,6 +339,13 @@ class AerBackend(Backend):
                 "errors, and this noise model has others; use shots instead of shots=None"
             )
 
+    def _cannot_mitigate(self, circuit: CanonicalCircuit) -> BackendError:
+        return BackendError(
+            f"readout_mitigation here is for density matrices (of at most {MAX_DENSITY_QUBITS} "
+            "qubits, or method='density_matrix') with single-qubit readout errors; this circuit "
+            f"has {len(circuit.active_qubits)} qubits, and {self!r} runs it otherwise"
+        )
+
     def _memory_limit(self) -> int:
         if self.max_memory_mb is not None:
             return self.max_memory_mb << 20
@@ -313,7 +355,7 @@ class AerBackend(Backend):
         defaults = {"method": "automatic", "device": "CPU", "threads": 1}
         shown = {
             name: getattr(self, name)
-            for name in ("method", "device", "threads", "max_memory_mb")
+            for name in ("method", "device", "threads", "max_memory_mb", "readout_mitigation")
             if getattr(self, name) != defaults.get(name)
         }
         text = [f"{name}={value!r}" for name, value in shown.items()]
@@ -322,12 +364,6 @@ class AerBackend(Backend):
         if self.from_backend is not None:
             text.append(f"from_backend={getattr(self.from_backend, 'name', '...')!r}")
         return f"AerBackend({', '.join(text)})"
-
-
-def _from_bits(circuit: CanonicalCircuit, shots: int | None) -> bool:
-    """Whether a table over the outcomes is not needed, and would be larger."""
-    wide = circuit.num_outcomes > MAX_EXACT_OUTCOMES
-    return circuit.observables is not None and shots is not None and wide
 
 
 def _without_service(backend: Any) -> Any:

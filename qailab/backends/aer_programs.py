@@ -24,12 +24,12 @@ from qiskit import transpile
 from qiskit.circuit import Gate, Parameter, QuantumCircuit, QuantumRegister
 from qiskit.circuit.library import UnitaryGate
 
-from qailab.backends.base import Probabilities
+from qailab.backends.answers import Probabilities
 from qailab.backends.readout import ReadoutErrors
 from qailab.backends.sampling import (
-    Bits,
     counts_to_bits,
     counts_to_frequencies,
+    frequencies_to_bits,
     measured_marginal,
     sample_frequencies,
 )
@@ -37,6 +37,8 @@ from qailab.errors import BackendError, EvaluationError
 from qailab.gradients.angles import AngleMap
 from qailab.gradients.canonical import CanonicalCircuit, canonicalize
 from qailab.gradients.instructions import free_parameters, is_canonical, opened
+from qailab.gradients.noise import NoiseStream
+from qailab.gradients.observables import Bits
 from qailab.gradients.rows import FloatArray, RowBatch, ShiftedRows
 
 _TRANSPILER_SEED = 0  # a layout must be the same in every actor
@@ -68,6 +70,11 @@ class Program(ABC):
     @abstractmethod
     def probabilities(self, batch: RowBatch) -> Probabilities:
         """Run the rows of a batch."""
+
+    def bits(self, batch: RowBatch) -> Bits:
+        """The bits of the shots of a batch's rows, in all of their bases."""
+        assert batch.shots is not None
+        return frequencies_to_bits(self.probabilities(batch).sampled, batch.shots)
 
     def _run(self, angles: FloatArray, **options: Any) -> list[Any]:
         """Run rows of angles ``(n, A)``; the saved data of each."""
@@ -161,6 +168,14 @@ class ProbabilityProgram(Program):
             exact = self._readout.apply(exact, self._circuit.measured_qubits)
         return _with_shots(exact, batch)
 
+    def calibration(self, rows: int, shots: int, noise: NoiseStream) -> Bits:
+        """The bits of qubits to which nothing was done, shape ``(rows, shots, bytes)``."""
+        assert self._readout is not None
+        exact = np.zeros((rows, self._circuit.num_outcomes))
+        exact[:, 0] = 1.0
+        exact = self._readout.apply(exact, self._circuit.measured_qubits)
+        return frequencies_to_bits(sample_frequencies(exact, shots, noise, 0), shots)
+
 
 class CountsProgram(Program):
     """Shots drawn by the simulator.
@@ -177,7 +192,6 @@ class CountsProgram(Program):
         return Probabilities(frequencies)
 
     def bits(self, batch: RowBatch) -> Bits:
-        """The bits of the shots of a batch's rows, in all of their bases."""
         return counts_to_bits(self._counts(batch), len(self._circuit.measured_qubits))
 
     def _counts(self, batch: RowBatch) -> list[Any]:

@@ -20,10 +20,18 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 
+from qailab.backends.answers import (
+    NOTHING_USED,
+    Evaluation,
+    Probabilities,
+    answer_width,
+    contract,
+    in_bases,
+)
 from qailab.backends.shared import SharedState
 from qailab.errors import (
     BackendBuildError,
@@ -36,7 +44,7 @@ from qailab.errors import (
     plain,
 )
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import FloatArray, RowBatch, SlopeRows
+from qailab.gradients.rows import FloatArray, JoinedRows, RowBatch
 
 MAX_TRANSIENT_FAULTS = 20
 """How often the same rows may fail for transient reasons before somebody has to look."""
@@ -75,6 +83,7 @@ class BackendTraits:
         packs_jobs: makes jobs of its own of whatever rows it is given, where a job costs money or
             a place in a queue, and retries by itself. It gets all rows there are, in one chunk.
         queue_name: the queue its rows wait in, where several processes share it.
+        calibration_rows: rows that it adds to those of every call, to mitigate its readout.
         resources: what an actor with it takes from its node.
         close_seconds: time that `Backend.close` may take.
     """
@@ -88,56 +97,9 @@ class BackendTraits:
     call_overhead_seconds: float = 0.003
     packs_jobs: bool = False
     queue_name: str | None = None
+    calibration_rows: int = 0
     resources: ActorResources = field(default_factory=ActorResources)
     close_seconds: float = 5.0
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a device was used for.
-
-    Args:
-        jobs: jobs that were submitted to it.
-        qpu_seconds: seconds it was busy with them.
-    """
-
-    jobs: int = 0
-    qpu_seconds: float = 0.0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(self.jobs + other.jobs, self.qpu_seconds + other.qpu_seconds)
-
-
-NOTHING_USED = Usage()
-
-
-@dataclass(frozen=True)
-class Probabilities:
-    """The probabilities of some rows' outcomes.
-
-    Args:
-        sampled: estimates from shots, shape ``(n, K)``; the exact ones if ``shots`` is None.
-        exact: the probabilities that the shots were drawn from, shape ``(n, K)``, where the backend
-            knows them; the shot variance is then exact as well.
-        usage: what a device was used for since the last call returned.
-    """
-
-    sampled: FloatArray
-    exact: FloatArray | None = None
-    usage: Usage = NOTHING_USED
-
-
-class Evaluation(NamedTuple):
-    """The answers of a batch, in row order, and what they took.
-
-    Args:
-        answers: outputs ``(n, K)`` or ``(n, O)``, or values and variances ``(n, 2)``; see
-            `RowBatch`.
-        usage: what a device was used for.
-    """
-
-    answers: FloatArray
-    usage: Usage
 
 
 class RowFuture(Future[FloatArray]):
@@ -149,11 +111,15 @@ class RowFuture(Future[FloatArray]):
 
     Args:
         on_cancel: called once when the future is cancelled before it is done.
+
+    Attributes:
+        usage: what devices were used for; complete when the future is done.
     """
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
         super().__init__()
         self._on_cancel = on_cancel
+        self.usage = NOTHING_USED
 
     def result(self, timeout: float | None = None) -> FloatArray:
         try:
@@ -242,21 +208,30 @@ class Backend(ABC):
 
         That takes 2**m numbers for each sample; a backend for more bits than that overrides it.
         """
-        observables = circuit.observables
-        assert observables is not None
-        answers = np.empty((batch.num_rows, batch.answer_width(circuit.num_outputs)))
-        used = NOTHING_USED
-        for basis in range(observables.num_bases):
-            cotangents = batch.cotangents
-            if cotangents is not None:
-                cotangents = observables.outcome_cotangents(basis, cotangents)
-            found = self.answers(circuit, batch.in_basis(basis, cotangents), stop)
-            shares = found.answers
-            if cotangents is None:
-                shares = observables.of_probabilities(basis, shares)
-            answers[basis :: observables.num_bases] = shares
+        return in_bases(circuit, batch, lambda _, piece: self.answers(circuit, piece, stop))
+
+    def measure(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        """Run rows whose answers are made later, by `contract_measured`, of what is found here.
+
+        A device measures the rows of both passes in one job.
+
+        Returns:
+            For each row its probabilities, or the bits of its shots where `from_bits` says so.
+        """
+        if isinstance(batch.rows, JoinedRows):
+            first, second = (self.measure(circuit, each, stop) for each in batch.passes())
+            both = batch.rows.join(first.answers, second.answers)
+            return Evaluation(both, first.usage + second.usage)
+        bases, used = batch.rows.num_bases, NOTHING_USED
+        table = np.empty((batch.num_rows, circuit.num_outcomes))
+        for basis in range(bases):
+            piece = batch.in_basis(basis, None)
+            found = _evaluate_slices(self, circuit, piece, stop, self.answers)
+            table[basis::bases] = found.answers
             used += found.usage
-        return Evaluation(answers, used)
+        return Evaluation(table, used)
 
     def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         """Raise a clear error if rows of this circuit cannot run here, before anything runs.
@@ -310,7 +285,7 @@ class Backend(ABC):
         # comes second, the cancel or the answers, finds it done.
         with suppress(InvalidStateError):
             try:
-                answers = self._evaluate_with_retries(circuit, batch, stop)
+                answers, future.usage = self._evaluate_with_retries(circuit, batch, stop)
             except BaseException as error:
                 future.set_exception(error)
             else:
@@ -318,12 +293,12 @@ class Backend(ABC):
 
     def _evaluate_with_retries(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
-    ) -> FloatArray:
+    ) -> Evaluation:
         """Try again after transient faults, as a pool does with another actor."""
         for _ in range(0 if self.traits.packs_jobs else MAX_TRANSIENT_FAULTS - 1):
             with suppress(TransientBackendError):
-                return evaluate(self, circuit, batch, stop).answers
-        return evaluate(self, circuit, batch, stop).answers
+                return evaluate(self, circuit, batch, stop)
+        return evaluate(self, circuit, batch, stop)
 
     def _executor(self) -> ThreadPoolExecutor:
         # Mostly one thread: a live simulator is used by one call at a time, whatever thread asks.
@@ -395,12 +370,22 @@ def evaluate(
         raise _described(cause, failing) from error
 
 
+Answer = Callable[[CanonicalCircuit, RowBatch, threading.Event], Evaluation]
+
+
 def _evaluate_slices(
-    backend: Backend, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    backend: Backend,
+    circuit: CanonicalCircuit,
+    batch: RowBatch,
+    stop: threading.Event,
+    answer: Answer | None = None,
 ) -> Evaluation:
-    answers = np.empty((batch.num_rows, batch.answer_width(circuit.num_outputs)))
+    width = answer_width(circuit, batch) if answer is None else circuit.num_outcomes
+    if answer is None:
+        answer = backend.answers if circuit.observables is None else backend.expectations
+        answer = backend.measure if isinstance(batch.rows, JoinedRows) else answer
+    answers = np.empty((batch.num_rows, width))
     used = NOTHING_USED
-    answer = backend.answers if circuit.observables is None else backend.expectations
     rows, group = batch.rows, batch.rows.group
     most = backend.max_rows_per_call(circuit, batch.shots)
     stride = max(group, most // group * group)
@@ -424,38 +409,6 @@ def _check_shape(
         raise EvaluationError(
             f"{backend!r}.{method} must return shape {expected}, got {table.shape}"
         )
-
-
-@np.errstate(invalid="ignore", over="ignore")  # of a grad_output that is nearly infinite
-def contract(found: Probabilities, batch: RowBatch) -> FloatArray:
-    """What a batch wants of its probabilities.
-
-    Args:
-        found: probabilities of the batch's rows, shape ``(n, K)``.
-        batch: the rows, with or without cotangents.
-
-    Returns:
-        The probabilities ``(n, K)``; or with cotangents ``c`` of each row's sample the value
-        ``sum_k c[k] p[k]`` and its shot variance, ``(n, 2)``.
-    """
-    if batch.cotangents is None:
-        return found.sampled
-    if isinstance(batch.rows, SlopeRows):
-        raise EvaluationError("slopes are no function of probabilities; shift the angles instead")
-    cotangents = batch.cotangents[batch.rows.samples()]
-    # Products summed row by row: unlike matrix products, independent of how many rows there are.
-    values = (found.sampled * cotangents).sum(axis=1)
-    if batch.shots is None:
-        return np.stack([values, np.zeros_like(values)], axis=1)
-    if found.exact is not None:
-        probabilities, degrees = found.exact, batch.shots
-        means = (probabilities * cotangents).sum(axis=1)
-    else:  # the sample variance of one shot has no value
-        probabilities, means = found.sampled, values
-        degrees = batch.shots - 1
-    spread = (probabilities * (cotangents - means[:, None]) ** 2).sum(axis=1)
-    variances = spread / degrees if degrees else np.full_like(spread, np.nan)
-    return np.stack([values, variances], axis=1)
 
 
 def _locate_failing_row(

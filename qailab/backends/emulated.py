@@ -15,7 +15,8 @@ import numpy as np
 
 from qailab.arguments import checked_integer
 from qailab.backends.aer import AerBackend
-from qailab.backends.base import Backend, Evaluation, Probabilities, Usage, evaluate
+from qailab.backends.answers import Evaluation, Probabilities, Usage
+from qailab.backends.base import Backend, evaluate
 from qailab.errors import InputError, InputTypeError, TransientBackendError
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.rows import FloatArray, RowBatch
@@ -93,6 +94,11 @@ class EmulatedBackend(Backend):
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
     ) -> Evaluation:
         return self._as_job(batch, stop, lambda: evaluate(self.inner, circuit, batch, stop))
+
+    def measure(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        return self._as_job(batch, stop, lambda: self.inner.measure(circuit, batch, stop))
 
     def _as_job(self, batch: RowBatch, stop: threading.Event, answer: Callable[[], Found]) -> Found:
         """What ``inner`` answers, as a job that takes its time, or fails."""

@@ -48,6 +48,12 @@ class ReadoutErrors:
                 default = matrix.astype(np.float64)
         return cls(by_qubit, default)
 
+    def twirled(self) -> ReadoutErrors:
+        """The same where each shot flips random qubits first and their bits afterwards."""
+        both = {qubit: (one + one[::-1, ::-1]) / 2 for qubit, one in self.by_qubit.items()}
+        rest = self.default
+        return ReadoutErrors(both, None if rest is None else (rest + rest[::-1, ::-1]) / 2)
+
     def apply(self, probabilities: FloatArray, measured_qubits: Sequence[int]) -> FloatArray:
         """Probabilities of what is read, from those of what is there, both ``(n, K)``."""
         rows = len(probabilities)

@@ -3,18 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qailab.backends.trex import TwirledReadout, variance_of_mean
+from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.noise import NoiseStream
-from qailab.gradients.observables import Observables
+from qailab.gradients.observables import Bits, Observables, words_of
 from qailab.gradients.rows import FloatArray, RowBatch
 
+MAX_EXACT_OUTCOMES = 1 << 13
+"""Up to here exact probabilities and numpy's multinomial beat Aer's own sampling (measured: 7 to
+10 times at 10 bits, level at about 14); beyond, copying 2**m probabilities costs more."""
 _TABLE_BITS = 12  # up to here it is quicker to look a shot up than to take its parities
 
-Bits = NDArray[np.uint8]
-"""Outcomes of shots, ``(n, shots, bytes)``, the most significant byte first as in `BitArray`."""
+
+def is_wide(circuit: CanonicalCircuit) -> bool:
+    """Whether probabilities of all outcomes cost more than the bits of the shots."""
+    return circuit.num_outcomes > MAX_EXACT_OUTCOMES
+
+
+def from_bits(circuit: CanonicalCircuit, shots: int | None) -> bool:
+    """Whether observables are evaluated from the bits of each shot, without probabilities."""
+    return circuit.observables is not None and shots is not None and is_wide(circuit)
+
+
+def measured_width(circuit: CanonicalCircuit, shots: int | None) -> int:
+    """How many floats hold what `Backend.measure` finds of a row: its probabilities, or bits."""
+    if not from_bits(circuit, shots):
+        return circuit.num_outcomes
+    return -(-(shots or 0) * bytes_of(circuit) // 8)
+
+
+def bits_as_floats(bits: Bits) -> FloatArray:
+    """The bits of shots, ``(n, shots, bytes)``, as floats that nobody calculates with."""
+    rows, shots, size = bits.shape
+    padded = np.zeros((rows, -(-shots * size // 8) * 8), dtype=np.uint8)
+    padded[:, : shots * size] = bits.reshape(rows, shots * size)
+    return padded.view(np.float64)
+
+
+def floats_as_bits(floats: FloatArray, shots: int, size: int) -> Bits:
+    """What `bits_as_floats` was given, ``size`` bytes for each shot."""
+    packed = np.ascontiguousarray(floats).view(np.uint8)
+    return packed[:, : shots * size].reshape(len(floats), shots, size)
+
+
+def bytes_of(circuit: CanonicalCircuit) -> int:
+    """The bytes of a shot's bits."""
+    return -(-len(circuit.measured_qubits) // 8)
 
 
 def sample_frequencies(
@@ -59,6 +98,14 @@ def counts_to_frequencies(counts: Sequence[Mapping[str, int]], num_outcomes: int
     return frequencies
 
 
+def frequencies_to_bits(frequencies: FloatArray, shots: int) -> Bits:
+    """The bits of each shot, in some order, from frequencies ``(n, K)``."""
+    counts = np.rint(frequencies * shots).astype(np.int64)
+    outcomes = np.tile(np.arange(frequencies.shape[1], dtype=">u8"), len(counts))
+    drawn = np.repeat(outcomes, counts.ravel()).reshape(len(counts), shots, 1)
+    return drawn.view(np.uint8)
+
+
 def counts_to_bits(counts: Sequence[Mapping[str, int]], num_bits: int) -> Bits:
     """The bits of each shot, in some order, from Aer's counts.
 
@@ -76,53 +123,59 @@ def counts_to_bits(counts: Sequence[Mapping[str, int]], num_bits: int) -> Bits:
 
 
 @np.errstate(invalid="ignore", over="ignore")  # of a grad_output that is nearly infinite
-def contract_bits(observables: Observables, batch: RowBatch, bits: Bits) -> FloatArray:
+def contract_bits(
+    observables: Observables, batch: RowBatch, bits: Bits, readout: TwirledReadout | None = None
+) -> FloatArray:
     """What a batch wants of observables, from the shots of its rows.
 
     The variance is that of the whole sum from shot to shot, so terms may be correlated.
 
     Args:
         observables: the observables.
-        batch: the rows, in all bases, with or without cotangents.
+        batch: the rows, in all bases.
         bits: their shots, shape ``(n, shots, bytes)``.
+        readout: what it leaves of each term, where it is twirled to be mitigated.
 
     Returns:
-        Each row's share of the values ``(n, O)``; or with cotangents ``c`` of each row's sample its
-        share of ``sum_o c[o] <O_o>`` and the shot variance of that, ``(n, 2)``.
+        Answers as `RowBatch` has them.
     """
     samples, cotangents = batch.rows.samples(), batch.cotangents
     answers = np.empty((batch.num_rows, batch.answer_width(observables.num_observables)))
-    few_bits = observables.num_bits <= _TABLE_BITS
+    looked_up = observables.num_bits <= _TABLE_BITS and cotangents is not None and readout is None
+    if readout is not None:
+        observables = replace(observables, coefficients=observables.coefficients / readout.factors)
     for basis in range(observables.num_bases):
-        if cotangents is not None:  # of each outcome or of each term
-            numbers = observables.outcome_cotangents if few_bits else observables.weights
-            table = numbers(basis, cotangents)
+        terms = observables.terms(basis)
+        if cotangents is None:
+            weights = observables.coefficients[:, terms]
+            table = np.broadcast_to(weights, (len(batch.rows.base), *weights.shape))
+        elif looked_up:
+            table = observables.outcome_cotangents(basis, cotangents)
+        else:
+            table = observables.weights(basis, cotangents)[:, None]
         for row in range(basis, batch.num_rows, observables.num_bases):
-            words = _words(bits[row])
-            if cotangents is None:
-                means = observables.signs(basis, words).mean(axis=1)
-                answers[row] = observables.of_parities(basis, means[None])
+            words, wanted = words_of(bits[row]), table[samples[row]]
+            if looked_up:
+                shots = wanted[words[:, 0]]
+                answers[row] = shots.mean(), variance_of_mean(shots)
                 continue
-            mine = table[samples[row]]
-            if few_bits:
-                shots = mine[words[:, 0]]
-            else:
-                shots = (mine[:, None] * observables.signs(basis, words)).sum(axis=0)
-            answers[row] = shots.mean(), _variance_of_mean(shots)
+            signs = observables.signs(basis, words)
+            shares = wanted * signs.mean(axis=1)
+            answers[row, : len(wanted)] = shares.sum(axis=1)
+            for place in range(answers.shape[1] - len(wanted)):
+                shots = (wanted[place][:, None] * signs).sum(axis=0)
+                answers[row, len(wanted) + place] = (
+                    variance_of_mean(shots)
+                    if readout is None
+                    else readout.variance(shots, terms, shares[place])
+                )
     return answers
 
 
-def _words(bits: Bits) -> NDArray[np.uint64]:
-    """The outcomes of shots ``(shots, bytes)`` in words, least significant first."""
-    shots, size = bits.shape
-    padded = np.zeros((shots, -(-size // 8) * 8), dtype=np.uint8)
-    padded[:, :size] = bits[:, ::-1]
-    return padded.view("<u8").astype(np.uint64, copy=False)
-
-
-def _variance_of_mean(shots: FloatArray) -> float:
-    """The sample variance of one shot has no value."""
-    return float(shots.var(ddof=1)) / len(shots) if len(shots) > 1 else np.nan
+def bits_to_counts(bits: Bits, num_outcomes: int) -> NDArray[np.uint32]:
+    """How often each outcome came, shape ``(n, K)``."""
+    outcomes = (words_of(shots)[:, 0].astype(np.int64) for shots in bits)
+    return np.array([np.bincount(row, minlength=num_outcomes) for row in outcomes], np.uint32)
 
 
 def measured_marginal(probabilities: FloatArray, measured_qubits: Sequence[int]) -> FloatArray:

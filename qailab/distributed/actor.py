@@ -19,13 +19,15 @@ from typing import TypeVar
 import numpy as np
 import ray
 
-from qailab.backends.base import NOTHING_USED, Backend, Evaluation, evaluate
+from qailab.backends.answers import NOTHING_USED, Evaluation
+from qailab.backends.base import Backend, evaluate
 from qailab.distributed.actors import ACCOUNT_TOKEN, KNOWN_CIRCUITS
 from qailab.distributed.shared_state import RayState
 from qailab.distributed.transport import Call, Cancelled, Reply, UnknownCircuit
 from qailab.distributed.wire import decode_batch, encode_answers
 from qailab.errors import EvaluationError, QailabError, plain
 from qailab.gradients.canonical import CanonicalCircuit
+from qailab.gradients.rows import RowBatch
 
 CONCURRENCY_GROUPS = {"control": 1, "watch": 1}
 """Threads beside the one that evaluates: what they do need not wait for it."""
@@ -108,8 +110,10 @@ class LauncherActor:
         answer, usage, trace = None, NOTHING_USED, ""
         error: QailabError | None = None
         try:
-            answers, usage = self._evaluate(circuit, call, stop)
-            answer = encode_answers(answers)
+            batch = decode_batch(call.message)
+            step = call.rows_per_call or batch.num_rows
+            answers, usage = self._evaluate(circuit, batch, step, stop)
+            answer = encode_answers(answers, batch.shots)
         except CancelledError:
             error = Cancelled("cancelled while it ran")
         except QailabError as known:
@@ -132,10 +136,11 @@ class LauncherActor:
             self._circuits.move_to_end(call.key)
         return self._circuits.get(call.key)
 
-    def _evaluate(self, circuit: CanonicalCircuit, call: Call, stop: threading.Event) -> Evaluation:
+    def _evaluate(
+        self, circuit: CanonicalCircuit, batch: RowBatch, step: int, stop: threading.Event
+    ) -> Evaluation:
         assert self._backend is not None, "open() comes first"
-        batch = decode_batch(call.message)
-        rows, step = batch.rows, call.rows_per_call or batch.num_rows
+        rows = batch.rows
         done = [
             evaluate(self._backend, circuit, batch.part(start, min(start + step, rows.stop)), stop)
             for start in range(rows.start, rows.stop, step)

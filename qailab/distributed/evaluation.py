@@ -28,6 +28,7 @@ from typing import Final
 
 import numpy as np
 
+from qailab.backends.answers import answer_width
 from qailab.backends.base import RowFuture
 from qailab.distributed.actors import Actor, Chunk, Pace, Pass, average_speed, expected_seconds
 from qailab.distributed.options import Settings
@@ -157,7 +158,7 @@ class Evaluation:
         if settings.chunk_rows != "auto":
             self.rows_per_call = in_groups(settings.chunk_rows, batch.rows.group)
         self._one_call = settings.max_in_flight != "auto"  # a fixed bound counts calls
-        width = batch.answer_width(circuit.num_outputs)
+        width = answer_width(circuit, batch)
         self._answers = np.empty((batch.num_rows, width))
         self._sizer = ChunkSizer(batch, 8 * width)
         self._next_row = batch.rows.start

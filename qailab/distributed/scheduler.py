@@ -224,6 +224,7 @@ class Scheduler:
         evaluation = self._evaluations.get(chunk.evaluation)
         if evaluation is None or chunk.done:
             return  # nobody waits for it
+        evaluation.future.usage += reply.usage
         if reply.answer is not None:
             self._accept(actor, evaluation, sent, reply)
         else:

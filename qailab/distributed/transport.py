@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from qailab.backends.base import NOTHING_USED, Usage
+from qailab.backends.answers import NOTHING_USED, Usage
 from qailab.distributed.actors import Actor
 from qailab.errors import QailabError, TransientBackendError
 

@@ -13,8 +13,18 @@ import numpy as np
 
 from qailab.errors import QailabError
 from qailab.gradients.noise import NoiseStream
-from qailab.gradients.rows import FloatArray, PointRows, RowBatch, Rows, ShiftedRows, SlopeRows
+from qailab.gradients.rows import (
+    FloatArray,
+    JoinedRows,
+    PointRows,
+    RowBatch,
+    Rows,
+    ShiftedRows,
+    SlopeRows,
+)
 from qailab.gradients.shift_rule import TWO_TERM_RULE, ShiftRule
+
+_SMALL = 1 << 16  # counts below it take two bytes
 
 
 def encode_batch(batch: RowBatch) -> bytes:
@@ -30,7 +40,7 @@ def encode_batch(batch: RowBatch) -> bytes:
             _encode_cotangents(batch.cotangents),
             batch.shots,
             (noise.seed, noise.step, noise.purpose),
-            (batch.resent, batch.evaluation),
+            (batch.resent, batch.evaluation, batch.variances),
         ),
         protocol=5,
     )
@@ -56,14 +66,22 @@ def decode_batch(message: bytes) -> RowBatch:
     )
 
 
-def encode_answers(answers: FloatArray) -> bytes:
-    """Write answers as bytes."""
-    return np.ascontiguousarray(answers, dtype=np.float64).tobytes()
+def encode_answers(answers: FloatArray, shots: int | None = None) -> bytes:
+    """Write answers as bytes: a quarter of them where they are counts of so many shots."""
+    if shots is not None and shots < _SMALL:
+        with np.errstate(invalid="ignore", over="ignore"):  # bits, say, that are no numbers
+            counts = np.rint(answers * shots).astype(np.uint16)
+        if np.array_equal(counts / shots, answers):
+            return counts.tobytes() + shots.to_bytes(2, "little")
+    return np.ascontiguousarray(answers, dtype=np.float64).tobytes() + bytes(2)
 
 
 def decode_answers(message: bytes, num_rows: int) -> FloatArray:
-    """Return the answers, shape ``(num_rows, ...)``; read-only."""
-    return np.frombuffer(message).reshape(num_rows, -1)
+    """Return the answers, shape ``(num_rows, ...)``; read-only perhaps."""
+    shots, content = int.from_bytes(message[-2:], "little"), memoryview(message)[:-2]
+    if shots:
+        return np.frombuffer(content, np.uint16).reshape(num_rows, -1) / shots
+    return np.frombuffer(content).reshape(num_rows, -1)
 
 
 def _encode_cotangents(cotangents: FloatArray | None) -> tuple[str, bytes] | None:
@@ -86,6 +104,10 @@ def _decode_cotangents(encoded: tuple[str, bytes] | None, samples: int) -> Float
 def _encode_kind(rows: Rows) -> tuple[Any, ...]:
     if isinstance(rows, PointRows):
         return (rows.pairs,)
+    if isinstance(rows, JoinedRows):
+        backward = rows.backward
+        base = backward.base.shape, backward.base.tobytes()
+        return (None, _encode_kind(rows.forward), _encode_kind(backward), *base)
     if isinstance(rows, SlopeRows):
         return (rows.columns.astype(np.int32).tobytes(),)
     if isinstance(rows, ShiftedRows):
@@ -97,6 +119,12 @@ def _encode_kind(rows: Rows) -> tuple[Any, ...]:
 
 def _decode_kind(kind: tuple[Any, ...], where: dict[str, Any]) -> Rows:
     first, *others = kind
+    if first is None:  # of whole samples
+        forward, backward, shape, base = others
+        of = {**where, "start": 0, "stop": -1}
+        first_pass = _decode_kind(forward, of)
+        second_pass = _decode_kind(backward, {**of, "base": np.frombuffer(base).reshape(shape)})
+        return JoinedRows.of(first_pass.of_whole_samples(), second_pass.of_whole_samples())
     if isinstance(first, bool):
         return PointRows(pairs=first, **where)
     columns = np.frombuffer(first, dtype=np.int32).astype(np.int64)

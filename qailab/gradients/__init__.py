@@ -11,7 +11,7 @@ from qailab.gradients.plans import (
     SampleGradients,
     SpsaPlan,
 )
-from qailab.gradients.rows import PointRows, RowBatch, Rows, ShiftedRows, SlopeRows
+from qailab.gradients.rows import JoinedRows, PointRows, RowBatch, Rows, ShiftedRows, SlopeRows
 from qailab.gradients.shift_rule import TWO_TERM_RULE, ShiftRule
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "AngleMap",
     "CanonicalCircuit",
     "GradientPlan",
+    "JoinedRows",
     "NoiseStream",
     "Observable",
     "Observables",

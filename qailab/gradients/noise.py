@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from qailab.arguments import checked_integer
 
-Purpose = Literal["forward", "backward", "directions"]
-_PURPOSES: dict[Purpose, int] = {"forward": 0, "backward": 1, "directions": 2}
+Purpose = Literal["forward", "backward", "directions", "both"]
+_PURPOSES: dict[Purpose, int] = {"forward": 0, "backward": 1, "directions": 2, "both": 3}
 _SEED_LIMIT = 2**63  # a seed is stored in an int64 tensor of the layer's state_dict
 
 

@@ -28,6 +28,8 @@ from qailab.gradients.rows import FloatArray, IntArray
 
 Observable: TypeAlias = str | Pauli | SparsePauliOp
 Words = NDArray[np.uint64]
+Bits = NDArray[np.uint8]
+"""Outcomes of shots, ``(n, shots, bytes)``, the most significant byte first as in `BitArray`."""
 
 _WORD = 64
 
@@ -130,6 +132,10 @@ class Observables:
             digest.update(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:32]
 
+    def weight(self, term: int) -> int:
+        """How many measured bits a term is the parity of."""
+        return int(np.bitwise_count(self.masks[term]).sum())
+
     def terms(self, basis: int) -> slice:
         """The terms that are measured in a basis."""
         return slice(int(self.starts[basis]), int(self.starts[basis + 1]))
@@ -175,10 +181,7 @@ class Observables:
         Returns:
             Shape ``(n, O)``.
         """
-        return self.of_parities(basis, _walsh_hadamard(probabilities)[:, self._outcomes(basis)])
-
-    def of_parities(self, basis: int, parities: FloatArray) -> FloatArray:
-        """The same from the value of each term, shape ``(n, terms of the basis)``."""
+        parities = _walsh_hadamard(probabilities)[:, self._outcomes(basis)]
         coefficients = self.coefficients[:, self.terms(basis)]
         each = [(coefficients * row).sum(axis=1) for row in parities]
         return np.array(each).reshape(len(parities), self.num_observables)
@@ -207,6 +210,14 @@ class Observables:
             f"Observables({self.num_observables} of {self.coefficients.shape[1]} terms in "
             f"{self.num_bases} bases, qubits={self.num_qubits})"
         )
+
+
+def words_of(bits: Bits) -> Words:
+    """The outcomes of shots ``(shots, bytes)`` in words, least significant first."""
+    shots, size = bits.shape
+    padded = np.zeros((shots, -(-size // 8) * 8), dtype=np.uint8)
+    padded[:, :size] = bits[:, ::-1]
+    return padded.view("<u8").astype(np.uint64, copy=False)
 
 
 def _walsh_hadamard(table: FloatArray) -> FloatArray:

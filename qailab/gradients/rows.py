@@ -12,10 +12,12 @@ stretch of them can be cut out without changing their numbers.
 A batch is rows with what is wanted of them. Its answers are, in row order,
 
 * the outputs, if it has no cotangents (forward): probabilities of the K outcomes, shape
-  ``(num_rows, K)``, or the row's share of the values of O observables, shape ``(num_rows, O)``;
+  ``(num_rows, K)``, or the row's share of the values of O observables, shape ``(num_rows, O)``,
+  with their shot variances after them, ``(num_rows, 2 * O)``, where those are wanted;
 * ``sum_k cotangents[sample, k] * output_k`` and the shot variance of that sum, shape
   ``(num_rows, 2)``, if it has (backward): two floats for a row, however many outputs there are;
-* the derivative of that sum with respect to one angle, and zero, for `SlopeRows`.
+* the derivative of that sum with respect to one angle, and zero, for `SlopeRows`;
+* what was measured, for `JoinedRows`: both passes' answers can be made of it afterwards.
 
 The shares of the bases of a point are summed (`Rows.over_bases`); their shots are independent.
 """
@@ -23,7 +25,7 @@ The shares of the bases of a point are summed (`Rows.over_bases`); their shots a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -69,8 +71,12 @@ class Rows(ABC):
             base: angles of each sample.
             **more: what else these rows are made of.
         """
-        rows = cls(base=base, first_sample=first_sample, **more)
-        return replace(rows, start=first_sample * rows.rows_per_sample)
+        return cls(base=base, first_sample=first_sample, **more).of_whole_samples()
+
+    def of_whole_samples(self) -> Self:
+        """All rows of the samples in ``base``."""
+        first, last = self.first_sample, self.first_sample + len(self.base)
+        return replace(self, start=first * self.rows_per_sample, stop=last * self.rows_per_sample)
 
     @property
     @abstractmethod
@@ -149,6 +155,13 @@ class Rows(ABC):
         """Index into ``base`` of each row, shape ``(num_rows,)``."""
         rows = np.arange(self.start, self.stop, dtype=np.int64)
         return rows // self.rows_per_sample - self.first_sample
+
+    def same_as(self, other: Rows) -> bool:
+        """Whether these are rows of the same angles with the same numbers."""
+        return type(self) is type(other) and all(
+            np.array_equal(getattr(self, each.name), getattr(other, each.name))
+            for each in fields(self)
+        )
 
     def part(self, start: int, stop: int) -> Self:
         """The rows numbered ``start .. stop - 1``, with only the base angles they need."""
@@ -263,6 +276,82 @@ class SlopeRows(Rows):
         return self.base[self.samples()]
 
 
+@dataclass(frozen=True, kw_only=True)
+class JoinedRows(Rows):
+    """The rows of a forward pass and of its backward pass, sample by sample, as one evaluation.
+
+    Each keeps the number and the noise that it has in its own pass. Those of a sample stay
+    together.
+
+    Args:
+        forward: the rows of the forward pass; ``base`` and the rest are its, too.
+        backward: the rows of the backward pass, of the same samples.
+    """
+
+    forward: Rows
+    backward: Rows
+
+    @classmethod
+    def of(cls, forward: Rows, backward: Rows) -> JoinedRows:
+        """Join all rows of some samples."""
+        return cls.numbered(
+            forward.first_sample,
+            forward.base,
+            bases=forward.bases,
+            forward=forward,
+            backward=backward,
+        )
+
+    @property
+    def points_per_sample(self) -> int:
+        return self.forward.points_per_sample + self.backward.points_per_sample
+
+    @property
+    def points_together(self) -> int:
+        return self.points_per_sample
+
+    def points(self) -> FloatArray:
+        both = [self._by_sample(rows.points()) for rows in (self.forward, self.backward)]
+        return np.concatenate(both, axis=1).reshape(self.num_rows, -1)
+
+    def split(self, answers: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """The answers ``(num_rows, width)`` of the forward pass and of the backward pass."""
+        each = self._by_sample(answers)
+        first = self.forward.rows_per_sample
+        width = answers.shape[1]
+        return each[:, :first].reshape(-1, width), each[:, first:].reshape(-1, width)
+
+    def join(self, forward: FloatArray, backward: FloatArray) -> FloatArray:
+        """What `split` took apart."""
+        both = [self._by_sample(forward), self._by_sample(backward)]
+        return np.concatenate(both, axis=1).reshape(self.num_rows, forward.shape[1])
+
+    def _by_sample(self, table: FloatArray) -> FloatArray:
+        samples = len(self.base)
+        return table.reshape(samples, len(table) // samples, table.shape[1])
+
+    def part(self, start: int, stop: int) -> Self:
+        whole = [row // self.rows_per_sample for row in (start, stop)]
+        forward, backward = (
+            rows.part(*(sample * rows.rows_per_sample for sample in whole))
+            for rows in (self.forward, self.backward)
+        )
+        return replace(super().part(start, stop), forward=forward, backward=backward)
+
+    def in_basis(self, basis: int) -> Self:
+        forward, backward = self.forward.in_basis(basis), self.backward.in_basis(basis)
+        return replace(super().in_basis(basis), forward=forward, backward=backward)
+
+    def name_of_point(self, point: int) -> str:
+        sample, within = divmod(point, self.points_per_sample)
+        first = self.forward.points_per_sample
+        if within < first:
+            return self.forward.name_of_point(sample * first + within)
+        return self.backward.name_of_point(
+            sample * self.backward.points_per_sample + within - first
+        )
+
+
 @dataclass(frozen=True)
 class RowBatch:
     """Rows of one canonical circuit, ready to run anywhere.
@@ -276,6 +365,7 @@ class RowBatch:
         resent: whether a process that is gone may have begun with them: where running costs,
             its jobs are looked for first.
         evaluation: names the evaluation that the rows are of; the same when they are sent again.
+        variances: whether the shot variances of observables' values are wanted without cotangents.
     """
 
     rows: Rows
@@ -284,6 +374,7 @@ class RowBatch:
     cotangents: FloatArray | None = None
     resent: bool = False
     evaluation: str = ""
+    variances: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -297,6 +388,16 @@ class RowBatch:
             cotangents = cotangents[self.rows.touched(start, stop)]
         return replace(self, rows=self.rows.part(start, stop), cotangents=cotangents)
 
+    def passes(self) -> tuple[RowBatch, ...]:
+        """The batches that joined rows are of, each with its own noise; or this one."""
+        rows, noise = self.rows, self.noise
+        if not isinstance(rows, JoinedRows):
+            return (self,)
+        return (
+            replace(self, rows=rows.forward, noise=noise.for_purpose("forward")),
+            replace(self, rows=rows.backward, noise=noise.for_purpose("backward")),
+        )
+
     def in_basis(self, basis: int, cotangents: FloatArray | None) -> RowBatch:
         """The points of this batch in one basis, whose noise is theirs alone.
 
@@ -308,8 +409,8 @@ class RowBatch:
         if basis:
             noise = NoiseStream.of(f"basis {basis}", noise.seed, noise.step, noise.purpose)
         rows = self.rows.in_basis(basis)
-        return replace(self, rows=rows, noise=noise, cotangents=cotangents)
+        return replace(self, rows=rows, noise=noise, cotangents=cotangents, variances=False)
 
     def answer_width(self, num_outputs: int) -> int:
         """How many floats answer one row."""
-        return num_outputs if self.cotangents is None else 2
+        return num_outputs * (1 + self.variances) if self.cotangents is None else 2

@@ -30,7 +30,7 @@ DIGEST_BYTES = 8
 """A row's digest: 64 bits, so that a billion rows have one chance in forty of any two alike,
 and those would need the same number in the same evaluation to be taken for each other."""
 
-PURPOSES = ("forward", "backward", "directions")
+PURPOSES = ("forward", "backward", "directions", "both")
 _TAG_DIGITS = 24  # 96 bits; IBM allows tags of up to 86 characters
 _LARGEST = 2**63 - 1  # SQLite's integers
 
@@ -75,7 +75,7 @@ class Work:
         shots: shots for each row.
         seed: of the noise stream; with step and purpose it names the evaluation.
         step: the training step.
-        purpose: "forward", "backward" or "directions".
+        purpose: "forward", "backward", or "both" where one evaluation has the rows of both.
         start: the number of the first row.
         stop: one past the number of the last row.
         digests: a hash of each row's angles, 8 bytes for each row, so that rows of other data or

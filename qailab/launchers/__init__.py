@@ -8,6 +8,7 @@ from qailab.launchers.launcher import (
     RowEvaluator,
     StepContext,
 )
+from qailab.launchers.prefetch import Prefetch
 from qailab.launchers.problem import CircuitProblem
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ForwardPass",
     "Gradient",
     "LaunchHandle",
+    "Prefetch",
     "QuantumLauncher",
     "RowEvaluator",
     "StepContext",

@@ -19,12 +19,14 @@ from qiskit.circuit import Parameter
 from qiskit.providers import BackendV2
 
 from qailab.arguments import checked_integer
+from qailab.backends.answers import answer_width, contract_measured
 from qailab.errors import InputError, InputTypeError, MemoryLimitError
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.gradients.noise import NoiseStream, Purpose
 from qailab.gradients.plans import SampleGradients
 from qailab.gradients.rows import FloatArray, RowBatch
 from qailab.launchers.algorithms import Algorithm, BackwardPass, ForwardPass
+from qailab.launchers.prefetch import Prefetch
 from qailab.launchers.problem import CircuitProblem
 
 Result = TypeVar("Result")
@@ -148,7 +150,12 @@ class StepContext:
         first_sample: the number of the first sample, which shot noise depends on as well: where a
             batch is one worker's part of a larger one, its place in that.
         on_gradient: called with each gradient (for its standard errors).
+        on_std_error: called with the standard errors of a forward pass's outputs, ``(*, K)`` or
+            ``(*, O)``; those of observables are computed where they are asked for only.
         evaluation: whether it is an evaluation; those have steps, and noise, of their own.
+        repeated: whether autograd runs the pass again, as a checkpoint does.
+        prefetch: where the forward pass runs the backward pass's rows along with its own.
+        started: the forward pass, if it was started before.
 
     Raises:
         InputError: if the first sample's number is negative.
@@ -158,7 +165,13 @@ class StepContext:
     step: int = 0
     first_sample: int = 0
     on_gradient: Callable[[Gradient], None] | None = None
+    on_std_error: Callable[[FloatArray], None] | None = dataclasses.field(
+        default=None, kw_only=True
+    )
     evaluation: bool = dataclasses.field(default=False, kw_only=True)
+    repeated: bool = dataclasses.field(default=False, kw_only=True)
+    prefetch: Prefetch | None = dataclasses.field(default=None, kw_only=True)
+    started: LaunchHandle[FloatArray] | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         checked_integer("first_sample", self.first_sample, least=0)
@@ -252,15 +265,31 @@ class QuantumLauncher:
         """
         if not isinstance(self.algorithm, ForwardPass):
             raise InputError(f"a forward pass needs a ForwardPass, not {self.algorithm!r}")
+        if self.context.started is not None:
+            return self.context.started
         lead, parameters = self._parameters(inputs, weights)
         rows = self.algorithm.rows(self.problem, parameters, self.context.first_sample)
-        batch = RowBatch(rows, self.algorithm.shots, self._noise("forward"))
-        observables = self.problem.observables
+        shots, observables = self.algorithm.shots, self.problem.observables
         constants = 0.0 if observables is None else observables.constants
+        tell, width = self.context.on_std_error, self.problem.num_outputs
+        variances = observables is not None and tell is not None
+        forward = RowBatch(rows, shots, self._noise("forward"), variances=variances)
+        batch, prefetch = forward, self.context.prefetch
+        if prefetch is not None:
+            batch = prefetch.joined(self.problem, parameters, forward, noiseless=self._noiseless)
 
         def finish(answers: FloatArray) -> FloatArray:
-            outputs: FloatArray = rows.over_bases(answers) + constants
-            return outputs.reshape(*lead, self.problem.num_outputs)
+            if prefetch is not None and batch is not forward:
+                measured = prefetch.keep(batch, answers)
+                answers = contract_measured(self.problem.canonical, forward, measured)
+            found = rows.over_bases(answers)
+            outputs: FloatArray = found[:, :width] + constants
+            if tell is not None:
+                with np.errstate(invalid="ignore"):  # one shot has no variance
+                    spread = outputs * (1 - outputs) / ((shots or np.inf) - np.float64(1))
+                    spread = found[:, width:] if variances else spread
+                    tell(np.sqrt(np.maximum(spread, 0.0)).reshape(*lead, width))
+            return outputs.reshape(*lead, width)
 
         return LaunchHandle(self._start(batch, wait), finish)
 
@@ -309,7 +338,7 @@ class QuantumLauncher:
             wanted,
             noise,
             self.context.first_sample,
-            noiseless=getattr(self.backend, "noiseless", False),  # who does not say may be noisy
+            noiseless=self._noiseless,
         )
         batch = RowBatch(
             plan.rows,
@@ -329,22 +358,32 @@ class QuantumLauncher:
 
         return LaunchHandle(self._start(batch, wait), finish)
 
+    @property
+    def _noiseless(self) -> bool:
+        return getattr(self.backend, "noiseless", False)  # who does not say may be noisy
+
     def _start(self, batch: RowBatch, wait: bool) -> Future[FloatArray]:
         cotangents, done = batch.cotangents, Future[FloatArray]()
         if batch.num_rows == 0 or not (cotangents is None or np.isfinite(cotangents).all()):
             shape = (batch.num_rows, batch.answer_width(self.problem.num_outputs))
             done.set_result(np.full(shape, np.nan))
             return done
+        prefetch = self.context.prefetch
         if cotangents is None:
-            self._check_table(batch.num_rows)
+            self._check_table(batch)
+        elif prefetch is not None:
+            answers = prefetch.answers(self.problem.canonical, batch)
+            if answers is not None:
+                done.set_result(answers)
+                return done
         if wait:
             done.set_result(self.backend.run(self.problem.canonical, batch))
             return done
         return self.backend.submit(self.problem.canonical, batch)
 
-    def _check_table(self, num_rows: int) -> None:
+    def _check_table(self, batch: RowBatch) -> None:
         """Raise if the outputs of all rows, which are held at once, do not fit the memory."""
-        outcomes = self.problem.num_outputs
+        num_rows, outcomes = batch.num_rows, answer_width(self.problem.canonical, batch)
         table = 8 * outcomes * num_rows
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
         if table > limit:

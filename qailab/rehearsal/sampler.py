@@ -172,7 +172,7 @@ class DeviceSampler:
         self, circuit: Any, values: FloatArray, shots: int, seed: Seed
     ) -> dict[str, BoolArray]:
         """Draw the bits of each register, shape ``(n, shots, size)``, lowest bit first."""
-        from qailab.backends.aer import MAX_EXACT_OUTCOMES
+        from qailab.backends.sampling import is_wide
         from qailab.gradients.canonical import canonicalize
 
         try:
@@ -180,7 +180,7 @@ class DeviceSampler:
             self._ideal.validate(canonical, shots)
         except (CircuitError, BackendError):  # it measures and goes on, or is too large
             return self._sample_row_by_row(circuit, values, shots, seed)
-        if self._noise or canonical.num_outcomes > MAX_EXACT_OUTCOMES:
+        if self._noise or is_wide(canonical):
             return self._sample_row_by_row(circuit, values, shots, seed)
         outcomes = self._outcomes(canonical, angle_map.values(values), shots, seed)
         measures = [one for one in circuit.data if one.operation.name == "measure"]

@@ -10,6 +10,8 @@ from qailab.torch.layers import (
     ObservableQLayer,
     QLayer,
 )
+from qailab.torch.parallel import ParallelQLayers, evaluate
+from qailab.torch.passes import OutputHandle
 
 __all__ = [
     "ArgMax",
@@ -18,8 +20,11 @@ __all__ = [
     "ExpVQCFunction",
     "ExpectedValueQLayer",
     "ObservableQLayer",
+    "OutputHandle",
+    "ParallelQLayers",
     "QLayer",
     "estimate_cost",
+    "evaluate",
 ]
 
 __getattr__ = renamed(__name__, {"estimate": "estimate_cost"})

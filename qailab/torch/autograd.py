@@ -18,7 +18,7 @@ from torch.autograd import Function
 
 from qailab.errors import InputError, InputTypeError, UnsupportedError
 from qailab.gradients.rows import FloatArray
-from qailab.launchers import BackwardPass, ForwardPass, QuantumLauncher
+from qailab.launchers import BackwardPass, ForwardPass, Gradient, LaunchHandle, QuantumLauncher
 
 Gradients = tuple[Tensor | None, Tensor | None]
 
@@ -45,8 +45,8 @@ class ReverseOnly(Function):
         )
 
 
-class _Gradient(ReverseOnly):
-    """The gradient of a function; it cannot be differentiated itself."""
+class OnceDifferentiable(ReverseOnly):
+    """A gradient, which cannot be differentiated itself."""
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> NoReturn:
@@ -93,9 +93,8 @@ class ExpVQCFunction(ReverseOnly):
     ) -> Tensor:
         _check_launchers(launcher_forward, launcher_backward)
         inputs, weights = array_of("inputs (fn_in)", fn_in), array_of("weight", weight)
-        return _tensor(
-            launcher_forward.submit_forward(inputs, weights, wait=True).result(), like=fn_in
-        )
+        outputs = launcher_forward.submit_forward(inputs, weights, wait=True).result()
+        return tensor_of(outputs, like=fn_in)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -122,7 +121,7 @@ class ExpVQCFunction(ReverseOnly):
         return ExpVQCFunction.apply(fn_in, weight, *launchers), 0
 
 
-class _VQCGradient(_Gradient):
+class _VQCGradient(OnceDifferentiable):
     """The gradients for ``fn_in`` and ``weight``, each None if it is not wanted."""
 
     @staticmethod
@@ -134,20 +133,9 @@ class _VQCGradient(_Gradient):
         for_inputs: bool,
         for_weights: bool,
     ) -> Gradients:
-        cotangents = array_of("grad_output", grad_output)
-        _warn_unless_finite(cotangents, grad_output.dtype)
-        gradient = launcher.submit_backward(
-            array_of("inputs (fn_in)", fn_in),
-            array_of("weight", weight),
-            cotangents,
-            for_inputs=for_inputs,
-            for_weights=for_weights,
-            wait=True,
-        ).result()
-        return (
-            _tensor(gradient.inputs, like=fn_in) if for_inputs else None,
-            _tensor(gradient.weights, like=weight) if for_weights else None,
-        )
+        wanted = for_inputs, for_weights
+        started = start_gradient(launcher, fn_in, weight, grad_output, wanted, wait=True)
+        return gradients_of(started.result(), fn_in, weight)
 
     @staticmethod
     def vmap(
@@ -155,6 +143,37 @@ class _VQCGradient(_Gradient):
     ) -> tuple[Gradients, tuple[int, int]]:
         tensors = _with_leading(info.batch_size, in_dims, *args[:3])
         return _VQCGradient.apply(*tensors, *args[3:]), (0, 0)
+
+
+def start_gradient(
+    launcher: QuantumLauncher,
+    fn_in: Tensor,
+    weight: Tensor,
+    grad_output: Tensor,
+    wanted: tuple[bool, bool],
+    *,
+    wait: bool = False,
+) -> LaunchHandle[Gradient]:
+    """Start a backward pass for inputs and weights, as far as they are wanted."""
+    cotangents = array_of("grad_output", grad_output)
+    _warn_unless_finite(cotangents, grad_output.dtype)
+    return launcher.submit_backward(
+        array_of("inputs (fn_in)", fn_in),
+        array_of("weight", weight),
+        cotangents,
+        for_inputs=wanted[0],
+        for_weights=wanted[1],
+        wait=wait,
+    )
+
+
+def gradients_of(gradient: Gradient, fn_in: Tensor, weight: Tensor) -> Gradients:
+    """A gradient like its tensors; None for what was not wanted."""
+    inputs, weights = gradient.inputs, gradient.weights
+    return (
+        None if inputs is None else tensor_of(inputs, like=fn_in),
+        None if weights is None else tensor_of(weights, like=weight),
+    )
 
 
 class ArgMax(ReverseOnly):
@@ -191,7 +210,7 @@ class ArgMax(ReverseOnly):
         return gradient
 
 
-class _ArgMaxGradient(_Gradient):
+class _ArgMaxGradient(OnceDifferentiable):
     generate_vmap_rule = True
 
     @staticmethod
@@ -293,6 +312,7 @@ def _with_leading(size: int, dims: tuple[int | None, ...], *tensors: Tensor) -> 
     ]
 
 
-def _tensor(array: FloatArray | None, *, like: Tensor) -> Tensor:
+def tensor_of(array: FloatArray, *, like: Tensor) -> Tensor:
+    """An array as a tensor of another's dtype and device."""
     # Results that came over a wire are read-only views, which torch does not accept quietly.
     return torch.tensor(array, dtype=like.dtype, device=like.device)

@@ -11,10 +11,12 @@ import numpy as np
 from torch import nn
 
 from qailab.arguments import checked_integer
+from qailab.backends import BackendTraits
 from qailab.backends.cost import Cost, UsageEstimate, price_in_words
 from qailab.backends.limits import IBMLimits
+from qailab.backends.sampling import measured_width
 from qailab.errors import InputError, InputTypeError
-from qailab.gradients.rows import FloatArray, PointRows, Rows, ShiftedRows
+from qailab.gradients.rows import FloatArray, JoinedRows, PointRows, Rows, ShiftedRows
 from qailab.launchers.algorithms import MAX_SHOTS, Method
 from qailab.torch.layers import CircuitLayer
 
@@ -96,11 +98,13 @@ def estimate_cost(
 ) -> TrainingEstimate:
     """Tell rows, jobs, executions, QPU seconds and price of a training run; nothing is run.
 
-    Each layer is taken to see ``(batch, I)`` features, once a step, and to run on one backend.
-    Its inputs are taken to need gradients if a trainable parameter comes before it in the order
-    of ``model.modules()``, which is the data flow's in an ``nn.Sequential``. For layers side by
-    side that is an upper bound, and features that need gradients themselves are not seen.
-    Retries, and evaluation without gradients, come on top.
+    Each layer is taken to see ``(batch, I)`` features, once a step, and to run on one device, whose
+    calibration rows (``readout_mitigation``) count like others; with its rows of both passes in one
+    job, unless ``prefetch`` is False, its answers are too large, or readout is mitigated. Its
+    inputs are taken to need gradients if a trainable parameter comes before it in the order of
+    ``model.modules()``, which is the data flow's in an ``nn.Sequential``. For layers side by side
+    that is an upper bound, and features that need gradients themselves are not seen. Retries, and
+    evaluation without gradients, come on top.
 
     Args:
         model: a module with quantum layers in it, or one of them. Frozen parameters
@@ -133,12 +137,13 @@ def estimate_cost(
     methods = []
     for method in _DEVICE_METHODS:
         resamplings = spsa_resamplings if method == "spsa" else 1
-        forward = [_point_rows(batch, 1, demand.bases) for demand in demands]
-        backward = [demand.backward_rows(method, batch, resamplings) for demand in demands]
-        step = Cost()
-        for demand, rows in zip(demands * 2, forward + backward, strict=True):
-            step += demand.cost(rows, limits, usage)
-        first, second = (sum(rows.num_rows for rows in each) for each in (forward, backward))
+        first, second, step = 0, 0, Cost()
+        for demand in demands:
+            forward = _point_rows(batch, 1, demand.bases)
+            backward = demand.backward_rows(method, batch, resamplings)
+            first, second = first + forward.num_rows, second + backward.num_rows
+            for rows in demand.evaluations(forward, backward, limits):
+                step += demand.cost(rows, limits, usage)
         methods.append(MethodEstimate(method, resamplings, first, second, step, step * steps))
     told = TrainingEstimate(tuple(methods), len(demands), batch, shots, steps)
     if show:
@@ -170,11 +175,28 @@ class _Demand:
         columns = problem.angle_map.reached_by(np.array(wanted, dtype=bool))
         return ShiftedRows(base=np.empty((batch, 0)), columns=columns, bases=self.bases)
 
+    def evaluations(self, forward: Rows, backward: Rows, limits: IBMLimits) -> list[Rows]:
+        """The rows of each evaluation of a step."""
+        joined, circuit = JoinedRows.of(forward, backward), self.layer.problem.canonical
+        apart = self.layer.prefetch is False or self._calibration_rows > 0
+        if apart or backward.num_rows == 0:
+            return [forward, backward]
+        needed = 8 * joined.num_rows * measured_width(circuit, self.shots)
+        most = limits.rows_per_job(self.shots, circuit.num_angles)
+        fits = needed <= self.layer.prefetch_bytes and joined.group <= most
+        return [joined] if fits else [forward, backward]
+
+    @property
+    def _calibration_rows(self) -> int:
+        backends = getattr(self.layer.backend, "backends", (self.layer.backend,))  # of a pool
+        traits = [getattr(each, "traits", BackendTraits()) for each in backends]
+        return max(each.calibration_rows for each in traits)
+
     def cost(self, rows: Rows, limits: IBMLimits, usage: UsageEstimate) -> Cost:
         """What these rows cost, in as few jobs as the limits allow."""
-        count = rows.num_rows
-        if count == 0:
+        if rows.num_rows == 0:
             return Cost()
+        count = rows.num_rows + self._calibration_rows
         angles = self.layer.problem.canonical.num_angles
         jobs = -(-count // limits.rows_per_job(self.shots, angles, rows.group))
         executions = count * self.shots

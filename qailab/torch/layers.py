@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
+import numpy as np
 import torch
 from qiskit.circuit import Parameter, QuantumCircuit
 from torch import Tensor, nn
 
-from qailab.arguments import check_choice
-from qailab.backends import AerBackend, StatevectorBackend
+from qailab.arguments import check_choice, checked_integer
+from qailab.backends import AerBackend, BackendTraits, StatevectorBackend
 from qailab.errors import BackendError, InputError
 from qailab.gradients.observables import Observable
 from qailab.gradients.rows import FloatArray
@@ -19,16 +21,19 @@ from qailab.launchers import (
     CircuitProblem,
     ForwardPass,
     Gradient,
+    Prefetch,
     QuantumLauncher,
     RowEvaluator,
     StepContext,
 )
 from qailab.launchers.algorithms import Method
-from qailab.torch.autograd import ArgMax, ExpVQCFunction, check_floating, check_integers
-from qailab.torch.steps import RecentPasses, ReturnStep, TakeStep
+from qailab.torch.autograd import ArgMax, check_floating, check_integers
+from qailab.torch.passes import OutputHandle, Pass
+from qailab.torch.steps import RecentPasses, TakeStep
 
 GradientMethod = Literal["auto"] | Method
 
+_PREFETCH_BYTES = 256 << 20
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -41,6 +46,8 @@ class QLayerOptions(TypedDict, total=False):
     seed: int | None
     input_params: Sequence[Parameter] | None
     weight_params: Sequence[Parameter] | None
+    prefetch: bool | None
+    prefetch_bytes: int
 
 
 class CircuitLayer(nn.Module):
@@ -60,6 +67,8 @@ class CircuitLayer(nn.Module):
         shots: shots for each row.
         gradient: the method.
         seed: seed of the shot noise.
+        prefetch: as for `QLayer`.
+        prefetch_bytes: as for `QLayer`.
 
     Attributes:
         in_features: number of features, I.
@@ -68,6 +77,8 @@ class CircuitLayer(nn.Module):
         seed: the seed, an int64 tensor.
         step: how many forward passes there were in training, an int64 tensor.
         evaluation_step: how many there were in evaluation, an int64 tensor.
+        prefetch: as for `QLayer`. Assign another value at any time.
+        tracks_output_std_error: set it to have `output_std_error` after each forward pass.
         first_sample: the number of the next batch's first sample, 0 unless it is set. Where workers
             train on parts of one batch, each sets it to its part's place, so that samples have the
             same noise as if one worker had them all.
@@ -86,8 +97,12 @@ class CircuitLayer(nn.Module):
         shots: int | None,
         gradient: GradientMethod,
         seed: int | None,
+        prefetch: bool | None,
+        prefetch_bytes: int,
     ) -> None:
         super().__init__()
+        self.prefetch = prefetch
+        self.prefetch_bytes = checked_integer("prefetch_bytes", prefetch_bytes, least=0)
         where = _default_backend(problem) if backend is None else backend
         check_choice("gradient", gradient, ("auto", *get_args(Method)))
         self._gradient: GradientMethod = gradient
@@ -100,8 +115,10 @@ class CircuitLayer(nn.Module):
             self.register_buffer(name, torch.empty((), dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_without_evaluations)  # type: ignore[no-untyped-call]
         self.first_sample = 0
+        self.tracks_output_std_error = False
         self._recent = RecentPasses()
         self._last_gradient = Gradient(None, None, None, None)
+        self._last_std_error: FloatArray | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -157,6 +174,11 @@ class CircuitLayer(nn.Module):
         """The same for the inputs, ``(*, I)``."""
         return self._like_weight(self._last_gradient.input_std_error)
 
+    @property
+    def output_std_error(self) -> Tensor | None:
+        """The same for the outputs of the last forward pass, if `tracks_output_std_error`."""
+        return self._like_weight(self._last_std_error)
+
     def _set_launchers(
         self, problem: CircuitProblem, backend: RowEvaluator, shots: int | None
     ) -> None:
@@ -179,33 +201,82 @@ class CircuitLayer(nn.Module):
             InputTypeError: if the inputs are not floating-point.
             InputError: if the number of features is wrong, or a value is not finite.
         """
-        return self._outputs(inputs)
-
-    def _outputs(self, inputs: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # one graph break; fullgraph=True shows this line
             disable: Callable[..., Callable[..., Tensor]] = torch.compiler.disable
             return disable(CircuitLayer._run, reason="circuits run outside of graphs")(self, inputs)
         return self._run(inputs)
 
+    def submit(self, inputs: Tensor) -> OutputHandle:
+        """Start a forward pass, and go on: other layers' passes can run at the same time.
+
+        Returns:
+            A handle whose ``result()`` is what ``forward`` returns, with its gradient: that at the
+            weights of now.
+
+        Raises:
+            InputTypeError: as `forward`.
+            InputError: as `forward`.
+        """
+        running = self.begin(inputs)
+        try:
+            return OutputHandle(running, lambda outputs: self.finished(outputs, inputs.dtype))
+        except BaseException:
+            running.give_back()
+            raise
+
+    def finished(self, outputs: Tensor, dtype: torch.dtype) -> Tensor:
+        """The layer's outputs, of the inputs' dtype, from the circuit's."""
+        return outputs
+
     def _run(self, inputs: Tensor) -> Tensor:
+        running = self.begin(inputs)
+        try:
+            outputs = running.outputs()
+        except BaseException:
+            running.give_back()
+            raise
+        return self.finished(outputs, inputs.dtype)
+
+    def begin(self, inputs: Tensor) -> Pass:
+        """Take the number of a forward pass, which does not run yet."""
         check_floating("inputs", inputs)
         evaluation = not (self.training and torch.is_grad_enabled())
         counter = self.evaluation_step if evaluation else self.step
         # Checkpoints run a pass again that first ran with grad, or without it in training mode.
         recent = self._recent if self.training or torch.is_grad_enabled() else None
-        wanted = StepContext(None, 0, self.first_sample, self._keep_gradient, evaluation=evaluation)
+        wanted = StepContext(
+            None, 0, self.first_sample, self._keep_gradient, evaluation=evaluation,
+            on_std_error=self._keep_std_error if self.tracks_output_std_error else None,
+        )  # fmt: skip
         context = TakeStep.apply(inputs, self.weight, self.seed, counter, wanted, recent)
-        try:
-            forward = self._forward_launcher.at(context)
-            backward = self._backward_launcher.at(context)
-            outputs: Tensor = ExpVQCFunction.apply(inputs, self.weight, forward, backward)
-        except BaseException:
-            ReturnStep.apply(counter, context.step)
-            raise
-        return outputs
+        context = replace(context, prefetch=self._prefetched(inputs, context))
+        forward, backward = (
+            launcher.at(context) for launcher in (self._forward_launcher, self._backward_launcher)
+        )
+        return Pass(inputs, self.weight, forward, backward, counter)
+
+    def _prefetched(self, inputs: Tensor, context: StepContext) -> Prefetch | None:
+        """What the pass does for its backward pass, if there will be one."""
+        if context.repeated and not context.evaluation:  # the first time it had one, which waits
+            return None
+        wanted = [inputs.requires_grad] * self.in_features
+        wanted += [self.weight.requires_grad] * self.problem.num_weights
+        algorithm, prefetch = self._backward_launcher.algorithm, self.prefetch
+        assert isinstance(algorithm, BackwardPass)
+        backends = getattr(self.backend, "backends", (self.backend,))  # those of a pool
+        traits = [getattr(each, "traits", BackendTraits()) for each in backends]
+        if prefetch is None:
+            prefetch = all(each.packs_jobs for each in traits)
+        apart = algorithm.method == "adjoint" or any(each.calibration_rows for each in traits)
+        if not prefetch or apart or not torch.is_grad_enabled():
+            return None
+        return Prefetch(algorithm, np.array(wanted), self.prefetch_bytes) if any(wanted) else None
 
     def _keep_gradient(self, gradient: Gradient) -> None:
         self._last_gradient = gradient
+
+    def _keep_std_error(self, std_error: FloatArray) -> None:
+        self._last_std_error = std_error
 
     def _like_weight(self, values: FloatArray | None) -> Tensor | None:
         if values is None:
@@ -240,6 +311,13 @@ class QLayer(CircuitLayer):
             ``torch.manual_seed`` makes a run repeatable.
         input_params: the features' parameters, in order; see `CircuitProblem`.
         weight_params: the weights' parameters, in order; see `CircuitProblem`.
+        prefetch: whether a forward pass whose gradient will be needed runs the rows of the backward
+            pass as well: one job for each step and device instead of two, and the same numbers
+            (errors of gradients are estimated from the shots, also on simulators). By default
+            where rows are jobs in a queue (`IBMBackend`). Passes stay apart where readout is
+            mitigated or the method is ``"adjoint"``.
+        prefetch_bytes: of what the rows measure that is kept for a backward pass; where it is more,
+            that runs its rows itself, with a warning.
 
     Raises:
         InputError: if an option is not valid.
@@ -261,9 +339,11 @@ class QLayer(CircuitLayer):
         seed: int | None = None,
         input_params: Sequence[Parameter] | None = None,
         weight_params: Sequence[Parameter] | None = None,
+        prefetch: bool | None = None,
+        prefetch_bytes: int = _PREFETCH_BYTES,
     ) -> None:
         problem = CircuitProblem(circuit, input_params, weight_params)
-        super().__init__(problem, backend, shots, gradient, seed)
+        super().__init__(problem, backend, shots, gradient, seed, prefetch, prefetch_bytes)
 
 
 ExpQLayer = QLayer
@@ -288,6 +368,8 @@ class ObservableQLayer(CircuitLayer):
         seed: as for `QLayer`.
         input_params: the features' parameters, in order; see `CircuitProblem`.
         weight_params: the weights' parameters, in order; see `CircuitProblem`.
+        prefetch: as for `QLayer`.
+        prefetch_bytes: as for `QLayer`.
 
     Raises:
         InputError: if an option or an observable is not valid.
@@ -310,9 +392,11 @@ class ObservableQLayer(CircuitLayer):
         seed: int | None = None,
         input_params: Sequence[Parameter] | None = None,
         weight_params: Sequence[Parameter] | None = None,
+        prefetch: bool | None = None,
+        prefetch_bytes: int = _PREFETCH_BYTES,
     ) -> None:
         problem = CircuitProblem(circuit, input_params, weight_params, observables=observables)
-        super().__init__(problem, backend, shots, gradient, seed)
+        super().__init__(problem, backend, shots, gradient, seed, prefetch, prefetch_bytes)
 
     def extra_repr(self) -> str:
         observables = self.problem.observables
@@ -349,22 +433,25 @@ class ExpectedValueQLayer(QLayer):
         self.rescale_output = None if rescale_output is None else _finite_pair(rescale_output)
         self.out_features = 1
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Expected values ``(*, 1)`` for features ``(*, I)``."""
+    def begin(self, inputs: Tensor) -> Pass:
         check_floating("inputs", inputs)
-        outcomes = self.problem.num_outcomes
-        low, high = self.rescale_output or (0.0, outcomes - 1.0)
+        low, high = self._range
         most = torch.finfo(inputs.dtype).max
         if max(abs(low), abs(high)) > most:
             raise InputError(
                 f"expected values between {low:g} and {high:g} do not fit {inputs.dtype}, whose "
                 f"largest number is {most:g}; use float32, bfloat16 or rescale_output"
             )
-        probabilities = self._outputs(_at_least_single(inputs))
-        values = torch.linspace(
-            low, high, outcomes, dtype=probabilities.dtype, device=probabilities.device
-        )
-        return (probabilities * values).sum(dim=-1, keepdim=True).to(inputs.dtype)
+        return super().begin(_at_least_single(inputs))
+
+    def finished(self, outputs: Tensor, dtype: torch.dtype) -> Tensor:
+        outcomes = outputs.shape[-1]
+        values = torch.linspace(*self._range, outcomes, dtype=outputs.dtype, device=outputs.device)
+        return (outputs * values).sum(dim=-1, keepdim=True).to(dtype)
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        return self.rescale_output or (0.0, self.problem.num_outcomes - 1.0)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rescale_output={self.rescale_output}"
@@ -387,12 +474,14 @@ class ArgmaxQLayer(QLayer):
         super().__init__(circuit, **options)
         self.out_features = 1
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Most probable outcomes ``(*, 1)`` for features ``(*, I)``."""
+    def begin(self, inputs: Tensor) -> Pass:
         check_floating("inputs", inputs)
         check_integers(self.problem.num_outcomes, inputs.dtype)
-        integers: Tensor = ArgMax.apply(self._outputs(_at_least_single(inputs)))
-        return integers.to(inputs.dtype)
+        return super().begin(_at_least_single(inputs))
+
+    def finished(self, outputs: Tensor, dtype: torch.dtype) -> Tensor:
+        integers: Tensor = ArgMax.apply(outputs)
+        return integers.to(dtype)
 
 
 def _default_backend(problem: CircuitProblem) -> RowEvaluator:

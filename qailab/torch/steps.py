@@ -92,7 +92,7 @@ class TakeStep(ReverseOnly):
             if recent is not None and _TRACKER.is_bw:
                 before = recent.again(given, context.evaluation)
                 if before is not None:
-                    return before
+                    return replace(before, repeated=True)
             taken = replace(context, seed=int(seed), step=int(counter))
             counter += 1
             if recent is not None:

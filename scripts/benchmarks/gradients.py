@@ -55,7 +55,8 @@ def open_places(actors: Sequence[int], stack: ExitStack) -> Places:
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure what the options ask for."""
     with ExitStack() as stack:
-        places = open_places(options.actors, stack)
+        pools = options.peers or set(options.only) - {"exact", "observables"}
+        places = open_places(options.actors if pools else [], stack)
         if "small" in options.only:
             measure_small(places, options.repetitions, options.seed, report)
         if "memory" in options.only:  # before the bound runs in this process
@@ -80,6 +81,11 @@ def run(options: argparse.Namespace, report: Report) -> None:
 
             cases = _cases(options, qubits=(4, 6, 8, 10, 12), batches=(1, 16, 64))
             measure_exact(cases, report, options.rounds)
+        if "observables" in options.only:
+            from benchmarks.observables import measure_observables
+
+            cases = _cases(options, qubits=(6, 10), batches=(16,))
+            measure_observables(cases, report, options.rounds)
         if options.peers:
             from benchmarks.peers import measure_peers
 

@@ -66,6 +66,7 @@ class Checkpoint:
     model: dict[str, Any]  # a state_dict; shot noise goes on from the step in it
     optimizer: dict[str, Any]  # a state_dict
     confusion: Tensor  # counts of (digit, answer) after the last finished epoch, shape (10, 10)
+    lanes: dict[str, Any] | None = None  # with --async: the trainer's state_dict
 
     def to_bytes(self) -> bytes:
         """The content of its file, which ``torch.load`` reads."""
@@ -153,6 +154,12 @@ def find_checkpoint(folder: RunFolder, options: Namespace) -> Checkpoint:
             f"the run {folder} has other settings ({'; '.join(differing)}): leave those out with "
             f"--resume {options.name}, or give a new --name"
         )
+    if options.lanes is None and found.lanes is not None:
+        raise InputError(
+            f"the run {folder} is asynchronous: give --async LANES, as many as you like"
+        )
+    if options.lanes is not None and found.lanes is None and found.progress.place > (0, 0):
+        raise InputError(f"the run {folder} was begun without --async: leave it out")
     epochs = asked.get("epochs", own.epochs)
     begun = found.progress.epoch + (found.progress.batch > 0)
     if epochs < begun:

@@ -11,6 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class Training:
         self.settings = settings
         self.digits = Digits.load(settings)
         self.model = HybridClassifier(settings, backend)
-        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
         self._rank, self._workers = rank, workers
         if start is None:
             start = self._snapshot(Progress(), (), torch.zeros(CLASSES, CLASSES, dtype=torch.long))
@@ -58,7 +59,7 @@ class Training:
             try:
                 self.model.load_state_dict(start.model)
                 # A copy: the optimizer would go on to change the checkpoint's own tensors.
-                self._optimizer.load_state_dict(copy.deepcopy(start.optimizer))
+                self.optimizer.load_state_dict(copy.deepcopy(start.optimizer))
             except (RuntimeError, ValueError, KeyError) as error:
                 raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
         self.checkpoint = start
@@ -74,20 +75,24 @@ class Training:
         The last one of an epoch comes after its test, and has ``progress.batch == 0``.
         """
         while (done := self.checkpoint.progress).epoch < self.settings.epochs:
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.settings.lr * LR_DECAY**done.epoch
+            self.set_rate()
             for batch in self.digits.batches(self.settings, done.epoch)[done.batch :]:
                 self._step(batch)
                 yield self.checkpoint
-            self._test()
+            self.test()
             yield self.checkpoint
+
+    def set_rate(self) -> None:
+        """Set the learning rate of this epoch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * LR_DECAY**self.checkpoint.progress.epoch
 
     def _step(self, batch: Tensor) -> None:
         """Train one batch; ``batch`` has the sample numbers of all workers, shape ``(B,)``."""
         began = time.perf_counter()
         mine = batch[self._take_part(len(batch))]
         labels = self.digits.train_labels[mine]
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         # An empty part is a step like any other: the layer counts its forward passes.
         logits = self.model(self.digits.train_images[mine])
         loss = cross_entropy(logits, labels, reduction="sum")
@@ -95,20 +100,31 @@ class Training:
         correct = (logits.argmax(dim=1) == labels).sum()
         sums = torch.stack([loss.detach().double(), correct.double()])
         self._add_up(sums, *(parameter.grad for parameter in self.model.parameters()))
-        self._optimizer.step()
+        self.optimizer.step()
+        self.count(sums[0].item(), int(sums[1]), len(batch), time.perf_counter() - began)
+
+    def count(
+        self,
+        loss_sum: float,
+        correct: int,
+        seen: int,
+        seconds: float,
+        lanes: dict[str, Any] | None = None,
+    ) -> None:
+        """Make the checkpoint of a step, from the sums over its batch, its size and its time."""
         last, done = self.checkpoint, self.checkpoint.progress
         done = Progress(
             epoch=done.epoch,
             batch=done.batch + 1,
-            loss_sum=done.loss_sum + sums[0].item(),
-            correct=done.correct + int(sums[1]),
-            seen=done.seen + len(batch),
-            rows=done.rows + len(batch) * self.model.rows_per_sample,
-            seconds=done.seconds + time.perf_counter() - began,
+            loss_sum=done.loss_sum + loss_sum,
+            correct=done.correct + correct,
+            seen=done.seen + seen,
+            rows=done.rows + seen * self.model.rows_per_sample,
+            seconds=done.seconds + seconds,
         )
-        self.checkpoint = self._snapshot(done, last.history, last.confusion)
+        self.checkpoint = self._snapshot(done, last.history, last.confusion, lanes)
 
-    def _test(self) -> None:
+    def test(self) -> None:
         """Classify the test samples and close the epoch."""
         began, done = time.perf_counter(), self.checkpoint.progress
         tested = len(self.digits.test_labels)
@@ -132,7 +148,8 @@ class Training:
             seconds=seconds,
         )
         history = (*self.checkpoint.history, metrics)
-        self.checkpoint = self._snapshot(Progress(epoch=done.epoch + 1), history, confusion)
+        done = Progress(epoch=done.epoch + 1)
+        self.checkpoint = self._snapshot(done, history, confusion, self.checkpoint.lanes)
 
     def _take_part(self, count: int) -> slice:
         """This worker's part of so many samples; parts differ by one sample at most."""
@@ -147,9 +164,14 @@ class Training:
                 torch.distributed.all_reduce(tensor)
 
     def _snapshot(
-        self, progress: Progress, history: tuple[EpochMetrics, ...], confusion: Tensor
+        self,
+        progress: Progress,
+        history: tuple[EpochMetrics, ...],
+        confusion: Tensor,
+        lanes: dict[str, Any] | None = None,
     ) -> Checkpoint:
         # Copies: the originals change in place, and may be half changed when a step is interrupted.
         model = copy.deepcopy(self.model.state_dict())
-        optimizer = copy.deepcopy(self._optimizer.state_dict())
-        return Checkpoint(self.settings, progress, history, model, optimizer, confusion)
+        optimizer = copy.deepcopy(self.optimizer.state_dict())
+        lanes = copy.deepcopy(lanes)
+        return Checkpoint(self.settings, progress, history, model, optimizer, confusion, lanes)

@@ -38,7 +38,8 @@ class Digits:
         # Its own loader comes with scipy and pandas: more than a second.
         file = Path(str(spec.origin)).parent / "datasets" / "data" / "digits.csv.gz"
         lines = np.loadtxt(file, delimiter=",", max_rows=settings.samples)
-        images, labels = lines[:, :-1] / 16.0, lines[:, -1].astype(int)  # of 4 x 4 black dots each
+        # A pixel counts the dark dots of a 4 x 4 block.
+        images, labels = lines[:, :-1] / 16.0, lines[:, -1].astype(int)
         test = np.zeros(len(labels), dtype=bool)
         for digit in range(CLASSES):
             # The same test samples for all runs: accuracies can be compared.

@@ -110,6 +110,13 @@ def parse(arguments: Sequence[str] | None, manual: str) -> Namespace:
     parser.add_settings()
     add = parser.add_places()
     add("--workers", "N", "processes that train together, with Ray Train (1)", type=positive)
+    add(
+        "--async",
+        "LANES",
+        "batches on their way at once, none waiting",
+        type=positive,
+        dest="lanes",
+    )
     add("--backend-options", "JSON", "keywords of the backend", type=JSON)
     add("--devices", "NAME,NAME", "IBM's devices (the least busy one)", type=_several(str))
     add("--budget-seconds", "S", "QPU seconds to spend at most; ibm needs it", type=float)
@@ -131,6 +138,8 @@ def check_places(options: Namespace) -> None:
     for name in ("actors", "workers") if kind == "ibm" else ("devices", "budget_seconds"):
         if getattr(options, name) is not None:
             raise InputError(f"{option(name)} is not for --backend {kind}")
+    if options.lanes and options.workers:
+        raise InputError("give --async or --workers, not both")
 
 
 def take_name(options: Namespace) -> None:

@@ -59,7 +59,7 @@ def test_a_call_is_one_job_however_few_rows_inner_takes(monkeypatch):
     assert usage_of(backend).jobs == 1
 
 
-def failures_of(backend, jobs=60):
+def failures_of(backend, jobs=30):
     failed = []
     for job in range(jobs):
         try:
@@ -73,8 +73,8 @@ def test_faults_are_seeded_and_as_many_as_asked_for():
     first = failures_of(opened(failure_rate=0.3, seed=1))
     assert failures_of(opened(failure_rate=0.3, seed=1)) == first
     assert failures_of(opened(failure_rate=0.3, seed=2)) != first
-    assert 0.1 < len(first) / 60 < 0.5
-    assert failures_of(opened(failure_rate=1.0)) == list(range(60))
+    assert 0.1 < len(first) / 30 < 0.5
+    assert failures_of(opened(failure_rate=1.0)) == list(range(30))
     assert failures_of(opened()) == []
 
 

@@ -4,11 +4,6 @@ import inspect
 import re
 
 import pytest
-from ray._private import ray_constants
-from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
-from ray.dashboard.consts import DASHBOARD_METRIC_PORT
-from ray.dashboard.modules.reporter import reporter_head
-from ray.scripts.scripts import start
 
 from tests.support.cluster_files import (
     CLUSTER,
@@ -21,6 +16,7 @@ from tests.support.cluster_files import (
     TAG,
     TEXTS,
     documents,
+    options_of_ray_start,
     ray_starts,
     readme_commands,
 )
@@ -61,11 +57,14 @@ def test_cloud_sdks_are_one_version():
 
 
 def test_ports_of_the_files_are_in_the_readme():
+    from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
+    from ray.dashboard.consts import DASHBOARD_METRIC_PORT
+
     used = {2049, 22, 443, 10001, AUTOSCALER_METRIC_PORT, DASHBOARD_METRIC_PORT}
     for name in RAY_UP:
         (config,) = documents(name)
         for arguments in ray_starts(config):
-            found = start.make_context("ray start", arguments).params.items()
+            found = options_of_ray_start(arguments).items()
             used |= {n for key, n in found if key.endswith("port") and isinstance(n, int)}
     text = str(documents("kubernetes/cluster.yaml"))
     used |= {int(port) for port in re.findall(r"'(?:containerPort|port)': (\d+)", text)}
@@ -75,8 +74,10 @@ def test_ports_of_the_files_are_in_the_readme():
 
 
 def test_ports_are_rays():
+    from ray._private import ray_constants
+
     (config,) = documents("local.yaml")
-    head, _ = [start.make_context("x", each).params for each in ray_starts(config)]
+    head, _ = map(options_of_ray_start, ray_starts(config))
     assert head["port"] == ray_constants.DEFAULT_PORT
     assert head["dashboard_port"] == ray_constants.DEFAULT_DASHBOARD_PORT
     assert head["dashboard_agent_listen_port"] == ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
@@ -86,6 +87,9 @@ def test_ports_are_rays():
 
 
 def test_prometheus_asks_what_ray_answers():
+    from ray._private import ray_constants
+    from ray.dashboard.modules.reporter import reporter_head
+
     ((found,),) = [
         job["http_sd_configs"] for job in documents("prometheus.yml")[0]["scrape_configs"]
     ]

@@ -9,13 +9,8 @@ import inspect
 import kubernetes_validate
 import pytest
 import yaml
-from ray.autoscaler._private.kuberay.autoscaling_config import (
-    _derive_autoscaling_config_from_ray_cr,
-)
-from ray.dashboard.modules.reporter import healthz_agent
-from ray.scripts.scripts import start
 
-from tests.support.cluster_files import CLUSTER, PINS, TAG, documents
+from tests.support.cluster_files import CLUSTER, PINS, TAG, documents, options_of_ray_start
 
 VERSION = kubernetes_validate.latest_version()
 FIELDS = {
@@ -84,6 +79,8 @@ def test_kubernetes_takes_all_objects():
 
 @pytest.mark.parametrize("name", PODS)
 def test_pods_are_valid_restricted_and_bounded(name):
+    from ray.dashboard.modules.reporter import healthz_agent
+
     pod = {"apiVersion": "v1", "kind": "Pod", **PODS[name]}
     pod["metadata"] = {"name": name, **pod["metadata"]}
     kubernetes_validate.validate(pod, VERSION, strict=True)
@@ -120,8 +117,11 @@ def test_fields_are_those_of_kuberay():
 
 
 def test_rays_autoscaler_reads_the_cluster():
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
     (found,) = of_kind("RayCluster")
-    types = _derive_autoscaling_config_from_ray_cr(found)["available_node_types"]
+    derived = autoscaling_config._derive_autoscaling_config_from_ray_cr(found)
+    types = derived["available_node_types"]
     assert types["headgroup"]["resources"]["CPU"] == 0
     assert types["simulators"]["resources"]["CPU"] == 8
     assert (types["simulators"]["min_workers"], types["simulators"]["max_workers"]) == (0, 16)
@@ -133,7 +133,7 @@ def test_rays_autoscaler_reads_the_cluster():
             f"--{key}={value.strip(chr(34)).replace(chr(92), '')}"
             for key, value in group["rayStartParams"].items()
         ]
-        assert start.make_context("ray start", options).params["metrics_export_port"] == 8080
+        assert options_of_ray_start(options)["metrics_export_port"] == 8080
 
 
 def test_only_hardware_has_the_account():

@@ -7,10 +7,15 @@ import botocore.loaders
 import botocore.model
 import botocore.validate
 import pytest
-from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.scripts.scripts import start
 
-from tests.support.cluster_files import CLOUDS, RAY_UP, TAG, documents, ray_starts
+from tests.support.cluster_files import (
+    CLOUDS,
+    RAY_UP,
+    TAG,
+    documents,
+    options_of_ray_start,
+    ray_starts,
+)
 
 # Ray's schema takes anything in `provider`; these are what its code reads.
 PROVIDER = {
@@ -28,11 +33,11 @@ def config(name):
 
 @pytest.mark.parametrize("name", RAY_UP)
 def test_ray_takes_it(name):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
     validate_config(prepare_config(config(name)))
     assert set(config(name)["provider"]) == PROVIDER[name]
-    head, worker = [
-        start.make_context("ray start", arguments).params for arguments in ray_starts(config(name))
-    ]
+    head, worker = map(options_of_ray_start, ray_starts(config(name)))
     assert head["head"]
     assert head["num_cpus"] == 0, "actors would take the CPUs of the drivers"
     assert head["dashboard_host"] == "127.0.0.1"
@@ -44,6 +49,8 @@ def test_ray_takes_it(name):
 
 @pytest.mark.parametrize("name", CLOUDS)
 def test_simulators_come_and_go_and_hardware_stays(name):
+    from ray.autoscaler._private.util import prepare_config
+
     prepared = prepare_config(config(name))
     types = prepared["available_node_types"]
     assert types["head"]["max_workers"] == 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.circuit import RotationalEncoder, build_circuit
 from qailab.distributed import actors, stragglers, supervisor
 from qailab.distributed import scheduler as scheduling
 from qailab.distributed.transport import Missing, NoRoom
@@ -22,6 +22,7 @@ from qailab.errors import (
 )
 from qailab.gradients import NoiseStream, RowBatch, ShiftedRows, canonicalize
 from qailab.launchers import BackwardPass, CircuitProblem, QuantumLauncher, StepContext
+from tests.support.circuits import ry_ansatz
 from tests.support.simulated_time import (
     FastBackend,
     Fault,
@@ -30,7 +31,7 @@ from tests.support.simulated_time import (
     answers_of,
 )
 
-CIRCUIT = build_circuit(2, [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)])
+CIRCUIT = ry_ansatz()
 PROBLEM = CircuitProblem(CIRCUIT)
 CANONICAL, _ = canonicalize(CIRCUIT, CIRCUIT.parameters)
 ANGLES = len(CANONICAL.angles)

@@ -1,12 +1,13 @@
 import numpy as np
 from hypothesis import given
+from hypothesis import strategies as st
 
 from qailab.distributed.wire import decode_answers, decode_batch, encode_answers, encode_batch
 from qailab.gradients import NoiseStream, PointRows, RowBatch, ShiftedRows, ShiftRule
-from tests.gradients.test_rows import batches
+from tests.gradients.test_rows import batches, joined
 
 
-@given(batches())
+@given(batches() | joined())
 def test_a_batch_arrives_as_it_was_sent(batch):
     arrived = decode_batch(encode_batch(batch))
     assert type(arrived.rows) is type(batch.rows)
@@ -14,7 +15,8 @@ def test_a_batch_arrives_as_it_was_sent(batch):
     assert (arrived.rows.start, arrived.rows.stop) == (batch.rows.start, batch.rows.stop)
     np.testing.assert_array_equal(arrived.rows.angles(), batch.rows.angles())
     np.testing.assert_array_equal(arrived.rows.samples(), batch.rows.samples())
-    np.testing.assert_array_equal(arrived.cotangents, batch.cotangents)
+    if batch.cotangents is not None:
+        np.testing.assert_array_equal(arrived.cotangents, batch.cotangents)
 
 
 def test_other_rules_and_empty_angles():
@@ -26,9 +28,16 @@ def test_other_rules_and_empty_angles():
     assert decode_batch(encode_batch(empty)).rows.angles().shape == (3, 0)
 
 
-def test_answers():
-    answers = np.arange(6.0).reshape(3, 2)
-    np.testing.assert_array_equal(decode_answers(encode_answers(answers), 3), answers)
+@given(st.sampled_from([None, 1, 7, 1000, 65_535, 65_536]), st.integers(0, 1000))
+def test_answers_arrive_bit_by_bit_and_counts_in_two_bytes(shots, seed):
+    rng = np.random.default_rng(seed)
+    frequencies = rng.multinomial(shots or 10, np.full(4, 0.25), size=3) / (shots or 10)
+    strange = rng.integers(0, 2**64, size=(3, 4), dtype=np.uint64).view(np.float64)
+    for answers in (frequencies, -frequencies, rng.normal(size=(3, 4)), strange):
+        message = encode_answers(answers, shots)
+        np.testing.assert_array_equal(decode_answers(message, 3), answers)
+    small = shots is not None and shots < 2**16
+    assert len(encode_answers(frequencies, shots)) == 3 * 4 * (2 if small else 8) + 2
 
 
 def test_a_samples_message_is_its_content_and_little_more():

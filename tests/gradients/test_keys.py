@@ -13,9 +13,8 @@ from qiskit.circuit import library as lib
 from qiskit.quantum_info import Operator, SparsePauliOp, random_unitary
 from qiskit.synthesis import SuzukiTrotter
 
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.gradients import canonicalize
-from tests.support.circuits import LIBRARY, PARAMETRISED, around, circuits, x, y, z
+from tests.support.circuits import LIBRARY, PARAMETRISED, around, circuits, ry_ansatz, x, y, z
 
 # Matrices of evolutions come from scipy, which has opinions on sparse formats.
 pytestmark = pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")
@@ -111,8 +110,7 @@ def test_gates_that_noise_models_tell_apart_have_keys_of_their_own():
 
 def test_ordinary_circuits_keep_the_keys_they_had():
     # The hash of the circuit as Qiskit writes it: journals of old name their circuits by it.
-    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
-    canonical, _ = canonicalize(circuit := build_circuit(2, blocks), list(circuit.parameters))
+    canonical, _ = canonicalize(circuit := ry_ansatz(), list(circuit.parameters))
     assert canonical.written is None
 
 

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.quantum_info import Operator
 
-from qailab.circuit import AmplitudeEncoder, RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.circuit import AmplitudeEncoder, RealAmplitudesBlock, build_circuit
 from qailab.errors import InputError
 from qailab.gradients import AdjointPlan, NoiseStream, ParamShiftPlan, SpsaPlan, canonicalize
 from tests.gradients.test_canonical import GATES, circuit_of
 from tests.support import oracles
-from tests.support.circuits import PARAMETRISED, around, circuits, values_of
+from tests.support.circuits import PARAMETRISED, around, circuits, ry_ansatz, values_of, x, y
 
 pytestmark = pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")
 
@@ -35,49 +35,9 @@ def wanted(parameters, chosen=ALL):
     return mask
 
 
-@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("name", [*GATES, *PARAMETRISED])
 def test_param_shift_is_exact_for_every_gate(name):
-    circuit = circuit_of(GATES[name])
-    parameters = list(circuit.parameters)
-    canonical, angle_map = canonicalize(circuit, parameters)
-    rng = np.random.default_rng(1)
-    values = rng.uniform(0.2, 1.0, size=(2, len(parameters)))
-    vectors = rng.normal(size=(2, canonical.num_outcomes))
-    plan = ParamShiftPlan.of(angle_map, values, wanted(parameters))
-    gradient = plan.reconstruct(run(plan, canonical, vectors)).values
-    for sample in range(2):
-        expected = oracles.vjp(circuit, parameters, values[sample], vectors[sample])
-        np.testing.assert_allclose(gradient[sample], expected, atol=1e-9)
-
-
-def test_amplitude_encoding_is_exact_also_for_negative_features():
-    circuit = build_circuit(2, [AmplitudeEncoder("input"), RealAmplitudesBlock("weight", reps=1)])
-    parameters = list(circuit.parameters)
-    canonical, angle_map = canonicalize(circuit, parameters)
-    rng = np.random.default_rng(3)
-    values = rng.normal(size=(3, len(parameters)))
-    vectors = rng.normal(size=(3, 4))
-    plan = ParamShiftPlan.of(angle_map, values, wanted(parameters))
-    gradient = plan.reconstruct(run(plan, canonical, vectors)).values
-
-    def value(features, weights, vector):
-        angles = angle_map.values(np.concatenate([features, weights])[None])[0]
-        return oracles.probabilities(canonical.circuit, canonical.angles, angles) @ vector
-
-    step = 1e-5
-    for b in range(3):
-        for i in range(len(parameters)):
-            e = step * np.eye(len(parameters))[i]
-            up, down = values[b] + e, values[b] - e
-            slope = (value(up[:4], up[4:], vectors[b]) - value(down[:4], down[4:], vectors[b])) / (
-                2 * step
-            )
-            assert gradient[b, i] == pytest.approx(slope, abs=1e-8)
-
-
-@pytest.mark.parametrize("name", PARAMETRISED)
-def test_param_shift_is_exact_for_gates_of_the_library(name):
-    assert_exact(around(PARAMETRISED[name]()))
+    assert_exact(circuit_of(GATES[name]) if name in GATES else around(PARAMETRISED[name]()))
 
 
 @settings(max_examples=15)
@@ -160,17 +120,14 @@ def test_infinite_derivatives_that_nobody_wants_are_no_error():
 
 def test_parameters_that_are_not_wanted_get_zero():
     circuit = circuit_of(GATES["affine"])
-    parameters = list(circuit.parameters)
-    canonical, angle_map = canonicalize(circuit, parameters)
-    plan = ParamShiftPlan.of(angle_map, np.array([[0.3, 0.7]]), wanted(parameters, slice(0, 1)))
-    gradient = plan.reconstruct(run(plan, canonical, np.arange(8.0)[None])).values[0]
-    assert gradient[0] != 0
-    assert gradient[1] == 0
+    canonical, angle_map = canonicalize(circuit, [x, y])
+    plan = ParamShiftPlan.of(angle_map, np.array([[0.3, 0.7]]), np.array([True, False]))
+    first, second = plan.reconstruct(run(plan, canonical, np.arange(8.0)[None])).values[0]
+    assert (first != 0, second) == (True, 0)
 
 
 def test_only_angles_that_wanted_parameters_reach_are_shifted():
-    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
-    circuit = build_circuit(2, blocks)
+    circuit = ry_ansatz()
     parameters = list(circuit.parameters)
     _, angle_map = canonicalize(circuit, parameters)
     values = np.zeros((3, 6))

@@ -2,7 +2,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qailab.gradients import NoiseStream, PointRows, RowBatch, ShiftedRows, SlopeRows
+from qailab.gradients import (
+    JoinedRows,
+    NoiseStream,
+    PointRows,
+    RowBatch,
+    ShiftedRows,
+    SlopeRows,
+)
 
 
 @st.composite
@@ -19,6 +26,50 @@ def batches(draw):
         base = rng.normal(size=(samples, 2 * draw(st.integers(1, 2)), angles))
         rows = PointRows(base=base, pairs=True, bases=bases)
     return RowBatch(rows, 10, NoiseStream(1), rng.normal(size=(samples, outcomes)))
+
+
+@st.composite
+def joined(draw):
+    """Rows of two passes over some samples."""
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    samples, first = draw(st.integers(1, 4)), draw(st.integers(0, 3))
+    bases = draw(st.sampled_from([None, rng.normal(size=(3, 2))]))
+    base = rng.normal(size=(samples, 3))
+    forward = PointRows.numbered(first, base[:, None], bases=bases)
+    points = rng.normal(size=(samples, 4, 3))
+    backward = draw(st.sampled_from([
+        ShiftedRows.numbered(first, base, columns=np.array([0, 2]), bases=bases),
+        PointRows.numbered(first, points, pairs=True, bases=bases),
+    ]))  # fmt: skip
+    return RowBatch(JoinedRows.of(forward, backward), 10, NoiseStream(1, 2, "both"))
+
+
+@given(joined(), st.data())
+def test_passes_that_are_joined_keep_their_rows_and_numbers(batch, data):
+    rows, samples = batch.rows, len(batch.rows.base)
+    start = data.draw(st.integers(0, samples - 1))
+    stop = data.draw(st.integers(start + 1, samples))
+    first = rows.first_sample
+    part = batch.part(*((first + each) * rows.rows_per_sample for each in (start, stop)))
+    whole = rows.angles().reshape(samples, rows.rows_per_sample, -1)
+    np.testing.assert_array_equal(part.rows.angles(), whole[start:stop].reshape(part.num_rows, -1))
+    np.testing.assert_array_equal(
+        part.rows.samples(), np.repeat(np.arange(stop - start), rows.group)
+    )
+    forward, backward = part.passes()
+    np.testing.assert_array_equal(
+        part.rows.join(forward.rows.angles(), backward.rows.angles()), part.rows.angles()
+    )
+    for mine, each in zip(part.rows.split(part.rows.angles()), (forward, backward), strict=True):
+        np.testing.assert_array_equal(mine, each.rows.angles())
+        assert each.rows.start == (first + start) * each.rows.rows_per_sample
+        assert each.rows.same_as(each.rows.part(each.rows.start, each.rows.stop))
+        assert each.noise == NoiseStream(1, 2, each.noise.purpose)
+    assert (forward.noise.purpose, backward.noise.purpose) == ("forward", "backward")
+    assert (
+        part.rows.name_of(part.rows.start).split("(")[1]
+        == forward.rows.name_of(forward.rows.start).split("(")[1]
+    )
 
 
 @given(batches(), st.data())

@@ -28,7 +28,7 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture
 def start_server(monkeypatch, tmp_path):
     """Starts rehearsal servers, and points the client of this process at the last one."""
-    from tests.support.servers import server_with  # loads the client, which takes two seconds
+    from tests.support.servers import server_with
 
     running = []
 

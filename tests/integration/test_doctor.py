@@ -13,42 +13,53 @@ CLOSED = "127.0.0.1:9"  # nothing listens on the discard port
 TOKEN = "planted-Zq7xW2vK9mPf4RtY8bNc3Lh6Jd1Gs5Ae0Uo"
 
 
-def run_doctor(home, **environment):
-    """Run it without settings of Ray or IBM, and without a way to a network."""
+PROXIES = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), f"http://{CLOSED}")
+
+
+def checked(said):
+    assert not any(TOKEN[at : at + 8] in said for at in range(len(TOKEN) - 7))
+    assert "Traceback" not in said
+    return " ".join(said.split())
+
+
+def test_an_account_that_works_and_no_ray(tmp_path):
+    """Without settings of Ray or IBM, and without a way to a network."""
     other = ("RAY_", "QISKIT_", "IAM_", "GLOBAL_", "http", "HTTP", "no_proxy")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(other)}
-    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), f"http://{CLOSED}")
-    done = subprocess.run(
-        [sys.executable, "-m", "qailab.doctor", "--ibm", "--address", CLOSED],
-        capture_output=True, text=True, timeout=170,
-        env={**kept, **proxies, "NO_PROXY": "127.0.0.1", "HOME": str(home), **environment},
-    )  # fmt: skip
-    said = done.stdout + done.stderr
-    assert not any(TOKEN[at : at + 8] in said for at in range(len(TOKEN) - 7))
-    assert done.returncode == 1  # there is no Ray
-    assert "ray start --head" in done.stdout
-    assert "Traceback" not in said
-    return " ".join(done.stdout.split())
-
-
-def test_an_account_that_works(tmp_path):
     with RehearsalServer(["manila", "lagos"], token=TOKEN) as server:
-        said = run_doctor(tmp_path, **server.environment)
+        environment = kept | PROXIES | server.environment
+        done = subprocess.run(
+            [sys.executable, "-m", "qailab.doctor", "--ibm", "--address", CLOSED],
+            capture_output=True, text=True, timeout=170,
+            env={**environment, "NO_PROXY": "127.0.0.1", "HOME": str(tmp_path)},
+        )  # fmt: skip
+    said = checked(done.stdout + done.stderr)
+    assert (done.returncode, "ray start --head" in said) == (1, True)
     assert "OK IBM account from QISKIT_IBM_TOKEN" in said
     assert "OK ibm_lagos 7 qubits, 0 jobs waiting" in said
     assert "1 wrong" in said
 
 
-def test_a_key_that_is_refused(tmp_path):
-    with RehearsalServer(["manila"], token="another") as server:
-        said = run_doctor(tmp_path, **server.environment | {"QISKIT_IBM_TOKEN": f"{TOKEN}\n"})
+def test_accounts_that_do_not_work(start_server, monkeypatch, tmp_path, capsys):
+    """In this process: a key that is refused, no account, and no way to IBM."""
+    for check in ("_versions", "_aer"):
+        monkeypatch.setattr(doctor, check, list)
+    monkeypatch.setattr(doctor, "_ray", lambda _: [])
+
+    def look(**environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert doctor.main(["--ibm"]) == 1
+        return checked(capsys.readouterr().out)
+
+    server = start_server(token="another")
+    said = look(QISKIT_IBM_TOKEN=f"{TOKEN}\n")
     assert "WRONG IBM account the account cannot be used" in said
-
-
-def test_no_account_and_no_way_to_ibm(tmp_path):
-    assert "neither QISKIT_IBM_TOKEN nor" in run_doctor(tmp_path)
+    for name in server.environment:
+        monkeypatch.delenv(name)
+    assert "neither QISKIT_IBM_TOKEN nor" in look(NO_PROXY="127.0.0.1", **PROXIES)
     assert not list(tmp_path.iterdir())  # looking makes no file
-    assert "IBM cannot be reached" in run_doctor(tmp_path, QISKIT_IBM_TOKEN=TOKEN)
+    assert "IBM cannot be reached" in look(QISKIT_IBM_TOKEN=TOKEN)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -5,7 +5,6 @@ import time
 import pytest
 
 from qailab.backends import cost
-from qailab.errors import InputError
 from qailab.journal import Cause, Journal, State, __main__
 from qailab.journal.report import PRICE_PER_SECOND, read_report
 from tests.support.journal import finish, reserve, submit, work
@@ -67,12 +66,6 @@ def test_the_table_while_a_training_uses_the_file(path, capsys):
         "QPU seconds of 1 jobs are not known yet\n"
         f"1 session is open: batch s-1 on ibm_fez since {since} (unless max_time has passed)\n"
     ) in out
-    titles, rule, *rows = out.splitlines()[:6]
-    assert {len(row) <= len(rule) for row in rows} == {True}
-    assert titles.index("state") == rows[0].index("done")
-
-
-def test_the_price_is_that_of_estimates():
     assert PRICE_PER_SECOND == cost.PRICE_PER_SECOND  # a journal imports no backends
 
 
@@ -82,8 +75,7 @@ def test_less_of_it(path, capsys):
     assert "5.00 $ (2 $ a second)" in out
     _, out = run(capsys, path, "--last", "1")
     assert out.startswith("the last 1 of 4 jobs\n")
-    assert "d3" in out
-    assert "d1" not in out
+    assert ("d3" in out, "d1" in out) == (True, False)
 
 
 def test_what_was_rehearsed_costs_nothing(path, capsys):
@@ -98,72 +90,45 @@ def test_what_was_rehearsed_costs_nothing(path, capsys):
 
 
 def test_json_is_for_programs(path, capsys):
-    code, out = run(capsys, path, "--json")
-    assert code == 0
-    report = json.loads(out)
-    assert (report["version"], report["path"], report["price_per_second"]) == (1, str(path), 1.6)
+    before = path.read_bytes()
+    report = json.loads(run(capsys, path, "--json")[1])
     assert [job["job_id"] for job in report["jobs"]] == ["d1", "d2", None, "d3"]
-    assert report["jobs"][0] | {"owner": "", "tag": "", "created": 0, "updated": 0} == {
-        "id": 1, "step": 0, "pass": "forward", "start": 0, "stop": 4, "shots": 100,
-        "backend": "ibm_fez", "mode": "batch", "session": "s-1", "job_id": "d1",
-        "tag": "", "rehearsed": False, "attempt": 0, "state": "done", "cause": "",
-        "qpu_seconds": 2.0,
-        "reason": "", "circuit": "c1", "seed": 7, "owner": "", "created": 0, "updated": 0,
-    }  # fmt: skip
-    assert report["steps"][1] == {
-        "step": 1, "jobs": 1, "rows": 6, "executions": 600, "qpu_seconds": 0.0,
-        "usage_unknown": 1, "cost": 0.0, "rehearsed": 0,
-    }  # fmt: skip
-    assert report["totals"] == {
-        "jobs": 3, "rows": 15, "executions": 1500, "qpu_seconds": 2.5, "usage_unknown": 1,
-        "cost": 4.0, "rehearsed": 0,
-        "states": {"done": 1, "failed": 1, "submitted": 1, "withdrawn": 1},
-    }  # fmt: skip
+    first = {"step": 0, "pass": "forward", "start": 0, "stop": 4, "shots": 100, "mode": "batch",
+             "backend": "ibm_fez", "session": "s-1", "rehearsed": False, "state": "done",
+             "qpu_seconds": 2.0, "circuit": "c1", "seed": 7}  # fmt: skip
+    assert report["jobs"][0] | first == report["jobs"][0]
+    sums = {"jobs": 1, "rows": 6, "executions": 600, "usage_unknown": 1, "cost": 0.0}
+    assert report["steps"][1] | sums == report["steps"][1]
+    sums = {"jobs": 3, "rows": 15, "executions": 1500, "qpu_seconds": 2.5, "cost": 4.0,
+            "states": {"done": 1, "failed": 1, "submitted": 1, "withdrawn": 1}}  # fmt: skip
+    assert report["totals"] | sums == report["totals"]
     assert report["circuits"] == [{"circuit": "c1", "qubits": 6, "angles": 50, "jobs": 3}]
-    assert report["sessions"] == [
-        {"session": "s-1", "backend": "ibm_fez", "mode": "batch", "state": "open", "given": False,
-         "created": 1.7e9, "updated": 1.7e9}
-    ]  # fmt: skip
-    documented = __main__.__doc__
     for record in (report, report["jobs"][0], report["totals"], report["sessions"][0]):
-        assert all(f'"{key}"' in documented for key in record)
-    _, out = run(capsys, path, "--json", "--steps")
-    assert json.loads(out)["jobs"] == []
-    _, out = run(capsys, path, "--json", "--last", "2")
-    assert [job["id"] for job in json.loads(out)["jobs"]] == [3, 4]
+        assert all(f'"{key}"' in __main__.__doc__ for key in record)
+    assert json.loads(run(capsys, path, "--json", "--steps")[1])["jobs"] == []
+    last = json.loads(run(capsys, path, "--json", "--last", "2")[1])["jobs"]
+    assert [job["id"] for job in last] == [3, 4]
+    assert path.read_bytes() == before
 
 
-def sessions_of(path, *names):
-    report = read_report(path, price_per_second=1.0)
-    return [tuple(session[name] for name in names) for session in report.sessions]
-
-
-def test_a_session_is_open_until_it_is_closed(path, capsys):
+def test_a_session_is_open_until_it_is_closed_by_whoever_opened_it(path, capsys):
     with Journal(path) as journal:
         assert journal.put("budget", 0, b"no JSON")
         note_session(journal, state="closed", updated=1.7e9 + 5)
-        note_session(journal, "s-2", created=1.7e9 + 7, updated=1.7e9 + 7, mode=None)
+        note_session(journal, "s-2", created=1.7e9 + 7, mode=None)
         note_session(journal, "s-3", created=1.7e9 + 3, mode="session", backend="ibm_torino")
-    assert sessions_of(path, "session", "backend", "mode", "state", "updated") == [
-        ("s-1", "ibm_fez", "batch", "closed", 1.7e9 + 5),
-        ("s-3", "ibm_torino", "session", "open", 1.7e9),
-        ("s-2", "ibm_fez", None, "open", 1.7e9 + 7),
-    ]
+        note_session(journal, "s-4", created=1.7e9 + 9, settings="given s-4", given=True)
+        # Closed for one, it is for all.
+        note_session(journal, settings="given s-1", given=True, created=1.7e9)
+    report = read_report(path, price_per_second=1.0)
+    told = [(one["session"], one["state"], one["given"]) for one in report.sessions]
+    assert told == [
+        ("s-1", "closed", False), ("s-3", "open", False), ("s-2", "open", False),
+        ("s-4", "open", True),
+    ]  # fmt: skip
     _, out = run(capsys, path)
     assert "\n2 sessions are open: session s-3 on ibm_torino since" in out
     assert ", session s-2 on ibm_fez since" in out
-
-
-def test_a_session_that_was_given_is_for_whoever_opened_it_to_close(path, capsys):
-    with Journal(path) as journal:
-        for session in ("s-1", "s-2"):
-            note_session(journal, session, settings=f"given {session}", given=True)
-    assert sessions_of(path, "session", "given") == [("s-1", False), ("s-2", True)]
-    assert "\n1 session is open: batch s-1 on" in run(capsys, path)[1]
-    with Journal(path) as journal:  # closed for one, it is for all
-        note_session(journal, settings="given s-1", given=True, state="closed", updated=1.7e9 + 5)
-    assert sessions_of(path, "state", "updated") == [("closed", 1.7e9 + 5), ("open", 1.7e9)]
-    assert "open" not in run(capsys, path, "--steps")[1]
 
 
 def test_an_entry_is_given_up(path, capsys):
@@ -173,45 +138,20 @@ def test_an_entry_is_given_up(path, capsys):
         assert reserve(journal, work(0, 6, step=1))[0].attempt == 1
 
 
-def test_an_empty_journal(tmp_path, capsys):
-    path = tmp_path / "jobs.db"
-    Journal(path).close()
-    assert run(capsys, path) == (0, f"{path}: no jobs yet\n")
-    assert json.loads(run(capsys, path, "--json")[1])["totals"]["jobs"] == 0
-
-
-def test_nothing_is_made_or_changed(path, tmp_path, capsys):
-    before = path.read_bytes()
-    run(capsys, path)
-    assert path.read_bytes() == before
-    assert [item.name for item in tmp_path.iterdir()] == ["jobs.db"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.db"], "(?i)no such file"),
         (["none/none.db"], "(?i)no such file"),
-        (["notes.txt"], "no SQLite database"),
-        (["."], "that is a folder"),
         (["jobs.db", "--last", "-1"], "--last: expected at least 0"),
         (["jobs.db", "--give-up", "9"], "there is no entry 9"),
         (["jobs.db", "--give-up", "1"], "nothing to give up"),
-        (["jobs.db", "--price-per-second", "-1"], "price must be finite and at least 0"),
-        (["jobs.db", "--price-per-second", "x"], "invalid float"),
-        ([], "required: path"),
+        (["jobs.db", "--price-per-second", "nan"], "price must be finite and at least 0.*nan"),
     ],
 )
 def test_what_cannot_be_listed(path, tmp_path, monkeypatch, capsys, arguments, message):
-    (tmp_path / "notes.txt").write_text("my notes\n" * 100)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         __main__.main(arguments)
     assert caught.value.code == 2
     assert re.search(message, capsys.readouterr().err)
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["jobs.db", "notes.txt"]
-
-
-def test_prices(path):
-    with pytest.raises(InputError, match="got nan"):
-        read_report(path, price_per_second=float("nan"))
+    assert [item.name for item in tmp_path.iterdir()] == ["jobs.db"]  # nothing is made

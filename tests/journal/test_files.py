@@ -1,6 +1,5 @@
 """Files that are no journal, or cease to be one: an error that says so, and nothing is changed."""
 
-import os
 import sqlite3
 
 import pytest
@@ -87,12 +86,6 @@ def test_paths_where_no_journal_can_be(tmp_path):
     for path in (3, b"jobs.db", "a\0b", ["jobs.db"]):
         with pytest.raises(InputTypeError, match="path must be text or a path"):
             Journal(path)
-
-
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc")
-def test_a_place_that_cannot_be_written():
-    with pytest.raises(JournalError, match="give a path in a folder"):
-        Journal("/proc/jobs.db")
 
 
 def test_a_write_ahead_log_is_undone(tmp_path):

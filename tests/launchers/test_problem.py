@@ -6,9 +6,9 @@ import pytest
 from qiskit import qpy
 from qiskit.circuit import Parameter, ParameterVector, QuantumCircuit
 
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import CircuitError, InputError, InputTypeError
 from qailab.launchers import CircuitProblem
+from tests.support.circuits import ry_ansatz
 
 x, y, z = (Parameter(name) for name in "xyz")
 
@@ -74,8 +74,7 @@ def test_wrong_types(arguments):
 
 
 def test_copies_are_the_same_problem():
-    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
-    problem = CircuitProblem(build_circuit(2, blocks))
+    problem = CircuitProblem(ry_ansatz())
     buffer = io.BytesIO()
     qpy.dump(problem.circuit, buffer)
     buffer.seek(0)

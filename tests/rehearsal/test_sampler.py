@@ -10,6 +10,7 @@ from qiskit.circuit import Parameter
 from qailab.errors import InputError
 from qailab.rehearsal.devices import load_devices
 from qailab.rehearsal.sampler import DeviceSampler, circuit_text, read_submission
+from tests.support import client
 from tests.support.servers import exact, isa_circuit, logical_circuit
 
 VALUES = np.random.default_rng(5).uniform(-2, 2, (3, 2))
@@ -17,12 +18,14 @@ VALUES = np.random.default_rng(5).uniform(-2, 2, (3, 2))
 
 @pytest.fixture(scope="module")
 def manila():
+    client.loaded()
     (device,) = load_devices(["manila"])
     return device
 
 
 def params_of(circuit, values, shots):
     """What the client sends for one PUB."""
+    client.loaded()
     from qiskit_ibm_runtime.options_models import ExecutorOptions
     from qiskit_ibm_runtime.quantum_program import QuantumProgram
     from qiskit_ibm_runtime.quantum_program.params_converters import (

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ray.job_submission import JobStatus
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))  # as Python does for a script
@@ -100,6 +99,8 @@ class Client:
 def test_output_is_shown_once_over_lost_connections(capfdbinary, monkeypatch):
     sleep = asyncio.sleep
     monkeypatch.setattr(submit.asyncio, "sleep", lambda _: sleep(0))
+    from ray.job_submission import JobStatus  # slow to import
+
     client = Client([JobStatus.RUNNING] * 3 + [ConnectionError()] * 2 + [JobStatus.SUCCEEDED])
     info = asyncio.run(submit.follow(client, "job"))
     assert info.status == "SUCCEEDED"

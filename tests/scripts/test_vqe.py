@@ -29,16 +29,15 @@ def test_it_converges_to_the_ground_energy(name):
 
 @pytest.mark.parametrize("name", GROUND)
 def test_the_error_bars_are_those_of_the_shots(name):
-    pairs = [(energies(name, None, 64, 1, s)[0], energies(name, None, None, 1, s)[0, 0])
-             for s in range(40)]  # fmt: skip
+    pairs = [(energies(name, None, 400, 1, s)[0], energies(name, None, None, 1, s)[0, 0])
+             for s in range(100)]  # fmt: skip
     scores = np.array([(energy - exact) / error for (energy, error), exact in pairs])
-    # Student's t with 15 degrees of freedom has a standard deviation of 1.07.
-    assert abs(scores.mean()) < 4 * 1.07 / np.sqrt(40)
-    assert 0.7 < scores.std() < 1.6
+    assert abs(scores.mean()) < 4 / np.sqrt(100)
+    assert abs(scores.std() - 1) < 4 / np.sqrt(2 * 100)
 
 
 def test_shots_come_near_on_aer_too():
-    energy, error = energies("h2", AerBackend(), 256, 60)[-1]
+    energy, error = energies("h2", AerBackend(), 4096, 60)[-1]
     assert 0 < error < 0.02
     assert energy == pytest.approx(GROUND["h2"], abs=0.02 + 5 * error)
 

@@ -17,6 +17,8 @@ from qiskit.circuit import library as lib
 from qiskit.quantum_info import Pauli, SparsePauliOp, random_clifford, random_unitary
 from qiskit.synthesis import LieTrotter, MatrixExponential, SuzukiTrotter
 
+from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+
 x, y, z, w = (Parameter(name) for name in "xyzw")
 _XY = SparsePauliOp(["XY", "ZX"], [1.0, 0.5])
 _ONE = [random_unitary(2, seed=seed).data for seed in range(4)]
@@ -86,6 +88,12 @@ PARAMETRISED = {
     "global phase": lambda: lib.GlobalPhaseGate(x),
 }
 """Gates with parameters that are not standard gates."""
+
+
+def ry_ansatz(qubits=2, reps=1, measure_qubits=None):
+    """Inputs as angles of RY, weights of RealAmplitudes."""
+    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=reps)]
+    return build_circuit(qubits, blocks, measure_qubits)
 
 
 def around(gate, qubits=None):

@@ -56,6 +56,13 @@ def ray_starts(config):
                     yield words[2:]
 
 
+def options_of_ray_start(arguments):
+    """What ``ray start`` understands by these arguments."""
+    from ray.scripts.scripts import start
+
+    return start.make_context("ray start", list(arguments)).params
+
+
 def readme_commands():
     """Each command of the README's shell blocks, as words; loops and variables aside."""
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL):

@@ -1,7 +1,6 @@
 """Rehearsal servers and IBM's real client connected to them. Every wait has a deadline."""
 
 import time
-import warnings
 
 import numpy as np
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, transpile
@@ -9,11 +8,7 @@ from qiskit.circuit import Parameter
 from qiskit.quantum_info import Statevector
 
 from qailab.rehearsal import Fault, FaultPlan, RehearsalServer
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what the client's dependencies warn of while they load
-    from qiskit_ibm_runtime import QiskitRuntimeService
-    from qiskit_ibm_runtime.executor_sampler import Sampler
+from tests.support import client
 
 DEADLINE = 60
 A, B = Parameter("a"), Parameter("b")
@@ -31,7 +26,7 @@ def on(kind, where="POST /jobs", **options):
 
 def connect(server):
     environment = server.environment
-    return QiskitRuntimeService(
+    return client.loaded().QiskitRuntimeService(
         channel="ibm_quantum_platform",
         token=environment["QISKIT_IBM_TOKEN"],
         url=environment["QISKIT_IBM_URL"],
@@ -49,7 +44,7 @@ class Rehearsal:
         self.isa = isa_circuit(self.backend)
 
     def run(self, values=((0.3, 0.2),), *, mode=None, shots=64, tags=("test",), **options):
-        sampler = Sampler(
+        sampler = client.loaded().executor_sampler.Sampler(
             mode=mode or self.backend,
             options={"environment": {"job_tags": list(tags)}, **options},
         )

@@ -126,14 +126,6 @@ def test_only_what_autograd_needs_is_computed(for_inputs, for_weights):
     assert (weight.grad is None) == (not for_weights)
 
 
-def test_no_gradient_no_circuits():
-    forward, backward = launchers(ours())
-    inputs, weight = tensors(forward.problem, 3)
-    with torch.no_grad():
-        outputs = ExpVQCFunction.apply(inputs, weight, forward, backward)
-    assert not outputs.requires_grad
-
-
 def test_launchers_that_do_not_belong_together():
     forward, _ = launchers(ours())
     inputs, weight = tensors(forward.problem, 3)
@@ -205,9 +197,10 @@ def test_other_expressions_or_roles_are_another_problem():
         ExpVQCFunction.apply(inputs, weight, forward, backward)
 
 
+@pytest.mark.parametrize("method", ["param_shift", "spsa"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_grad_output_that_is_not_finite_runs_nothing_and_is_said_once(bad):
-    forward, backward = launchers(ours())
+def test_a_grad_output_that_is_not_finite_runs_nothing_and_is_said_once(bad, method):
+    forward, backward = launchers(ours(), method=method)
 
     class Nothing(AerBackend):
         def probabilities(self, circuit, batch, stop):

@@ -87,10 +87,9 @@ def told(model, *args, **options):
 
 
 @pytest.mark.parametrize("method", ["param_shift", "spsa"])
-@pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
-def test_rows_are_those_that_run(make, batch, method):
-    backend = Counting()
+def test_rows_are_those_that_run(make, method):
+    backend, batch = Counting(), 5
     model = make(backend=backend, shots=16, gradient=method, seed=1)
     expected = told(model, batch)[method]
     steps = 2
@@ -121,20 +120,31 @@ def test_jobs_executions_and_seconds():
     usage = UsageEstimate(job_seconds=3.0, execution_seconds=0.001)
     model = QLayer(circuit(2, reps=1))  # 4 weights: 8 rows a sample
     expected = told(model, 10, 100, 50, usage=usage)["param_shift"]
-    assert expected.step == Cost(2, 10 + 80, 9000, 3.0 * 2 + 9.0)
+    assert expected.step == Cost(1, 10 + 80, 9000, 3.0 + 9.0)
     assert expected.total == expected.step * 50
-    assert expected.total == Cost(100, 4500, 450_000, 750.0)
-    # 35 rows a job, 34 in backward: pairs stay together.
-    few = IBMLimits(executions_per_job=3599)
-    assert told(model, 10, 100, limits=few)["param_shift"].step.jobs == 1 + 3
-    assert told(model, 10, limits=few, shots=3599 // 2)["spsa"].step.jobs == 5 + 10
+    assert expected.total == Cost(50, 4500, 450_000, 600.0)
+    # 9 rows a sample: three samples a job.
+    few = IBMLimits(executions_per_job=3500)
+    assert told(model, 10, 100, limits=few)["param_shift"].step.jobs == 4
 
 
-def test_a_step_of_the_usual_size_is_two_jobs():
+def test_jobs_of_passes_that_are_not_joined():
+    usage = UsageEstimate(job_seconds=3.0, execution_seconds=0.001)
+    model = QLayer(circuit(2, reps=1), prefetch=False)
+    expected = told(model, 10, 100, usage=usage)["param_shift"]
+    assert expected.step == Cost(2, 10 + 80, 9000, 3.0 * 2 + 9.0)
+    model.prefetch, model.prefetch_bytes = None, 90 * 4 * 8 - 1
+    assert told(model, 10, 100, usage=usage)["param_shift"] == expected
+    # A sample's rows do not fit one job: 7 rows a job, 6 in backward, as pairs stay together.
+    model.prefetch_bytes, few = 2**20, IBMLimits(executions_per_job=799)
+    assert told(model, 10, 100, limits=few)["param_shift"].step.jobs == 2 + 14
+
+
+def test_a_step_of_the_usual_size_is_one_job():
     model = nn.Sequential(nn.Linear(16, 6), QLayer(circuit(6, reps=7)), nn.Linear(64, 10))
     model[0].requires_grad_(False)
     for each in told(model, 32).values():
-        assert each.step.jobs == 2
+        assert each.step.jobs == 1
     assert told(model, 32)["param_shift"].backward_rows == 32 * 48 * 2
 
 
@@ -161,12 +171,12 @@ def test_the_table(capsys):
         "             each step                                             1,000 steps in all",
         "gradient     forward rows  backward rows  jobs  executions  QPU s"
         "     rows   jobs   executions    QPU s",
-        "param_shift            32            384     2     425,984    153"
-        "  416,000  2,000  425,984,000  153,094",
-        "spsa x 2               32            128     2     163,840     61"
-        "  160,000  2,000  163,840,000   61,344",
-        "param_shift: 42.53 hours, 244,951 dollars, 25,516% of the open plan's 600 s in 28 days",
-        "spsa x 2: 17.04 hours, 98,150 dollars, 10,224% of the open plan's 600 s in 28 days",
+        "param_shift            32            384     1     425,984    151"
+        "  416,000  1,000  425,984,000  151,094",
+        "spsa x 2               32            128     1     163,840     59"
+        "  160,000  1,000  163,840,000   59,344",
+        "param_shift: 41.97 hours, 241,751 dollars, 25,182% of the open plan's 600 s in 28 days",
+        "spsa x 2: 16.48 hours, 94,950 dollars, 9,891% of the open plan's 600 s in 28 days",
     ]
     assert "the layers' own shots a row" in str(estimate_cost(model, 1, show=False))
     assert capsys.readouterr().out == ""

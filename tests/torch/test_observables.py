@@ -14,14 +14,14 @@ from qiskit_aer.noise import NoiseModel, depolarizing_error
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from qailab.backends import AerBackend, EmulatedBackend, IBMBackend, StatevectorBackend, aer
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.backends import AerBackend, EmulatedBackend, IBMBackend, StatevectorBackend, sampling
 from qailab.errors import BackendError, CircuitError, InputError, InputTypeError
 from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, QuantumLauncher
 from qailab.torch import ExpVQCFunction, ObservableQLayer, QLayer, estimate_cost
 from tests.gradients.test_observables import operators
 from tests.support import oracles
 from tests.support.circuits import circuits
+from tests.support.circuits import ry_ansatz as circuit
 
 HEISENBERG = SparsePauliOp.from_sparse_list(
     [(letter * 2, pair, 0.3) for letter in "XYZ" for pair in [(0, 1), (1, 2), (2, 3), (3, 0)]],
@@ -29,18 +29,12 @@ HEISENBERG = SparsePauliOp.from_sparse_list(
 )
 
 
-def circuit(qubits=2, reps=1):
-    return build_circuit(
-        qubits, [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=reps)]
-    )
-
-
 def bare(measured):
     return measured.remove_final_measurements(inplace=False)
 
 
 @pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")  # Qiskit's, of powers
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=15)
 @given(
     st.integers(2, 6).flatmap(
         lambda n: st.tuples(circuits(n, 5), st.lists(operators(n), min_size=1, max_size=3))
@@ -143,7 +137,7 @@ STEPS, EACH = 4, 100
 @pytest.mark.parametrize(("sampler", "shots"), [("numpy", 300), ("aer", 60)])
 def test_z_scores_have_mean_zero_and_variance_one(sampler, shots, monkeypatch):
     if sampler == "aer":  # from the bits of its shots: 1 ms a row
-        monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
+        monkeypatch.setattr(sampling, "MAX_EXACT_OUTCOMES", 0)
     inputs, weights = ParameterVector("input", 1), ParameterVector("weight", 2)
     made = QuantumCircuit(2)
     made.ry(inputs[0] + weights[0], 0)
@@ -186,17 +180,29 @@ def test_z_scores_have_mean_zero_and_variance_one(sampler, shots, monkeypatch):
 
 
 def test_values_are_unbiased_with_the_spread_of_their_shots():
-    layer = ObservableQLayer(circuit(), observables=["ZZ", "XY"], shots=100, seed=3).double()
-    layer.eval()
+    together = SparsePauliOp(["ZZ", "IZ", "XX", "YY"], [0.5, -1.0, 0.7, 0.3])
+    layers = [
+        ObservableQLayer(circuit(), observables=["ZZ", "XY", together], shots=100, seed=3),
+        QLayer(circuit(), shots=100, seed=3),
+    ]
     x = torch.tensor([[0.3, 1.2]], dtype=torch.float64)
-    found = layer(x.expand(2000, 2)).detach().numpy()
-    exact = copy.deepcopy(layer)
-    exact.shots = None
-    value = exact(x).detach().numpy()[0]
-    spread = np.sqrt((1 - value**2) / 100)  # of a mean of signs
-    assert np.abs(found.mean(axis=0) - value).max() < (4.5 * spread / np.sqrt(2000)).max()
-    np.testing.assert_allclose(found.std(axis=0), spread, rtol=4.5 / np.sqrt(2 * 2000))
-    assert abs(np.corrcoef(found.T)[0, 1]) < 4.5 / np.sqrt(2000)  # bases have shots of their own
+    for layer in layers:
+        layer.double().weight.data.copy_(torch.linspace(0.3, 1.0, 4))
+        assert layer.output_std_error is None
+        layer.tracks_output_std_error = True
+        found = layer(x.expand(2000, 2)).detach().numpy()
+        errors = layer.output_std_error.numpy()
+        layer.shots = None
+        value = layer(x).detach().numpy()[0]
+        assert not layer.output_std_error.any()
+        if layer is layers[0]:
+            spread = np.sqrt((1 - value[:2] ** 2) / 100)  # of a mean of signs
+            np.testing.assert_allclose(errors[:, :2].mean(axis=0), spread, rtol=0.02)
+            # Bases have shots of their own.
+            assert abs(np.corrcoef(found.T)[0, 1]) < 4.5 / np.sqrt(2000)
+        assert np.abs(found.mean(axis=0) - value).max() < 4.5 * errors.max() / np.sqrt(2000)
+        variances = found.var(axis=0) / (errors**2).mean(axis=0)
+        assert np.abs(variances - 1).max() < 4.5 * np.sqrt(2 / 2000)
 
 
 @pytest.mark.parametrize("shots", [200, None])

@@ -1,21 +1,20 @@
 import numpy as np
 import pytest
 import torch
-from skorch import NeuralNetClassifier
 from torch import nn
 
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.torch import QLayer
+from tests.support.circuits import ry_ansatz
 
 
 def test_a_layer_learns_inside_a_neural_net_classifier():
     from sklearn.base import clone
+    from skorch import NeuralNetClassifier
 
     torch.manual_seed(0)
-    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
     model = nn.Sequential(
         nn.Linear(2, 2),
-        QLayer(build_circuit(2, blocks), seed=1),
+        QLayer(ry_ansatz(), seed=1),
         nn.Linear(4, 2),
         nn.Softmax(dim=-1),
     )

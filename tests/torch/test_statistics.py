@@ -10,7 +10,7 @@ import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
 from torch.func import functional_call, grad, vmap
 
-from qailab.backends import aer
+from qailab.backends import sampling
 from qailab.torch import QLayer
 
 STEPS, EACH = 4, 100
@@ -32,7 +32,7 @@ def circuit(size):
 @pytest.mark.parametrize(("sampler", "size"), [("numpy", 2), ("aer", 1)])  # Aer: 1 ms a row
 def test_z_scores_have_mean_zero_and_variance_one(sampler, size, monkeypatch):
     if sampler == "aer":
-        monkeypatch.setattr(aer, "MAX_EXACT_OUTCOMES", 0)
+        monkeypatch.setattr(sampling, "MAX_EXACT_OUTCOMES", 0)
     inputs = torch.tensor([[0.4, 1.1], [0.9, -0.3]], dtype=torch.float64)[:size, :size]
     weight = torch.tensor([0.7, 1.9], dtype=torch.float64)[:size]
     vectors = torch.tensor([[1.0, -0.5, 2.0, 0.3], [0.2, 1.5, -1.0, 0.4]], dtype=torch.float64)

@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from qailab.backends import AerBackend
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import EvaluationError, InputError, InputTypeError
 from qailab.launchers import LaunchHandle
 from qailab.torch import QLayer
+from tests.support.circuits import ry_ansatz as circuit
 
 
 class Recording(AerBackend):
@@ -28,11 +28,6 @@ class Recording(AerBackend):
         if batch.cotangents is None:
             self.streams.append(batch.noise)
         return super().probabilities(circuit, batch, stop)
-
-
-def circuit(qubits=2):
-    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
-    return build_circuit(qubits, blocks)
 
 
 def test_concurrent_calls_have_noise_of_their_own():

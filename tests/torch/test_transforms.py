@@ -17,16 +17,15 @@ from torch.func import (
 )
 
 from qailab.backends import AerBackend
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import EvaluationError, InputTypeError, UnsupportedError
 from qailab.torch import ArgmaxQLayer, ExpectedValueQLayer, QLayer
+from tests.support.circuits import ry_ansatz
 
 KINDS = [QLayer, ExpectedValueQLayer, ArgmaxQLayer]
 
 
 def layer(kind=QLayer, **options):
-    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
-    return kind(build_circuit(2, blocks), **{"shots": None, "seed": 7} | options).double()
+    return kind(ry_ansatz(), **{"shots": None, "seed": 7} | options).double()
 
 
 def functions(made):

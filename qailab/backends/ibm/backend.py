@@ -17,15 +17,8 @@ import numpy as np
 from qiskit.providers import BackendV2
 
 from qailab.arguments import check_choice, checked_integer
-from qailab.backends.base import (
-    NOTHING_USED,
-    ActorResources,
-    Backend,
-    BackendTraits,
-    Evaluation,
-    Probabilities,
-    Usage,
-)
+from qailab.backends.answers import NOTHING_USED, Evaluation, Probabilities, Usage
+from qailab.backends.base import ActorResources, Backend, BackendTraits
 from qailab.backends.budget import Budget
 from qailab.backends.ibm.connection import Connection, IBMConfig
 from qailab.backends.ibm.devices import Mode
@@ -33,13 +26,27 @@ from qailab.backends.ibm.jobs import Task
 from qailab.backends.ibm.programs import Measured, check_fits
 from qailab.backends.ibm.timeouts import IBMTimeouts, check_positive
 from qailab.backends.limits import IBMLimits
-from qailab.backends.sampling import contract_bits
+from qailab.backends.sampling import (
+    bits_as_floats,
+    bits_to_counts,
+    bytes_of,
+    contract_bits,
+    from_bits,
+)
 from qailab.backends.shared import SharedState
+from qailab.backends.trex import (
+    CALIBRATION_ROWS,
+    ReadoutMitigation,
+    TwirledReadout,
+    check_mitigated,
+)
 from qailab.errors import BackendError, InputError, InputTypeError
 from qailab.gradients.canonical import CanonicalCircuit
-from qailab.gradients.rows import RowBatch
+from qailab.gradients.observables import Bits
+from qailab.gradients.rows import FloatArray, JoinedRows, RowBatch
 from qailab.journal import DIGEST_BYTES, Journal, Work
 
+_TWIRLS = 32  # of a row: of a readout whose errors differ by 6 %, 1 % is left, with any sign
 _TABLE_BYTES = 512 << 20  # counts and frequencies of the rows that are run at once
 _DAY = 86_400.0
 _CLOSE_SECONDS = 30.0
@@ -71,6 +78,9 @@ class IBMBackend(Backend):
         channel: the client's channel.
         options: options of IBM's Sampler, as nested mappings: ``twirling``,
             ``dynamical_decoupling``, ``max_execution_time``, ...
+        readout_mitigation: ``"trex"`` for the Sampler's twirled readout (32 times a row, unless
+            ``options`` say otherwise), whose bias 16 calibration rows in each job take out of
+            observables' values and gradients.
         optimization_level: of Qiskit's transpiler, 0 to 3.
         seed_transpiler: its seed: all processes lay a circuit out alike.
         budget: what may be spent, together with all who are given the same.
@@ -104,6 +114,7 @@ class IBMBackend(Backend):
         instance: str | None = None,
         channel: str | None = None,
         options: Mapping[str, Any] | None = None,
+        readout_mitigation: ReadoutMitigation | None = None,
         optimization_level: Literal[0, 1, 2, 3] = 1,
         seed_transpiler: int = 0,
         budget: Budget | None = None,
@@ -125,6 +136,9 @@ class IBMBackend(Backend):
                             ("instance", instance), ("channel", channel)):  # fmt: skip
             if value is not None and (not isinstance(value, str) or not value):
                 raise InputTypeError(f"{what} must be text, or None; got {value!r}")
+        if readout_mitigation is not None:
+            check_choice("readout_mitigation", readout_mitigation, get_args(ReadoutMitigation))
+            options = _twirled(options or {})
         self.name = _checked_name(name)
         self.mode: Mode = mode
         self.budget = None if budget is None else _checked(Budget, "budget", budget)
@@ -138,6 +152,7 @@ class IBMBackend(Backend):
             instance=instance,
             channel=channel,
             options=dict(options or {}),
+            readout_mitigation=readout_mitigation,
             optimization_level=optimization_level,
             seed_transpiler=checked_integer("seed_transpiler", seed_transpiler, least=0),
             budget=self.budget,
@@ -151,10 +166,14 @@ class IBMBackend(Backend):
         )
         if options:  # only then, as IBM's client takes seconds to import
             _check_options(options)
+        more = 0 if readout_mitigation is None else CALIBRATION_ROWS
         if isinstance(self.name, BackendV2):  # rows cost nothing, and cores are what counts
-            self.traits = BackendTraits(idempotent=True, call_overhead_seconds=0.05)
+            self.traits = BackendTraits(
+                idempotent=True, call_overhead_seconds=0.05, calibration_rows=more
+            )
         else:
             self.traits = BackendTraits(
+                calibration_rows=more,
                 detect_hangs=False,
                 max_concurrency=8,
                 call_overhead_seconds=2.0,
@@ -165,6 +184,8 @@ class IBMBackend(Backend):
             )
 
     def max_rows_per_call(self, circuit: CanonicalCircuit, shots: int | None) -> int:
+        if self.config.readout_mitigation is not None:
+            check_mitigated(circuit, shots)
         if shots is None:
             raise BackendError(
                 f"shots=None asks for exact probabilities, which hardware does not have; {self!r} "
@@ -176,7 +197,7 @@ class IBMBackend(Backend):
         if circuit.observables is None:
             return max(2, _TABLE_BYTES // (16 * circuit.num_outcomes))
         # The bits of each shot, as they come and as the record gives them back.
-        return max(2, _TABLE_BYTES // (5 * shots * _bytes_of(circuit)))
+        return max(2, _TABLE_BYTES // (5 * shots * bytes_of(circuit)))
 
     def validate(self, circuit: CanonicalCircuit, shots: int | None) -> None:
         """Check what can be checked here, and note the circuit in the journal.
@@ -228,9 +249,8 @@ class IBMBackend(Backend):
     ) -> Probabilities:
         if batch.num_rows == 0:
             return Probabilities(np.empty((0, circuit.num_outcomes)))
-        counts, usage = self._measured(circuit, batch, stop)
-        sampled = counts / counts.sum(axis=1, keepdims=True, dtype=np.float64)
-        return Probabilities(sampled, usage=usage)
+        counts, usage = self._measured(circuit, batch, batch.rows.angles(), stop)
+        return Probabilities(_frequencies(counts), usage=usage)
 
     def expectations(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
@@ -239,15 +259,40 @@ class IBMBackend(Backend):
         assert observables is not None
         if batch.num_rows == 0:
             return Evaluation(np.empty((0, batch.answer_width(circuit.num_outputs))), NOTHING_USED)
-        measured, usage = self._measured(circuit, batch, stop)
-        bits = measured.astype(np.uint8, copy=False)
-        bits = bits.reshape(batch.num_rows, -1, _bytes_of(circuit))
-        return Evaluation(contract_bits(observables, batch, bits), usage)
+        angles, more = batch.rows.angles(), self.traits.calibration_rows
+        if more:  # one more number tells them from the others, in the journal too
+            angles = np.pad(angles, ((0, more), (0, 1)))
+            angles[-more:, -1] = np.arange(1, more + 1)
+        measured, usage = self._measured(circuit, batch, angles, stop)
+        bits, calibration = np.split(_as_bits(circuit, measured), [batch.num_rows])
+        readout = None
+        if more:
+            assert batch.shots is not None
+            twirls = _twirls(self.config.options["twirling"], batch.shots)
+            readout = TwirledReadout.of(observables, calibration, twirls)
+        return Evaluation(contract_bits(observables, batch, bits, readout), usage)
+
+    def measure(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        """Measure the rows of both passes in the same jobs, if a job has room for a sample's."""
+        if isinstance(batch.rows, JoinedRows):
+            assert batch.shots is not None
+            most = self.config.limits.rows_per_job(batch.shots, circuit.num_angles)
+            if batch.rows.group > most:
+                return super().measure(circuit, batch, stop)
+        measured, usage = self._measured(circuit, batch, batch.rows.angles(), stop)
+        if circuit.observables is None:
+            return Evaluation(_frequencies(measured), usage)
+        bits = _as_bits(circuit, measured)
+        if from_bits(circuit, batch.shots):
+            return Evaluation(bits_as_floats(bits[:, : batch.shots]), usage)
+        return Evaluation(_frequencies(bits_to_counts(bits, circuit.num_outcomes)), usage)
 
     def _measured(
-        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+        self, circuit: CanonicalCircuit, batch: RowBatch, angles: FloatArray, stop: threading.Event
     ) -> tuple[Measured, Usage]:
-        """Run the rows, all bases of them in the same jobs."""
+        """Run the rows, all bases of them in the same jobs, and calibration rows after them."""
         self.max_rows_per_call(circuit, batch.shots)
         assert batch.shots is not None
         if "_live_state" not in self.__dict__:  # nobody has looked before
@@ -256,8 +301,9 @@ class IBMBackend(Backend):
             self.open()
             connection: Connection = self._live_connection
         jobs, program = connection.prepare(circuit, batch.shots)
-        angles = np.ascontiguousarray(batch.rows.angles())
+        angles = np.ascontiguousarray(angles)
         group = batch.rows.group
+        max_rows = self.config.limits.rows_per_job(batch.shots, len(program.columns), group)
         work, seed = self._work(circuit, batch, angles)
         task = Task(
             program=program,
@@ -265,7 +311,7 @@ class IBMBackend(Backend):
             angles=angles,
             seed=seed,
             group=group,
-            max_rows=self.config.limits.rows_per_job(batch.shots, len(program.columns), group),
+            max_rows=max_rows,
             resent=batch.resent,
             stop=stop,
         )
@@ -291,7 +337,7 @@ class IBMBackend(Backend):
             step=noise.step,
             purpose=noise.purpose,
             start=batch.rows.start,
-            stop=batch.rows.stop,
+            stop=batch.rows.start + len(angles),
             digests=b"".join(digests),
         )
         seed = int(work.key[:8], 16)
@@ -308,9 +354,14 @@ class IBMBackend(Backend):
         return f"IBMBackend({', '.join([*shown, f'mode={self.mode!r}'])})"
 
 
-def _bytes_of(circuit: CanonicalCircuit) -> int:
-    """The bytes of a shot's bits."""
-    return -(-len(circuit.measured_qubits) // 8)
+def _frequencies(counts: Measured) -> FloatArray:
+    frequencies: FloatArray = counts / counts.sum(axis=1, keepdims=True, dtype=np.float64)
+    return frequencies
+
+
+def _as_bits(circuit: CanonicalCircuit, measured: Measured) -> Bits:
+    bits: Bits = measured.astype(np.uint8, copy=False)
+    return bits.reshape(len(measured), -1, bytes_of(circuit))
 
 
 _OPENING = threading.Lock()  # of whichever backend: the first calls may come from many threads
@@ -355,6 +406,22 @@ def _checked_name(name: object) -> str | BackendV2 | None:
             "not travel; the client's own is used where the rows run"
         )
     return name
+
+
+def _twirled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the Sampler that twirl the readout, as often as they say."""
+    twirling = dict(options.get("twirling", {}))
+    if "shots_per_randomization" not in twirling:
+        twirling.setdefault("num_randomizations", _TWIRLS)
+    return {**options, "twirling": {**twirling, "enable_measure": True}}
+
+
+def _twirls(options: Mapping[str, Any], shots: int) -> int:
+    """How often the flips of a row change."""
+    from qiskit_ibm_runtime.executor.calculate_twirling_shots import calculate_twirling_shots
+
+    names = ("num_randomizations", "shots_per_randomization")
+    return int(calculate_twirling_shots(shots, *(options.get(name, "auto") for name in names))[0])
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

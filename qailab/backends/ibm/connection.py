@@ -10,7 +10,7 @@ from typing import Any
 
 from qiskit.providers import BackendV2
 
-from qailab.backends.base import Usage
+from qailab.backends.answers import Usage
 from qailab.backends.budget import Budget, BudgetGuard, Cost
 from qailab.backends.ibm.account import Account
 from qailab.backends.ibm.devices import Device, Mode
@@ -23,6 +23,7 @@ from qailab.backends.ibm.timeouts import IBMTimeouts
 from qailab.backends.ibm.usage import UsageMeter
 from qailab.backends.limits import IBMLimits
 from qailab.backends.shared import LocalState, SharedState
+from qailab.backends.trex import ReadoutMitigation
 from qailab.gradients.canonical import CanonicalCircuit
 from qailab.journal import Journal, MemoryRecord, Record
 
@@ -41,6 +42,7 @@ class IBMConfig:
     instance: str | None
     channel: str | None
     options: Mapping[str, Any]
+    readout_mitigation: ReadoutMitigation | None
     optimization_level: int
     seed_transpiler: int
     budget: Budget | None
@@ -106,6 +108,7 @@ class Connection:
                 device.target,
                 optimization_level=self._config.optimization_level,
                 seed=self._config.seed_transpiler,
+                calibrated=self._config.readout_mitigation is not None,
             )
             self._programs[circuit.run_key] = program  # the last used goes last
             if len(self._programs) > _KEPT_PROGRAMS:

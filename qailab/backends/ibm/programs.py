@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit.circuit import QuantumCircuit
+from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
 
 from qailab.errors import BackendError, EvaluationError
@@ -27,18 +27,26 @@ class Program:
         columns: which angles of a row it takes, in the order of ``circuit.parameters``.
         num_bits: measured bits.
         keeps_bits: whether the bits of each shot are wanted, or how often each outcome came.
+        calibration: a circuit that measures the same qubits and does nothing before. Where it is
+            given, rows have one more number, which is positive for those that it answers.
     """
 
     circuit: QuantumCircuit
     columns: NDArray[np.int64]
     num_bits: int
     keeps_bits: bool = False
+    calibration: QuantumCircuit | None = None
 
     def pubs(self, angles: FloatArray) -> list[Any]:
-        """PUBs (primitive unified blocs) of rows of angles, shape ``(n, A)``."""
-        if len(self.columns):
-            return [(self.circuit, angles[:, self.columns])]
-        return [(self.circuit,)] * len(angles)  # nothing to bind: one for each row
+        """PUBs (primitive unified blocs) of rows of angles, shape ``(n, A)``; calibration last."""
+        rows, last = angles, []
+        if self.calibration is not None:
+            rows = angles[angles[:, -1] <= 0]
+            last = [(self.calibration, np.zeros((len(angles) - len(rows), 1)))]
+            last = last if len(rows) < len(angles) else []
+        if len(rows) and len(self.columns):
+            return [(self.circuit, rows[:, self.columns]), *last]
+        return [(self.circuit,)] * len(rows) + last  # nothing to bind: one for each row
 
     def measured(self, result: Any, num_rows: int, shots: int) -> Measured:
         """What is wanted of a result, a line for each row: `counts_of` it, or its `bits_of`."""
@@ -63,12 +71,17 @@ def check_fits(circuit: CanonicalCircuit, shots: int, name: str, qubits: int, mo
 
 
 def compile_program(
-    canonical: CanonicalCircuit, device: Any, *, optimization_level: int, seed: int
+    canonical: CanonicalCircuit,
+    device: Any,
+    *,
+    optimization_level: int,
+    seed: int,
+    calibrated: bool = False,
 ) -> Program:
     """Lay a circuit out on a device (a ``BackendV2``) and write it in its gates.
 
     From ``optimization_level`` 2 on, Qiskit may find that an angle does not matter, and leave it
-    out. With one ``seed`` all processes lay it out alike.
+    out. With one ``seed`` all processes lay it out alike. ``calibrated`` asks for a `calibration`.
 
     Raises:
         BackendError: if the device cannot run it.
@@ -93,7 +106,18 @@ def compile_program(
         np.array(columns, dtype=np.int64),
         len(canonical.measured_qubits),
         keeps_bits=canonical.observables is not None,
+        calibration=_calibration_of(isa) if calibrated else None,
     )
+
+
+def _calibration_of(isa: QuantumCircuit) -> QuantumCircuit:
+    """The measurements of a circuit; an angle without effect lets all rows of it be one PUB."""
+    measures = [one for one in isa.data if one.operation.name == "measure"]
+    calibration = isa.copy_empty_like()
+    calibration.rz(Parameter("nothing"), measures[0].qubits[0])
+    for one in measures:
+        calibration.append(one)
+    return calibration
 
 
 def counts_of(result: Any, num_bits: int, num_rows: int, shots: int) -> NDArray[np.uint32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from qailab.backends.base import NOTHING_USED, Usage
+from qailab.backends.answers import NOTHING_USED, Usage
 from qailab.backends.budget import BudgetGuard, Cost, UsageEstimate
 from qailab.journal import Entry, State
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import tempfile
@@ -15,15 +16,8 @@ from typing import Any
 import numpy as np
 
 from qailab.arguments import checked_integer
-from qailab.backends.base import (
-    NOTHING_USED,
-    ActorResources,
-    Backend,
-    BackendTraits,
-    Evaluation,
-    Probabilities,
-    evaluate,
-)
+from qailab.backends.answers import NOTHING_USED, Evaluation, Probabilities
+from qailab.backends.base import ActorResources, Backend, BackendTraits, evaluate
 from qailab.backends.statevector.program import StateProgram, check_gates, compile_program
 from qailab.errors import BackendBuildError, MemoryLimitError
 from qailab.gradients.canonical import CanonicalCircuit
@@ -194,6 +188,7 @@ class StatevectorBackend(Backend):
         return f"StatevectorBackend({', '.join(shown)})"
 
 
+@functools.cache  # a success is kept, an error is not
 def _load_kernels() -> Any:
     """The class that works with compiled kernels; numba is imported here and nowhere else.
 

@@ -38,7 +38,7 @@ _BINOMIAL_SHOTS = 6
 to ten times what a shot does)."""
 
 _WORDS = 64  # random words that are made at once
-_SUMS = 32  # partial sums of a contraction
+_SUMS = 32  # partial sums of a contraction: as many as in `backends.answers.contract`
 _MAX_GUIDE = 1 << 12
 _SMALL_MEAN = 10.0  # below, counting up is cheaper than rejection, which needs at least that
 
@@ -351,7 +351,7 @@ def contract_rows(
 ) -> None:
     """The answers of rows: ``sum_k cotangents[k] p_k``, and its shot variance.
 
-    The variance is that of the exact distribution, as in `backends.base.contract`.
+    The variance is that of the exact distribution, as in `backends.answers.contract`.
 
     Args:
         exact: probabilities, shape ``(rows, K)``.

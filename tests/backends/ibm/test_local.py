@@ -1,7 +1,6 @@
 """IBM's local testing mode: no network, no account."""
 
 import threading
-import warnings
 
 import numpy as np
 import pytest
@@ -12,16 +11,19 @@ from qailab.backends.ibm.programs import Program, compile_program, counts_of
 from qailab.backends.ibm.programs import bits_of as packed_bits
 from qailab.errors import BackendError, BudgetExceededError, EvaluationError
 from qailab.journal import Journal
-from qailab.launchers import CircuitProblem, ForwardPass, QuantumLauncher
+from qailab.launchers import (
+    BackwardPass,
+    CircuitProblem,
+    ForwardPass,
+    QuantumLauncher,
+    StepContext,
+)
+from tests.support.client import fake_manila
 from tests.support.contracts import BackendContract, answers, forward_batch, model
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what the client's dependencies warn of while they load
-    from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
 
 class TestOnIdealSimulator(BackendContract):
-    cuts = 5
+    parts = 4
 
     def backend(self):
         from qiskit_aer import AerSimulator
@@ -32,7 +34,7 @@ class TestOnIdealSimulator(BackendContract):
 def test_a_fake_device_has_noise_that_its_seed_decides():
     _, canonical, angle_map, values = model()
     found = [
-        answers(IBMBackend(FakeManilaV2()), canonical, forward_batch(angle_map, values, 50, seed))
+        answers(IBMBackend(fake_manila()), canonical, forward_batch(angle_map, values, 50, seed))
         for seed in (1, 1, 2)
     ]
     np.testing.assert_array_equal(found[0], found[1])
@@ -43,21 +45,21 @@ def test_journal_and_budget_work_without_a_device(tmp_path):
     _, canonical, angle_map, values = model()
     batch = forward_batch(angle_map, values, shots=50)
     options = {"journal": tmp_path / "jobs.db", "budget": Budget(jobs=1)}
-    first = answers(IBMBackend(FakeManilaV2(), **options), canonical, batch)
+    first = answers(IBMBackend(fake_manila(), **options), canonical, batch)
     np.testing.assert_array_equal(
-        answers(IBMBackend(FakeManilaV2(), **options), canonical, batch), first
+        answers(IBMBackend(fake_manila(), **options), canonical, batch), first
     )
     with Journal(tmp_path / "jobs.db") as journal:
         assert journal.totals().jobs == 1
     other = forward_batch(angle_map, values, shots=51)
     with pytest.raises(BudgetExceededError):
-        answers(IBMBackend(FakeManilaV2(), **options), canonical, other)
+        answers(IBMBackend(fake_manila(), **options), canonical, other)
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_compiled_circuits_take_the_angles_that_are_left(level):
     _, canonical, _, _ = model(measure_qubits=[2, 0])
-    program = compile_program(canonical, FakeManilaV2(), optimization_level=level, seed=0)
+    program = compile_program(canonical, fake_manila(), optimization_level=level, seed=0)
     assert len(program.columns) == program.circuit.num_parameters <= canonical.num_angles
     names = [canonical.angles[column].name for column in program.columns]
     assert names == [parameter.name for parameter in program.circuit.parameters]
@@ -117,6 +119,40 @@ def test_observables_of_many_qubits_from_the_bits_of_shots():
     np.testing.assert_allclose(found, expected, atol=5 / np.sqrt(500))
 
 
+def test_the_bias_of_an_asymmetric_readout_is_taken_out():
+    from qiskit_aer import AerSimulator
+    from qiskit_aer.noise import NoiseModel, ReadoutError
+
+    noise = NoiseModel()
+    noise.add_all_qubit_readout_error(ReadoutError([[0.98, 0.02], [0.08, 0.92]]))
+    angles = ParameterVector("input", 2)
+    circuit = QuantumCircuit(2)
+    circuit.ry(angles[0], 0)
+    circuit.ry(angles[1], 1)
+    circuit.cx(0, 1)
+    problem = CircuitProblem(circuit, observables=["IZ", "ZI"])
+    values = np.array([2.6, 0.8])
+    expected = [np.cos(2.6), np.cos(2.6) * np.cos(0.8)]
+    slopes = [-np.sin(2.6) * (1 + np.cos(0.8)), -np.cos(2.6) * np.sin(0.8)]
+    scores = {}
+    for mitigation in (None, "trex"):
+        backend = IBMBackend(AerSimulator(noise_model=noise), readout_mitigation=mitigation)
+        errors = []
+        context = StepContext(on_std_error=errors.append)
+        launcher = QuantumLauncher(problem, ForwardPass(20_000, 1), backend, context=context)
+        found = launcher.run(values, np.empty(0))
+        backward = QuantumLauncher(problem, BackwardPass(shots=20_000, seed=1), backend)
+        gradient = backward.run(values, np.empty(0), np.ones(2))
+        scores[mitigation] = np.abs(
+            [
+                *((found - expected) / errors[0]),
+                *((gradient.inputs - slopes) / gradient.input_std_error),
+            ]
+        )
+    assert scores[None].max() > 20
+    assert scores["trex"].max() < 5  # the client's flips have no seed
+
+
 @pytest.mark.parametrize(
     ("rows", "shots", "bits"), [(5, 50, 3), (4, 51, 3), (4, 50, 2), (4, 50, 4)]
 )
@@ -127,7 +163,7 @@ def test_a_result_that_was_not_asked_for_is_an_error(rows, shots, bits):
 
 def test_what_does_not_fit_a_device_is_said_before_anything_runs():
     _, canonical, angle_map, values = model(qubits=6)
-    backend = IBMBackend(FakeManilaV2())
+    backend = IBMBackend(fake_manila())
     with pytest.raises(BackendError, match="6 qubits, and fake_manila has 5"):
         backend.validate(canonical, 100)
     batch = forward_batch(angle_map, values, 10)

@@ -12,7 +12,7 @@ from qiskit.circuit import library as lib
 from qiskit.quantum_info import random_unitary
 
 from qailab.backends import StatevectorBackend
-from qailab.backends.base import contract
+from qailab.backends.answers import contract
 from qailab.backends.statevector.program import Kind, compile_program
 from qailab.errors import BackendBuildError, BackendError, InputError, MemoryLimitError
 from qailab.gradients import (
@@ -47,7 +47,7 @@ class TestContract(BackendContract):
 
 
 class TestThreads(BackendContract):
-    cuts = 5
+    parts = 5
 
     def backend(self):
         return StatevectorBackend(threads=3)
@@ -109,7 +109,7 @@ def test_other_gates_with_parameters(name):
 
 
 @SPARSE
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12)
 @given(circuits(qubits=4, most=8))
 def test_random_circuits(circuit):
     check(circuit, values_of(circuit))
@@ -126,7 +126,7 @@ FIXED = (
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_wide_circuits_on_all_strides(data):
     """Low and high qubits go different ways; so do real circuits and complex ones."""

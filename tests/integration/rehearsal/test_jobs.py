@@ -6,7 +6,8 @@ from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
 
 from qailab.backends.cost import EXECUTION_SECONDS, JOB_SECONDS
 from qailab.rehearsal import Limits
-from tests.support.servers import DEADLINE, Sampler, connect, exact, frequencies, wait_for
+from tests.support import client
+from tests.support.servers import DEADLINE, connect, exact, frequencies, wait_for
 
 VALUES = np.random.default_rng(5).uniform(-2, 2, (4, 2))
 
@@ -15,7 +16,8 @@ def test_shots_follow_the_exact_distribution_with_bits_in_order(rehearse):
     rehearsal = rehearse(seed=11)
     shots = 20_000
     both = [(rehearsal.isa, VALUES), (rehearsal.isa, VALUES[:2].reshape(2, 1, 2))]
-    job = Sampler(mode=rehearsal.backend).run(both, shots=shots)
+    sampler = client.loaded().executor_sampler.Sampler(mode=rehearsal.backend)
+    job = sampler.run(both, shots=shots)
     first, second = job.result(timeout=DEADLINE)
     found = frequencies(first.join_data(["low", "high"]))
     distance = np.abs(found - exact(VALUES)).sum(axis=1) / 2
@@ -46,7 +48,7 @@ def test_circuits_of_other_shapes(rehearse):
     with dynamic.if_test((dynamic.clbits[0], 1)):
         dynamic.x(1)
     dynamic.measure(1, 1)
-    sampler = Sampler(mode=rehearsal.backend)
+    sampler = client.loaded().executor_sampler.Sampler(mode=rehearsal.backend)
     job = sampler.run([fixed, (nothing, None), dynamic], shots=400)
     one, two, three = job.result(timeout=DEADLINE)
     assert one.data.c.get_counts() == {"100": 400}

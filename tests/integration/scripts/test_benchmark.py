@@ -13,12 +13,12 @@ SMALLEST = {
     "gradients": "--only small grid steps --qubits 2 --batch 2 --actors 2 --rounds 1 "
     "--repetitions 1",
     "scale": "--only efficiency kills rows --actors 2 --latencies 50 --seconds 1.5 --rows 10000",
-    "hardware": "--samples 1 --steps 1 --shots 8",
+    "hardware": "--samples 1 --steps 1 --shots 8 --queue-seconds 0.1",
 }
 TABLES = {
     "gradients": {"small": 2, "grid": 2, "steps": 3},
     "scale": {"efficiency": 2, "rows": 1},
-    "hardware": {"hardware": 2},
+    "hardware": {"hardware": 2, "queue": 2, "parallel": 2},
 }
 
 
