@@ -73,6 +73,7 @@ class Dispatcher:
         self._scheduler = Scheduler(actors, self._transport, settings, self.telemetry)
         self._accepting = threading.Lock()
         self._closing = self._stopped = False
+        self._ended: float | None = None
         self._thread = threading.Thread(target=self._loop, name="qailab-dispatcher", daemon=True)
         self._thread.start()
 
@@ -91,6 +92,7 @@ class Dispatcher:
         """Fail what is unfinished, let go of all actors, end the thread."""
         with self._accepting:
             self._closing = True
+            self._ended = self._ended or time.monotonic()
             self._events.put(None)
         if threading.current_thread() is not self._thread:
             slowest = max(actor.backend.traits.close_seconds for actor in self._actors)
@@ -111,7 +113,8 @@ class Dispatcher:
             self._transport.wait_until_opened(_POLL_SECONDS)
 
     def stats(self) -> PoolStats:
-        return self.telemetry.stats(time.monotonic())
+        """Return what was done so far; after the end, what had been done by then."""
+        return self.telemetry.stats(self._ended or time.monotonic())
 
     # Called in the dispatcher's thread only.
 

@@ -167,11 +167,11 @@ class LauncherPool:
 
     def stats(self) -> PoolStats:
         """Return rows, chunks, retries, bytes and seconds so far, in all and for each actor."""
-        return self._running().stats()
+        return self._running(or_closed=True).stats()
 
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file of what each actor did when, for https://ui.perfetto.dev."""
-        self._running().telemetry.write_trace(path)
+        self._running(or_closed=True).telemetry.write_trace(path)
 
     def close(self) -> None:
         """End all actors, and the Ray that was started here. Safe to call twice."""
@@ -210,8 +210,10 @@ class LauncherPool:
                 "this pool is closed; make a new LauncherPool and assign it to layer.backend"
             )
 
-    def _running(self) -> Dispatcher:
+    def _running(self, *, or_closed: bool = False) -> Dispatcher:
         with self._lock:
+            if self._closed and or_closed and self._dispatcher is not None:
+                return self._dispatcher
             self._check_open()
             if self._dispatcher is None:  # a handle that is used for the first time
                 self._dispatcher, self._pid = self._dispatch(), os.getpid()

@@ -325,8 +325,8 @@ def test_closing_fails_what_is_unfinished_and_what_comes_later():
     assert "closed" in repr(own)
     with pytest.raises(PoolClosedError, match="make a new LauncherPool"):
         module(torch.rand(2, 3))
-    with pytest.raises(PoolClosedError):
-        own.stats()
+    assert own.stats() == own.stats()  # what there was
+    assert own.stats()["rows"] == 0
     assert ray.is_initialized()  # it was not this pool's
 
 
