@@ -31,8 +31,9 @@ logs no error, and leaves no process.
 
 *soak*: no faults; memory (MB), threads and descriptors of driver and actors stay level.
 
-*lanes*: an `AsyncTrainer` whose lanes fail, hang, are slow, leave and join, and whose driver is stopped
-and resumed: each batch counts once an epoch, and the log's replay is the same run, bit for bit.
+*lanes*: an `AsyncTrainer` whose lanes fail, hang, are slow, leave and join, and whose driver is
+stopped and resumed: each batch counts once an epoch, and the log's replay is the same run, bit for
+bit.
 
 *hardware*: `IBMBackend` and its journal, through IBM's real client, against a rehearsal server:
 
@@ -104,7 +105,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     pool, lanes, hardware, soak = map(commands.add_parser, names)
     defaults = ", ".join(f"{kind} {count}" for kind, count in _KINDS.items())
     for command, seeds, steps in (
-        (pool, "10", "8"), (lanes, "50", ""), (hardware, defaults, "of kills 10"), (soak, "1", "2000"),
+        (pool, "10", "8"), (lanes, "50", ""), (hardware, defaults, "of kills 10"),
+        (soak, "1", "2000"),
     ):  # fmt: skip
         command.add_argument("--seeds", type=int, help=f"how many runs ({seeds})")
         command.add_argument("--first", type=int, default=0, help="the first seed (0)")

@@ -271,7 +271,7 @@ def test_no_resources_says_what_is_missing():
     ("backend", "options"), [(AerBackend(device="GPU"), {}), (AerBackend(), {"num_gpus": 0.5})]
 )
 def test_a_gpu_where_there_is_none_is_an_error_at_once(backend, options):
-    with pytest.raises(PoolError, match=r"asks for .* GPU, and Ray sees none on this machine"):
+    with pytest.raises(PoolError, match=r"asks for .* GPU, and no machine of this Ray has one"):
         LauncherPool([AerBackend(), backend], actor_options=[{}, options], start_timeout=600.0)
 
 
@@ -341,8 +341,8 @@ def test_closing_fails_what_is_unfinished_and_what_comes_later():
     assert "closed" in repr(own)
     with pytest.raises(PoolClosedError, match="make a new LauncherPool"):
         module(torch.rand(2, 3))
-    with pytest.raises(PoolClosedError):
-        own.stats()
+    assert own.stats() == own.stats()  # what there was
+    assert own.stats()["rows"] == 0
     assert ray.is_initialized()  # it was not this pool's
 
 

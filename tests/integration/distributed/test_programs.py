@@ -158,6 +158,10 @@ def test_nodes_come_and_go():
             **node, "include_dashboard": False, "_system_config": quick})
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 
+        try:  # said at once
+            LauncherPool([AerBackend()], actor_options={"num_gpus": 1}, start_timeout=3600.0)
+        except PoolError as error:
+            assert "no machine of this Ray has one" in str(error)
         with LauncherPool([Slow()] * 4, chunk_rows=12, actor_options={"num_cpus": 0.5}) as pool:
             pool.wait(2)
             future = pool.submit(CANONICAL, BATCH)

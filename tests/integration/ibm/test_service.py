@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from qiskit_aer import AerSimulator
 
 from qailab.backends import AerBackend, Budget, IBMLimits, Usage
 from qailab.backends.base import evaluate
@@ -127,7 +128,7 @@ def _run_and_die(path, environment, rows_seen):
 
     os.environ.update(environment)
     canonical, rows = gradient_rows()
-    backend = device(journal=path)
+    backend = patient_device(journal=path)  # the client takes seconds to import
     backend.submit(canonical, rows)
     rows_seen.wait(DEADLINE)
     os.kill(os.getpid(), 9)
@@ -172,6 +173,25 @@ def test_a_journal_of_another_model_is_refused(rehearse, tmp_path):
     with pytest.raises(JournalError, match="another path"):
         device(journal=path).validate(other, 200)
     device(journal=path).validate(canonical, 200)
+    backend.close()
+    assert len(server.jobs) == 1
+
+
+def test_what_was_rehearsed_does_not_answer_for_another_service(rehearse, tmp_path, monkeypatch):
+    server = rehearse()
+    canonical, rows = gradient_rows()
+    backend = device(journal=tmp_path / "journal.sqlite", budget=Budget(jobs=1))
+    found = answers(backend, canonical, rows)
+    backend.close()
+    elsewhere = server.environment["QISKIT_IBM_URL"].replace("127.0.0.1", "localhost")
+    with monkeypatch.context() as patch:
+        patch.setenv("QISKIT_IBM_URL", elsewhere)
+        with pytest.raises(JournalError, match=r"127\.0\.0\.1, .* at localhost.*another path"):
+            answers(backend, canonical, rows)
+    simulator = device(AerSimulator(), journal=tmp_path / "journal.sqlite")
+    with pytest.raises(JournalError, match=r"127\.0\.0\.1, .* at simulators"):
+        answers(simulator, canonical, rows)
+    np.testing.assert_array_equal(answers(backend, canonical, rows), found)
     backend.close()
     assert len(server.jobs) == 1
 
