@@ -171,8 +171,8 @@ def test_hardware_needs_a_budget_and_has_small_defaults(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     assert main(["--backend", "ibm"]) == 2
     errors = capsys.readouterr().err
-    assert "--backend ibm needs --budget-seconds S: this run takes 1,970 rows in 5 jobs" in errors
-    assert "157 dollars, 16% of the open plan's 600 s in 28 days" in errors
+    assert "--backend ibm needs --budget-seconds S: this run takes 1,970 rows in 3 jobs" in errors
+    assert "151 dollars, 16% of the open plan's 600 s in 28 days" in errors
     assert errors.count("\n") == 1
     assert main(["--backend", "ibm", "--estimate", "--samples", "1797", "--epochs", "10"]) == 0
     assert "hours" in capsys.readouterr().out
