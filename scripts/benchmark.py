@@ -9,6 +9,7 @@
     scripts/benchmark scale                  pools of 8 and 32 actors; about 5 minutes
     scripts/benchmark scale --only efficiency --actors 1 4 16 64 --latencies 1 10
     scripts/benchmark hardware               jobs and overhead of a step on a rehearsal server
+    scripts/benchmark async                  asynchronous training on simulated latencies; 6 minutes
 
 *gradients*: one backward pass, for inputs and weights, of an RY encoder followed by RealAmplitudes
 (reps=3). Its sections: ``small``, 20 rows of 4 qubits, where the pool's own time shows; ``memory``,
@@ -28,6 +29,10 @@ actors that compute next to nothing; ``small``, as above.
 server: with and without a journal; with a queue, with and without prefetching; and layers side by
 side on emulated devices.
 
+*async*: asynchronous training beside the ordinary loop, and beside EQC's rule on EQC's own work, on
+devices that take 0.05 to 4 s for a job. Its sections: ``queue``, one device that takes 5 jobs at
+once; ``fleet``, ten devices; ``eqc``.
+
 What is compared takes turns, and medians count: machines are noisy. The run folder holds
 ``figures.json`` and the plots. Without a subcommand this help is printed.
 """
@@ -46,6 +51,7 @@ from pathlib import Path
 _SECTIONS = {
     "gradients": ["small", "memory", "grid", "steps", "exact", "observables"],
     "scale": ["efficiency", "kills", "rows", "small"],
+    "async": ["queue", "fleet", "eqc"],
 }
 _ACTORS = {"gradients": [1, 2], "scale": [8, 32]}
 
@@ -55,9 +61,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", metavar="gradients | scale | hardware")
-    gradients, scale, hardware = map(commands.add_parser, ("gradients", "scale", "hardware"))
-    for command in (gradients, scale, hardware):
+    commands = parser.add_subparsers(dest="command", metavar="gradients | scale | hardware | async")
+    names = ("gradients", "scale", "hardware", "async")
+    gradients, scale, hardware, lanes = map(commands.add_parser, names)
+    for command in (gradients, scale, hardware, lanes):
         command.add_argument("--shots", type=_count, default=1024, help="of each row (1024)")
         command.add_argument("--seed", type=int, default=7, help="of values, noise and kills (7)")
         command.add_argument("--out", type=Path, help="folder (runs/<subcommand>-<date>-<time>)")
@@ -68,6 +75,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
         command.add_argument(
             "--actors", type=_count, nargs="+", default=actors, metavar="A", help=f"pools {actors}"
         )
+    own = _SECTIONS["async"]
+    lanes.add_argument("--only", nargs="+", choices=own, default=own, help="sections")
+    lanes.add_argument("--seeds", type=_count, default=5, help="how many, from --seed on (5)")
     sizes = {"type": _count, "nargs": "+", "metavar": "N"}
     gradients.add_argument("--qubits", **sizes, help="(4 6 8 10 12; of the peers 6 10)")
     gradients.add_argument("--batch", **sizes, help="(1 16 64; of the peers 16)")
@@ -94,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quieten()
     folder = options.out or Path("runs") / time.strftime(f"{options.command}-%Y%m%d-%H%M%S")
     print(f"Benchmark {folder}: starting ...", flush=True)
-    command = importlib.import_module(f"benchmarks.{options.command}")
+    module = {"async": "lanes"}.get(options.command, options.command)
+    command = importlib.import_module(f"benchmarks.{module}")
     from benchmarks.report import Report
 
     report = Report(folder)

@@ -6,6 +6,7 @@
     scripts/chaos pool --seeds 50 --first 100 seeds 100 to 149
     scripts/chaos pool --faults node late     only nodes that go, come back, or come late
     scripts/chaos soak                        2,000 steps and 200 circuits through one pool
+    scripts/chaos lanes                       50 asynchronous trainings, about 3 minutes
     scripts/chaos hardware                    all kinds; about 20 minutes
     scripts/chaos hardware --kinds kills --seeds 1 --first 17     seed 17 again
 
@@ -29,6 +30,10 @@ row is answered exactly once; all actors come back, and train the same again und
 logs no error, and leaves no process.
 
 *soak*: no faults; memory (MB), threads and descriptors of driver and actors stay level.
+
+*lanes*: an `AsyncTrainer` whose lanes fail, hang, are slow, leave and join, and whose driver is
+stopped and resumed: each batch counts once an epoch, and the log's replay is the same run, bit for
+bit.
 
 *hardware*: `IBMBackend` and its journal, through IBM's real client, against a rehearsal server:
 
@@ -94,16 +99,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="pool | hardware | soak"
+        dest="command", required=True, metavar="pool | lanes | hardware | soak"
     )
-    pool, hardware, soak = map(commands.add_parser, ("pool", "hardware", "soak"))
+    names = ("pool", "lanes", "hardware", "soak")
+    pool, lanes, hardware, soak = map(commands.add_parser, names)
     defaults = ", ".join(f"{kind} {count}" for kind, count in _KINDS.items())
     for command, seeds, steps in (
-        (pool, "10", "8"), (hardware, defaults, "of kills 10"), (soak, "1", "2000"),
+        (pool, "10", "8"), (lanes, "50", ""), (hardware, defaults, "of kills 10"),
+        (soak, "1", "2000"),
     ):  # fmt: skip
         command.add_argument("--seeds", type=int, help=f"how many runs ({seeds})")
         command.add_argument("--first", type=int, default=0, help="the first seed (0)")
-        command.add_argument("--steps", type=int, help=f"of a training ({steps})")
+        if steps:
+            command.add_argument("--steps", type=int, help=f"of a training ({steps})")
         command.add_argument("--deadline", type=float, default=180, help="seconds a run (180)")
         command.add_argument("--out", type=Path, help="folder (runs/chaos-<command>-<date>)")
     pool.add_argument("--faults", choices=_FAULTS, nargs="+", default=_FAULTS, help="(all)")
@@ -137,11 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, folder: Path) -> int:
-    from chaos_runs import pool, scenario, soak
+    from chaos_runs import lanes, pool, scenario, soak
     from chaos_runs.harness import Report, run_trials, summary
     from tables import Column, Table
 
-    figures = {"pool": pool, "soak": soak, "hardware": scenario}[options.command].FIGURES
+    modules = {"pool": pool, "lanes": lanes, "soak": soak, "hardware": scenario}
+    figures = modules[options.command].FIGURES
     columns = [Column("kind", width=8), Column("seed"), Column("ok"), Column("s", ".1f", 5)]
     table = Table([*columns, *(Column(name, "g", 5) for name in figures), Column("what", width=20)])
     reports: list[Report] = []
@@ -161,16 +170,14 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
 
 
 def _trials(options: argparse.Namespace) -> Iterator[Any]:
-    from chaos_runs import hardware, kills, pool, soak
+    from chaos_runs import hardware, kills, lanes, pool, soak
     from chaos_runs.harness import Report
 
     runs = hardware.TRIALS | {"kills": kills.run, "pool": pool.run, "soak": soak.run}
+    runs |= {"lanes": lanes.run}
+    counts = _KINDS | {"soak": 1, "lanes": 50}
     for kind in options.kinds if options.command == "hardware" else [options.command]:
-        count = (
-            _KINDS.get(kind, 1 if kind == "soak" else 10)
-            if options.seeds is None
-            else options.seeds
-        )
+        count = counts.get(kind, 10) if options.seeds is None else options.seeds
         for seed in range(options.first, options.first + count):
             yield runs[kind], Report(kind, seed)
 

@@ -9,6 +9,7 @@ import copy
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qailab.backends import Usage
 from qailab.backends.answers import NOTHING_USED
 from qailab.backends.base import RowFuture
 from qailab.errors import InputError, InputTypeError
@@ -36,38 +36,23 @@ _COUNTERS = ("seed", "step", "evaluation_step")  # of quantum layers: no lane sh
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A task with all that its gradient is a function of.
-
-    Args:
-        task: which.
-        state: values of `shared_tensors`.
-        data: the batch.
-        steps: the step of each quantum layer's first pass, by its name.
-    """
+    """A task with all that its gradient is a function of."""
 
     task: Task
-    state: Sequence[Tensor]
-    data: Any
-    steps: Mapping[str, int]
+    state: Sequence[Tensor]  # values of `shared_tensors`
+    data: Any  # the batch
+    steps: Mapping[str, int]  # of each quantum layer's first pass, by its name
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What came of a batch.
-
-    Args:
-        loss: the loss.
-        metrics: what the loss function gave beside it.
-        gradients: of the trained parameters, None where there is none.
-        buffers: the model's buffers after it.
-        std_error: the root of the mean variance of the quantum weights' gradients.
-    """
+    """What came of a batch: gradients of the trained parameters, and the buffers after it."""
 
     loss: float
     metrics: Mapping[str, float]
     gradients: Sequence[Tensor | None]
     buffers: Sequence[Tensor]
-    std_error: float | None
+    std_error: float | None  # the root of the mean variance of the quantum weights' gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,26 +62,6 @@ class Arrival:
     lane: Lane
     task: Task
     outcome: Result | BaseException
-
-
-@dataclass
-class LaneStats:
-    """What a lane did: its gradients, how many versions they were behind, and seconds."""
-
-    applied: int = 0
-    dropped: int = 0
-    failed: int = 0
-    staleness: int = 0  # of all gradients together
-    max_staleness: int = 0
-    busy: float = 0.0
-    waiting: float = 0.0
-
-    def count(self, applied: bool, staleness: int) -> None:
-        """A gradient was applied or dropped."""
-        self.applied += applied
-        self.dropped += not applied
-        self.staleness += staleness
-        self.max_staleness = max(self.max_staleness, staleness)
 
 
 def quantum_layers(model: nn.Module) -> dict[str, CircuitLayer]:
@@ -265,7 +230,9 @@ class Lane:
     since: float = field(default=0.0, init=False)  # when its state began
     failures: int = field(default=0, init=False)  # one after the other
     last_error: BaseException | None = field(default=None, init=False)
-    stats: LaneStats = field(default_factory=LaneStats, init=False)
+    counts: Counter[str] = field(default_factory=Counter, init=False)
+    most_stale: int = field(default=0, init=False)
+    spent: Counter[str] = field(default_factory=Counter, init=False)  # seconds, by state
 
     def __post_init__(self) -> None:
         place = self.place
@@ -283,20 +250,22 @@ class Lane:
         for layer in self._layers.values():
             layer.backend = self._watched
 
-    @property
-    def usage(self) -> Usage:
-        """What devices were used for."""
-        return self._watched.usage
+    def count(self, applied: bool, staleness: int) -> None:
+        """A gradient of it was applied or dropped."""
+        self.counts.update({"applied" if applied else "dropped": 1, "staleness": staleness})
+        self.most_stale = max(self.most_stale, staleness)
 
     def row(self) -> dict[str, Any]:
         """Its row of a table."""
-        did, gradients = self.stats, max(1, self.stats.applied + self.stats.dropped)
+        counts, usage = self.counts, self._watched.usage
         return {
             "lane": self.number, "place": repr(self.place), "state": self.state,
-            "applied": did.applied, "dropped": did.dropped, "failed": did.failed,
-            "mean staleness": did.staleness / gradients, "max staleness": did.max_staleness,
-            "busy s": did.busy, "waiting s": did.waiting,
-            "jobs": self.usage.jobs, "QPU s": self.usage.qpu_seconds,
+            "applied": counts["applied"], "dropped": counts["dropped"], "failed": counts["failed"],
+            "mean staleness": counts["staleness"] / max(1, counts["applied"] + counts["dropped"]),
+            "max staleness": self.most_stale,
+            "busy s": float(self.spent["busy"] + self.spent["hangs"]),
+            "waiting s": float(self.spent["idle"]),
+            "jobs": usage.jobs, "QPU s": usage.qpu_seconds,
         }  # fmt: skip
 
     def start(self, work: Work) -> None:
@@ -341,10 +310,7 @@ class Lane:
 
     def _change(self, state: State) -> None:
         now = time.monotonic()
-        if self.state in ("busy", "hangs"):
-            self.stats.busy += now - self.since
-        elif self.state == "idle":
-            self.stats.waiting += now - self.since
+        self.spent.update({self.state: now - self.since})
         self.state, self.since = state, now
 
     def _loop(self) -> None:

@@ -195,7 +195,7 @@ class AsyncTrainer:
                 stacklevel=2,
             )
 
-    # Lanes come and go, also while it trains, and from any thread.
+    # Lanes come and go, also while it trains.
 
     def add_lane(self, place: RowEvaluator) -> int:
         """Add a lane; its number."""
@@ -255,7 +255,8 @@ class AsyncTrainer:
 
         ``.grad`` of the model's parameters is there, as after ``backward()``: clip it, call
         ``optimizer.step()`` (which makes a step that is scaled) and ``scheduler.step()``. Lanes go
-        on meanwhile; the weights that they take are those at the body's end.
+        on meanwhile; the weights that they take are those at the body's end. After
+        an error in the body, go on from the checkpoint.
 
         Args:
             loader: a ``DataLoader``, or a list of batches; it is iterated once an epoch.
@@ -402,10 +403,12 @@ class AsyncTrainer:
             lane.done("idle")
             return
         self._schedule.lose(task)
+        if lane.state == "hangs":  # and was cancelled
+            outcome = TimeoutError(f"a batch took more than {self._limit(lane):.3g} s")
         if not isinstance(outcome, _PLACE_ERRORS):
             outcome.add_note(f"in lane {lane.number} ({lane.place!r}), batch {task.batch}")
             raise outcome
-        lane.stats.failed += 1
+        lane.counts["failed"] += 1
         lane.failures += 1
         lane.last_error = outcome
         lost = lane.failures >= MAX_FAILURES or isinstance(outcome, PoolClosedError)
@@ -421,7 +424,7 @@ class AsyncTrainer:
         schedule, task = self._schedule, Task(entry.batch, entry.attempt, entry.version)
         staleness = schedule.version - entry.applied - entry.version
         if entry.lane < len(self._lanes):  # a replay may have fewer
-            self._lanes[entry.lane].stats.count(entry.applied, staleness)
+            self._lanes[entry.lane].count(entry.applied, staleness)
         result = self._results.pop(task, None)
         if not entry.applied:
             return None

@@ -84,7 +84,7 @@ class TestNoiseModel(BackendContract):
 
 class TestNoisyTrajectories(BackendContract):
     parts = 2
-    shots = 40
+    shots = 20
     noiseless = False
 
     @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def manila():
 
 
 class TestFakeDevice(BackendContract):
-    parts = 4
+    parts = 2
     noiseless = False
 
     def backend(self):

@@ -83,6 +83,12 @@ def run(program, fails=False, **environment):
     return out + err
 
 
+@pytest.fixture
+def shared(ray_cluster):
+    """What has a program use the tests' own Ray."""
+    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **LOOPBACK}
+
+
 def test_no_cluster_at_the_address_is_said_at_once():
     said = run("LauncherPool([AerBackend()], address='127.0.0.1:9')", fails=True)
     assert "PoolError: no Ray cluster answers at '127.0.0.1:9'" in said
@@ -189,8 +195,8 @@ def test_nodes_come_and_go():
     )
 
 
-def test_ctrl_c_in_the_middle_of_backward_leaves_the_pool_usable():
-    run("""
+def test_ctrl_c_in_the_middle_of_backward_leaves_the_pool_usable(shared):
+    program = """
         import torch
         from qailab.torch import QLayer
 
@@ -215,7 +221,8 @@ def test_ctrl_c_in_the_middle_of_backward_leaves_the_pool_usable():
             assert pool.stats()["rows"] == before  # nothing is evaluated for nobody
             layer(inputs[:2]).sum().backward()
             assert [actor["replaced"] for actor in pool.stats()["actors"]] == [0, 0]
-    """)
+    """
+    run(program, **shared)
 
 
 KILLED = """
@@ -227,11 +234,11 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_killed_driver_leaves_nothing_behind(shared, ray_cluster):
+@pytest.mark.parametrize("own_ray", [False, True])
+def test_a_killed_driver_leaves_nothing_behind(own_ray, shared):
     """No actor, neither on a Ray of its own, nor on one that goes on."""
-    address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **LOOPBACK}
-    driver = start(KILLED, environment=address if shared else {}, stdout=subprocess.PIPE, text=True)
+    environment = {} if own_ray else shared
+    driver = start(KILLED, environment=environment, stdout=subprocess.PIPE, text=True)
     try:
         pids = list(map(int, driver.stdout.readline().split()))
         assert len(pids) == 2
@@ -373,7 +380,7 @@ def test_workers_of_ray_train_share_a_pool():
     )
 
 
-def test_progress_is_shown_in_a_terminal():
+def test_progress_is_shown_in_a_terminal(shared):
     program = """
         with LauncherPool([EmulatedBackend(latency=0.4)] * 2, chunk_rows=40) as pool:
             pool.wait()
@@ -381,7 +388,7 @@ def test_progress_is_shown_in_a_terminal():
     """
     terminal, other = pty.openpty()
     fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    process = start(program, stdout=subprocess.DEVNULL, stderr=other)
+    process = start(program, environment=shared, stdout=subprocess.DEVNULL, stderr=other)
     os.close(other)
     seen = b""
     with os.fdopen(terminal, "rb", buffering=0) as screen:
