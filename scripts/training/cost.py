@@ -19,11 +19,11 @@ def costs_in_words(settings: Settings, start: Checkpoint | None, devices: int) -
     """
     training = Training(settings, AerBackend(), start)
     epochs = settings.epochs - training.checkpoint.progress.epoch
-    steps = max(1, epochs * training.steps_per_epoch - training.checkpoint.progress.batch)
+    steps = epochs * training.steps_per_epoch - training.checkpoint.progress.batch
     tests = epochs * len(training.digits.test_labels)
     words = {}
-    for each in estimate_cost(training.model, settings.batch_size, steps=steps, show=False).methods:
-        rows, jobs = each.total.rows + tests, (each.total.jobs + epochs) * devices
+    for each in estimate_cost(training.model, settings.batch_size, show=False).methods:
+        rows, jobs = steps * each.step.rows + tests, (steps * each.step.jobs + epochs) * devices
         seconds = UsageEstimate().seconds(rows * int(settings.shots), jobs)
         amount = f"{rows:,} rows in {jobs:,} jobs, about {seconds:,.0f} QPU seconds"
         words[each.method] = f"{amount} ({price_in_words(seconds)})"
