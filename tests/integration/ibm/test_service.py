@@ -413,7 +413,7 @@ def test_the_journal_tells_of_sessions_and_names_those_left_open(rehearse, tmp_p
     report = read_report(path)
     assert [job["mode"] for job in report.jobs] == ["batch", "batch"]
     assert [session["state"] for session in report.sessions] == ["closed"]
-    assert "open" not in tables(report, last=None, jobs=True)
+    assert "open" not in tables(report, jobs=True)
 
 
 def test_a_new_journal_takes_nothing_of_an_earlier_run(rehearse, tmp_path):
