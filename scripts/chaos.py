@@ -31,8 +31,8 @@ logs no error, and leaves no process.
 
 *soak*: no faults; memory (MB), threads and descriptors of driver and actors stay level.
 
-*lanes*: an `AsyncTrainer` whose lanes fail, hang, are slow, leave and join, and whose driver is stopped
-and resumed: each batch counts once an epoch, and the log's replay is the same run, bit for bit.
+*lanes*: an `AsyncTrainer` whose lanes fail, hang, are slow, leave and join, and whose driver is
+stopped and resumed: each batch counts once an epoch, and a replay is the same run, bit for bit.
 
 *hardware*: `IBMBackend` and its journal, through IBM's real client, against a rehearsal server:
 
