@@ -102,11 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     _quieten()
+    folder = options.out or Path("runs") / time.strftime(f"{options.command}-%Y%m%d-%H%M%S")
+    print(f"Benchmark {folder}: starting ...", flush=True)
     module = {"async": "lanes"}.get(options.command, options.command)
     command = importlib.import_module(f"benchmarks.{module}")
     from benchmarks.report import Report
 
-    folder = options.out or Path("runs") / time.strftime(f"{options.command}-%Y%m%d-%H%M%S")
     report = Report(folder)
     command.run(options, report)
     report.write()

@@ -104,7 +104,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     pool, lanes, hardware, soak = map(commands.add_parser, names)
     defaults = ", ".join(f"{kind} {count}" for kind, count in _KINDS.items())
     for command, seeds, steps in (
-        (pool, "10", "8"), (lanes, "50", ""), (hardware, defaults, "of kills 10"), (soak, "1", "2000"),
+        (pool, "10", "8"), (lanes, "50", ""), (hardware, defaults, "of kills 10"),
+        (soak, "1", "2000"),
     ):  # fmt: skip
         command.add_argument("--seeds", type=int, help=f"how many runs ({seeds})")
         command.add_argument("--first", type=int, default=0, help="the first seed (0)")

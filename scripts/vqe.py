@@ -1,8 +1,8 @@
 """Find a ground energy with the variational quantum eigensolver: a layer and torch's Adam.
 
   scripts/vqe                                         H2 with exact energies
-  scripts/vqe --shots 1024                            the same, from shots
-  scripts/vqe --hamiltonian heisenberg --shots 256 --backend aer
+  scripts/vqe --shots 16384                           the same, from shots
+  scripts/vqe --hamiltonian heisenberg --shots 4096 --backend aer
 
 Draws the energy of each step, with error bars, to runs/vqe-<hamiltonian>.png.
 

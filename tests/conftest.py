@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("qailab")
 
 
 # Fixtures that take long to make: one process has all their tests, the longest first.
-GROUPS = ("ray_cluster", "cluster", "whole")
+GROUPS = ("ray_cluster", "cluster")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -7,7 +7,7 @@ import pytest
 import qailab
 
 ROOT = Path(qailab.__file__).parent
-EXAMPLES = [path for path in ROOT.rglob("*.py") if ">>>" in path.read_text()]
+EXAMPLES = [path for path in sorted(ROOT.rglob("*.py")) if ">>>" in path.read_text()]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -53,7 +53,6 @@ MAX_DENSITY_QUBITS = 10
 
 _SLICE_BYTES = 32 << 20  # what one Aer call and the arrays made of it may take; more is no faster
 _MAX_ROWS_PER_CALL = 4096  # Aer keeps a few kilobytes of Python objects for each result
-_SMALL_STATE_QUBITS = 14  # a statevector of 256 KiB, which a gate passes in some 10 us
 _CACHED_PROGRAMS = 64
 _BYTES_PER_SHOT = 256  # a count in a dictionary of Python's, and its bits
 
@@ -73,8 +72,8 @@ class AerBackend(Backend):
     The object is a recipe: it pickles small, and the simulator is built where it runs.
 
     Args:
-        method: Aer's simulation method; ``"automatic"`` picks one by the rules above. Exact
-            probabilities of ``"matrix_product_state"`` beyond 14 qubits are so to 1e-8.
+        method: Aer's simulation method; ``"automatic"`` picks one by the rules above.
+            ``"matrix_product_state"`` is for shots: exact probabilities are of statevectors.
         device: ``"CPU"``, or ``"GPU"`` if the installed Aer has it.
         noise_model: an Aer ``NoiseModel`` to simulate under.
         from_backend: a device, real or fake, whose noise, gates and couplings to simulate.
@@ -175,7 +174,7 @@ class AerBackend(Backend):
         self._check_fits(circuit, shots)
         qubits = len(circuit.active_qubits)
         # Aer's state, our copy and their sum, and six tables over the outcomes.
-        amplitudes = self._ideal_method(circuit, shots) != "matrix_product_state"
+        amplitudes = self._ideal_method(shots) != "matrix_product_state"
         state = 48 << min(qubits, 40) if amplitudes and not self.noisy else 0
         per_row = state + 8 * 6 * circuit.num_outcomes
         if from_bits(circuit, shots) or self.readout_mitigation is not None:
@@ -240,15 +239,16 @@ class AerBackend(Backend):
             )
         if self.noise_model is not None and shots is None:
             self._check_readout(ReadoutErrors.of(self.noise_model))
-        if self.method == "matrix_product_state":
+        if self.method == "matrix_product_state" and shots is not None:
             return
         density = self._uses_density_matrix(qubits, shots)
         state = 16 << (2 * qubits if density else qubits)
         if state > limit:
+            needs_less = density or self.method == "matrix_product_state"
             raise MemoryLimitError(
                 f"the {'density matrix' if density else 'statevector'} of {qubits} qubits needs "
                 f"{_mib(state)}, more than the limit of {_mib(limit)}; "
-                f"{'use shots instead of shots=None, or ' if density and shots is None else ''}"
+                f"{'use shots instead of shots=None, or ' if needs_less and shots is None else ''}"
                 "use fewer qubits, another method, or raise max_memory_mb"
             )
 
@@ -266,7 +266,7 @@ class AerBackend(Backend):
         """Pick the fastest correct way, and prepare it."""
         many = is_wide(circuit) and not exact
         if not self.noisy:
-            method = self._ideal_method(circuit, None if exact else 1)
+            method = self._ideal_method(None if exact else 1)
             simulator = self._simulator(method)
             ideal = for_ideal(circuit, simulator)
             if many:
@@ -296,15 +296,14 @@ class AerBackend(Backend):
         method = "density_matrix" if self.method == "density_matrix" else "statevector"
         return CountsProgram(self._simulator(method), runnable, angle_map)
 
-    def _ideal_method(self, circuit: CanonicalCircuit, shots: int | None) -> Method:
+    def _ideal_method(self, shots: int | None) -> Method:
         """The method without noise.
 
         Aer's MPS drops Schmidt coefficients below 1e-8, whatever its options say, which shows in
-        exact probabilities. Where a statevector is as quick, it stands in.
+        exact probabilities.
         """
-        small = len(circuit.active_qubits) <= _SMALL_STATE_QUBITS
-        exact_mps = self.method == "matrix_product_state" and shots is None
-        return "statevector" if self.method == "automatic" or (exact_mps and small) else self.method
+        inexact = self.method == "matrix_product_state" and shots is None
+        return "statevector" if self.method == "automatic" or inexact else self.method
 
     def _simulator(self, method: str) -> Any:
         from qiskit_aer import AerSimulator

@@ -352,10 +352,12 @@ def for_ideal(circuit: CanonicalCircuit, simulator: Any) -> CanonicalCircuit:
             compact.append(instruction.operation, qubits, instruction.clbits)
     if compact.num_qubits > simulator.num_qubits:  # MPS says 63, and runs any number
         simulator.set_options(n_qubits=compact.num_qubits)
-    native = transpile(compact, simulator, optimization_level=0)
-    native.global_phase = 0
+    # Not in vain: the transpiler loads IBM's client, for one of its plugins, in more than a second.
+    if not set(compact.count_ops()).issubset(simulator.operation_names):
+        compact = transpile(compact, simulator, optimization_level=0)
+    compact.global_phase = 0
     measured = tuple(place[qubit] for qubit in circuit.measured_qubits)
-    return CanonicalCircuit(native, circuit.angles, measured)
+    return CanonicalCircuit(compact, circuit.angles, measured)
 
 
 def _phases_and_equivalents(

@@ -21,7 +21,7 @@ import ray
 
 from qailab.backends.answers import NOTHING_USED, Evaluation
 from qailab.backends.base import Backend, evaluate
-from qailab.distributed.actors import KNOWN_CIRCUITS
+from qailab.distributed.actors import ACCOUNT_TOKEN, KNOWN_CIRCUITS
 from qailab.distributed.shared_state import RayState
 from qailab.distributed.transport import Call, Cancelled, Reply, UnknownCircuit
 from qailab.distributed.wire import decode_batch, encode_answers
@@ -34,7 +34,6 @@ CONCURRENCY_GROUPS = {"control": 1, "watch": 1}
 _REMEMBERED_CANCELS = 10_000
 _REMEMBERED_WARNINGS = 100
 _OPEN_SECONDS = 15.0
-_TOKEN = "QISKIT_IBM_TOKEN"  # which workers inherit from whoever started their Ray
 _SHARE_OF_CLOSE = 0.4  # how much of the time that `close` may take it waits for what runs
 
 Method = TypeVar("Method", bound=Callable[..., object])
@@ -90,7 +89,7 @@ class LauncherActor:
                 backend.share(RayState(self._pool))
                 backend.open()
                 if backend.traits.supports_exact:  # a simulator, which needs no account
-                    os.environ.pop(_TOKEN, None)
+                    os.environ.pop(ACCOUNT_TOKEN, None)
                 self._backend = backend
             except QailabError as error:
                 raise plain(error) from error

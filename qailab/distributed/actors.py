@@ -18,6 +18,8 @@ Pace = tuple[str, int | None, Pass]
 """What rows have in common that take the same time: circuit key, shots, and pass."""
 State = Literal["starting", "ready", "quarantined"]
 
+ACCOUNT_TOKEN = "QISKIT_IBM_TOKEN"
+"""A variable that workers inherit from whoever started their Ray; simulators must not have it."""
 KNOWN_CIRCUITS = 128
 """Circuits that an actor is taken to know; it keeps twice as many."""
 _NEWEST_SHARE = 0.5  # of the newest chunk in the speed estimate: adapts within a few chunks

@@ -262,6 +262,20 @@ def undeclared(resources: Iterable[str]) -> set[str]:
     return set(resources) - set(ray.cluster_resources()) if starter == str(os.getpid()) else set()
 
 
+def may_have_gpus() -> bool:
+    """Return whether a machine has a GPU, or an autoscaler may start one that has.
+
+    Autoscalers label their machines with the group that they are of.
+    """
+    import ray
+
+    return any(
+        node["Resources"].get("GPU") or "ray.io/node-group" in node["Labels"]
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
 def available_resources(needs: str) -> str:
     """Return the cluster's free and total resources in words, and which of ``needs`` it lacks.
 

@@ -73,6 +73,7 @@ class Dispatcher:
         self._scheduler = Scheduler(actors, self._transport, settings, self.telemetry)
         self._accepting = threading.Lock()
         self._closing = self._stopped = False
+        self._ended: float | None = None
         self._thread = threading.Thread(target=self._loop, name="qailab-dispatcher", daemon=True)
         self._thread.start()
 
@@ -91,24 +92,29 @@ class Dispatcher:
         """Fail what is unfinished, let go of all actors, end the thread."""
         with self._accepting:
             self._closing = True
+            self._ended = self._ended or time.monotonic()
             self._events.put(None)
         if threading.current_thread() is not self._thread:
             slowest = max(actor.backend.traits.close_seconds for actor in self._actors)
             self._thread.join(2 * slowest)
 
-    def wait_for_actors(self, count: int, timeout: float) -> None:
-        """Wait until some actors are ready; raise if they are not in time, or cannot be."""
-        deadline = time.monotonic() + timeout
+    def wait_for_actors(self, count: int, timeout: float | None = None) -> None:
+        """Wait until some actors are ready; raise if they are not in time, or cannot be.
+
+        The time is what work waits for a first actor, if none is given.
+        """
+        began = time.monotonic()
         while sum(actor.is_ready() for actor in self._actors) < count:
             if not self._transport.connected:
                 raise ray_is_gone()
-            waited = timeout if time.monotonic() > deadline else None
-            if (error := self._scheduler.too_few(count, waited)) is not None:
+            waited = time.monotonic() - began
+            if (error := self._scheduler.too_few(count, waited, timeout)) is not None:
                 raise error
             self._transport.wait_until_opened(_POLL_SECONDS)
 
     def stats(self) -> PoolStats:
-        return self.telemetry.stats(time.monotonic())
+        """Return what was done so far; after the end, what had been done by then."""
+        return self.telemetry.stats(self._ended or time.monotonic())
 
     # Called in the dispatcher's thread only.
 

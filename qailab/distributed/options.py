@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from qailab.arguments import checked_integer
 from qailab.backends.base import Backend
+from qailab.distributed.actors import ACCOUNT_TOKEN
 from qailab.errors import InputError, InputTypeError, PoolError
 from qailab.launchers.launcher import meant_backend
 
@@ -15,8 +17,7 @@ Auto = Literal["auto"]
 ActorOptions = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
 START_SECONDS = 100.0
-"""A worker that is killed while it starts costs Ray's ``worker_register_timeout_seconds`` of 60 s;
-after that another one still has to start."""
+"""Machines and processes take 2 to 30 s; see also `supervisor.START_ROUNDS`."""
 _OURS = {"concurrency_groups", "get_if_exists", "lifetime", "max_concurrency", "max_pending_calls",
          "max_restarts", "max_task_retries", "name", "namespace"}  # fmt: skip
 
@@ -112,6 +113,11 @@ def _for_actor(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]
     if isinstance(cpus, bool) or not isinstance(cpus, int | float) or cpus < 0:
         raise InputTypeError(f"actor_options['num_cpus'] must be a number of CPUs, got {cpus!r}")
     needs = backend.traits.resources
+    if backend.traits.supports_exact and ACCOUNT_TOKEN in os.environ:
+        # Set to nothing before the process starts: /proc shows what it was started with.
+        given = overrides.get("runtime_env") or {}
+        variables = {ACCOUNT_TOKEN: "", **given.get("env_vars", {})}
+        overrides = {**overrides, "runtime_env": {**given, "env_vars": variables}}
     return {
         "num_cpus": needs.num_cpus,
         "num_gpus": needs.num_gpus,
@@ -124,16 +130,15 @@ def _for_actor(backend: Backend, overrides: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def check_gpus(
-    options: Sequence[Mapping[str, Any]], backends: Sequence[Backend], *, there: bool
-) -> None:
-    """Raise a `PoolError` if an actor asks for a GPU where there is none, nor will be."""
+def no_gpu(options: Sequence[Mapping[str, Any]], backends: Sequence[Backend]) -> PoolError | None:
+    """Return the error of actors that ask for a GPU where none is; None if they do not."""
     for each, backend in zip(options, backends, strict=True):
-        if each["num_gpus"] and not there:
-            raise PoolError(
-                f"{backend!r} asks for {each['num_gpus']} GPU, and Ray sees none on this machine; "
-                "use device='CPU' and no num_gpus, or give address= of a cluster that has one"
+        if each["num_gpus"]:
+            return PoolError(
+                f"{backend!r} asks for {each['num_gpus']:g} GPU, and no machine of this Ray has "
+                "one; use device='CPU' and no num_gpus, or give address= of a cluster that has one"
             )
+    return None
 
 
 def custom_needs(

@@ -14,7 +14,7 @@ from qailab.arguments import checked_integer
 from qailab.backends.base import Backend, RowFuture
 from qailab.distributed import options as checks
 from qailab.distributed.actors import Actor
-from qailab.distributed.connection import connect, disconnect, undeclared
+from qailab.distributed.connection import connect, disconnect, may_have_gpus, undeclared
 from qailab.distributed.options import START_SECONDS, ActorOptions, Auto, Settings
 from qailab.errors import InputError, PoolClosedError, PoolError
 from qailab.gradients.canonical import CanonicalCircuit
@@ -53,7 +53,8 @@ class LauncherPool:
             replaced; ``"auto"``: 20 times what a chunk should take by observed speed, at least
             30 s, and 15 minutes while there is none. Backends with deadlines of their own are only
             replaced when they do not respond. The first chunk of a circuit is compiled as well.
-        start_timeout: seconds that work waits for a first actor.
+        start_timeout: seconds that work waits for a first actor; three times that where there is
+            room for it, so that processes may be killed while they start.
         progress: show a bar for evaluations of more than 2 s (in a terminal or notebook).
 
     Raises:
@@ -96,11 +97,13 @@ class LauncherPool:
         self._end: weakref.finalize[..., LauncherPool]
         self._end = weakref.finalize(self, disconnect, self._session)
         try:
-            missing = undeclared({*needs, "GPU"})
-            checks.check_gpus(options, self._backends, there="GPU" not in missing)
+            error = checks.no_gpu(options, self._backends)
+            if error is not None and not may_have_gpus():
+                raise error
+            missing = undeclared(needs)
             self._options = checks.with_custom_needs(options, self._backends, without=missing)
             self._configs = _pickled(self._backends)
-            self._running().wait_for_actors(1, start_timeout)
+            self._running().wait_for_actors(1)
         except BaseException:
             self.close()
             raise
@@ -164,11 +167,11 @@ class LauncherPool:
 
     def stats(self) -> PoolStats:
         """Return rows, chunks, retries, bytes and seconds so far, in all and for each actor."""
-        return self._running().stats()
+        return self._running(or_closed=True).stats()
 
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file of what each actor did when, for https://ui.perfetto.dev."""
-        self._running().telemetry.write_trace(path)
+        self._running(or_closed=True).telemetry.write_trace(path)
 
     def close(self) -> None:
         """End all actors, and the Ray that was started here. Safe to call twice."""
@@ -207,8 +210,10 @@ class LauncherPool:
                 "this pool is closed; make a new LauncherPool and assign it to layer.backend"
             )
 
-    def _running(self) -> Dispatcher:
+    def _running(self, *, or_closed: bool = False) -> Dispatcher:
         with self._lock:
+            if self._closed and or_closed and self._dispatcher is not None:
+                return self._dispatcher
             self._check_open()
             if self._dispatcher is None:  # a handle that is used for the first time
                 self._dispatcher, self._pid = self._dispatch(), os.getpid()

@@ -84,6 +84,8 @@ class RayTransport:
         self._closing: list[threading.Thread] = []
         self._named: list[dict[str, str]] = []
         self._looked = -math.inf
+        total, free = ray.cluster_resources(), ray.available_resources()
+        self._held = {name: amount - free.get(name, 0.0) for name, amount in total.items()}
         self._class = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(LauncherActor)
         for each in options:
             self._class.options(**each)  # raises before anything starts
@@ -165,6 +167,25 @@ class RayTransport:
                 _tell_of_close(ref, actor)
         for thread in self._closing:
             thread.join()
+
+    def has_room(self, actor: Actor) -> bool:
+        """Return whether a machine is large enough, and others leave an actor its part.
+
+        What is held now may be what Ray holds for the actor while a process starts, so it goes by
+        what was held when the pool came.
+        """
+        if not (self._owned and self.connected):
+            return False
+        options, total = self._options[actor.index], ray.cluster_resources()
+        needs = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
+        needs |= options["resources"] or {}
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return all(
+            total.get(name, 0.0) - self._held.get(name, 0.0) >= amount
+            and any(machine.get(name, 0.0) >= amount for machine in machines)
+            for name, amount in needs.items()
+            if amount
+        )
 
     def free_resources(self, needs: str) -> str:
         return available_resources(needs) if self.connected else "shut down"

@@ -143,12 +143,14 @@ class Scheduler:
         self.fail_all(PoolClosedError("the pool was closed while rows were being evaluated"))
         self._supervisor.end()
 
-    def too_few(self, count: int, waited: float | None) -> QailabError | None:
-        """Return why ``count`` actors will not come, or did not in the seconds that were waited."""
-        error = self._supervisor.too_few(count)
-        if error is None and waited is not None:
-            return self._supervisor.starting_error(count, waited)
-        return error
+    def too_few(self, count: int, waited: float, most: float | None) -> QailabError | None:
+        """Return why ``count`` actors will not come, or have not in the seconds that were waited.
+
+        ``most`` is how many may be; None for what work waits for a first actor.
+        """
+        in_time = self._supervisor.may_start(waited) if most is None else waited <= most
+        late = None if in_time else self._supervisor.starting_error(count, waited)
+        return self._supervisor.too_few(count) or late
 
     def depth(self) -> Depth:
         """Return how things stand."""

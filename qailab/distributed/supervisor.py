@@ -33,6 +33,9 @@ COOLING_SECONDS = 0.1  # after a transient fault; it doubles with each further o
 _LONGEST_COOLING = 5.0  # ... up to this
 QUARANTINE_SECONDS = 30.0
 QUARANTINE_OF_BUILDS_SECONDS = 600.0  # only a change of the machine helps
+START_ROUNDS = 3
+"""How often ``start_timeout`` is waited where there is room for an actor: then its process was
+killed while it started, perhaps, which Ray notices after 60 s before it starts another one."""
 LOOK_AGAIN_SECONDS = 0.5  # how often a handle looks for a process that the pool's owner replaces
 MISSING_SECONDS = 15.0  # how long it does so while it finds none at all
 SLOW_START_SECONDS = 20.0  # after which a line is logged; imports take 2 to 10 s
@@ -143,12 +146,22 @@ class ActorSupervisor:
             return self.too_few(1)
         if self._nobody_since is None:
             self._nobody_since = now
-        missing = all(actor.health.missing for actor in self._actors)
-        patience = min(self._start_timeout, MISSING_SECONDS if missing else self._start_timeout)
-        if now - self._nobody_since <= patience:
+        waited = now - self._nobody_since
+        if self.may_start(waited):
             return None
         self._nobody_since = now
-        return self.starting_error(1, self._start_timeout)
+        return self.starting_error(1, waited)
+
+    def may_start(self, waited: float) -> bool:
+        """Return whether a first actor may still start after so many seconds."""
+        if all(actor.health.missing for actor in self._actors):
+            return waited <= min(self._start_timeout, MISSING_SECONDS)
+        return waited <= self._start_timeout or (
+            waited <= START_ROUNDS * self._start_timeout and self._has_room()
+        )
+
+    def _has_room(self) -> bool:
+        return any(map(self._transport.has_room, self.sharing()))
 
     def work_comes(self, now: float) -> None:
         """Give quarantined actors another chance if there are no others."""
@@ -200,16 +213,21 @@ class ActorSupervisor:
         advice = (
             f"{actor.backend!r} needs {actor.needs}, and the cluster has: {free}. Close what holds "
             "them, or ask for less: actor_options={'num_cpus': 0.5}; where machines take longer to "
-            "come up, or workers were killed while they started (Ray waits 60 s for each), raise "
-            "start_timeout."
+            "come up, raise start_timeout."
         )
+        if len(waiting) == len(self._actors) and self._has_room():
+            advice = (
+                "the cluster has room for them, so Ray's worker processes were killed while they "
+                "started (which Ray notices after 60 s each), or start too slowly: see whether the "
+                "machine is out of memory (dmesg) or busy, and raise start_timeout."
+            )
         if not free:
             advice = (
                 "no machine is left in its Ray: the raylet of each has ended. Start one again, or, "
                 "for a local Ray, close this pool and make a new LauncherPool."
             )
         return PoolError(
-            f"{wanted} of {len(self._actors)} actors could start within {waited:g} s; "
+            f"{wanted} of {len(self._actors)} actors could start within {waited:.0f} s; "
             f"{advice}{f' Last trouble: {last}' if last else ''}"
         )
 

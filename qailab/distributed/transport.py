@@ -128,6 +128,10 @@ class Transport(Protocol):
     def close(self, actors: Sequence[Actor]) -> None:
         """Close the backends of these actors, and wait as long as that may take."""
 
+    def has_room(self, actor: Actor) -> bool:
+        """Return whether the machines have what an actor needs, so that it should start."""
+        ...
+
     def free_resources(self, needs: str) -> str:
         """Return what the machines have left for one that needs this; "" if there is none."""
         ...

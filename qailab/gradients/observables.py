@@ -148,12 +148,14 @@ class Observables:
             cotangents: shape ``(S, O)``.
 
         Returns:
-            Shape ``(S, terms of the basis)``; summed sample by sample, so that a sample's weights
-            do not depend on the others, as they would in a matrix product.
+            Shape ``(S, terms of the basis)``; a sample's weights do not depend on the others, as
+            they would in a matrix product.
         """
         coefficients = self.coefficients[:, self.terms(basis)]
-        each = [(sample[:, None] * coefficients).sum(axis=0) for sample in cotangents]
-        return np.array(each).reshape(len(cotangents), coefficients.shape[1])
+        weights = np.zeros((len(cotangents), coefficients.shape[1]))
+        for numbers, observable in zip(cotangents.T, coefficients, strict=True):
+            weights += numbers[:, None] * observable
+        return weights
 
     def outcome_cotangents(self, basis: int, cotangents: FloatArray) -> FloatArray:
         """Numbers ``c`` with ``sum_k c[s, k] p_k = sum_o cotangents[s, o] <O_o>`` in a basis.
@@ -222,12 +224,11 @@ def words_of(bits: Bits) -> Words:
 
 def _walsh_hadamard(table: FloatArray) -> FloatArray:
     """``sum_k table[:, k] (-1)**|k & j|`` for every ``j``, shape ``(n, 2**m)``."""
-    size, half = table.shape[1], 1
-    while half < size:
-        pairs = table.reshape(len(table), size // (2 * half), 2, half)
-        low, high = pairs[:, :, 0], pairs[:, :, 1]
-        table = np.stack([low + high, low - high], axis=2).reshape(len(table), size)
-        half *= 2
+    half = table.shape[1] // 2
+    for _ in range(half.bit_length()):  # each bit in turn is the lowest, and goes to the top
+        even, odd, table = table[:, 0::2], table[:, 1::2], np.empty_like(table)
+        np.add(even, odd, out=table[:, :half])
+        np.subtract(even, odd, out=table[:, half:])
     return table
 
 

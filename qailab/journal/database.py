@@ -28,7 +28,7 @@ BUSY_SECONDS = 60.0
 file system seconds."""
 
 APPLICATION_ID = 0x71614A31  # "qaJ1" in the file's header, so that nobody's database is touched
-VERSION = 2
+VERSION = 3
 
 _SLICE = 0.5  # seconds that SQLite waits by itself, deaf to Ctrl-C
 _PAUSE = 0.002  # seconds, about a transaction

@@ -82,6 +82,20 @@ class Journal(Record):
         with self._transaction():
             return self._execute(query, value, name, version).rowcount == 1
 
+    def bind(self, service: str) -> None:
+        """Note where its jobs run: what is measured at one place is no answer for another one.
+
+        Raises:
+            JournalError: if its jobs run elsewhere, as those of a rehearsal do.
+        """
+        self.put("service", 0, service.encode())  # the first one stays
+        known = (self.get("service")[1] or b"").decode()
+        if known != service:
+            raise JournalError(
+                f"{self._database} is of jobs at {known}, and this backend's run at {service}: "
+                "what the one measured is no answer for the other; give another path"
+            )
+
     def register(self, circuit: str, qubits: int, angles: int) -> None:
         """Note a circuit, so that its jobs are accepted, and messages can say what it is.
 

@@ -13,7 +13,7 @@ from training.options import ON_HARDWARE, Settings, option
 
 
 def cost_in_words(settings: Settings, start: Checkpoint | None, gradient: str, devices: int) -> str:
-    """What all steps and tests that are left cost; devices share each pass, with a job each.
+    """What all steps and tests that are left cost; devices share each, with a job each.
 
     Raises:
         InputError: if hardware cannot run it.
@@ -42,10 +42,10 @@ def no_budget(cost: str) -> InputError:
 
 
 def _passes(training: Training, backward: int) -> Iterator[int]:
-    """The rows of each pass that is left, forward and backward, and of each test."""
+    """The rows of each step that is left, prefetched in one evaluation, and of each test."""
     done = training.checkpoint.progress
     for epoch in range(done.epoch, training.settings.epochs):
         batches = training.digits.batches(training.settings, epoch)
         for batch in batches[done.batch if epoch == done.epoch else 0 :]:
-            yield from (len(batch), len(batch) * backward)
+            yield len(batch) * (1 + backward)
         yield len(training.digits.test_labels)

@@ -84,7 +84,7 @@ class TestNoiseModel(BackendContract):
 
 class TestNoisyTrajectories(BackendContract):
     parts = 2
-    shots = 40
+    shots = 20
     noiseless = False
 
     @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def manila():
 
 
 class TestFakeDevice(BackendContract):
-    parts = 4
+    parts = 2
     noiseless = False
 
     def backend(self):
@@ -160,16 +160,19 @@ def test_layers_of_gates_that_differ_share_no_program():
 
 
 @pytest.mark.parametrize("size", [3e-8, 1e-8, 1e-9])
-def test_exact_probabilities_of_matrix_product_states_keep_small_schmidt_coefficients(size):
+@pytest.mark.parametrize("qubits", [2, 16])
+def test_exact_probabilities_of_matrix_product_states_keep_small_schmidt_coefficients(size, qubits):
     angle = Parameter("a")
-    circuit = QuantumCircuit(2)
+    circuit = QuantumCircuit(qubits, 2)
+    for control in range(2, qubits):
+        circuit.cx(control, 0)  # in the light cone, and without effect
     circuit.h(0)
     circuit.cry(angle, 0, 1)
     circuit.ry(0.7, 0)
     circuit.ry(0.9, 1)
     circuit.cx(0, 1)
     circuit.ry(0.9, 0)
-    circuit.measure_all()
+    circuit.measure([0, 1], [0, 1])
     found = exact_bits(AerBackend(method="matrix_product_state"), circuit, [angle], [size])
     expected = oracles.probabilities(circuit, [angle], np.array([size]))
     np.testing.assert_allclose(found, expected, atol=1e-12)
@@ -540,6 +543,7 @@ def plain(qubits, measured):
         (AerBackend(), 45, 45, 100, r"45 measured qubits.*need 268,435,456 MiB"),
         (AerBackend(max_memory_mb=1), 20, 1, 100, r"statevector of 20 qubits needs 16 MiB"),
         (AerBackend(noise_model=noise_model()), 25, 2, None, r"density matrix of 25.*use shots"),
+        (AerBackend(method="matrix_product_state"), 40, 1, None, r"statevector of 40.*use shots"),
     ],
 )
 def test_too_large_says_how_much_it_needs(backend, qubits, measured, shots, says):

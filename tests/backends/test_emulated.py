@@ -6,7 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qailab.backends import AerBackend, Backend, EmulatedBackend, Probabilities, Usage
+from qailab.backends import (
+    AerBackend,
+    Backend,
+    EmulatedBackend,
+    Probabilities,
+    StatevectorBackend,
+    Usage,
+)
 from qailab.backends.base import evaluate
 from qailab.errors import (
     EvaluationError,
@@ -23,7 +30,7 @@ BATCH = backward_batch(CANONICAL, ANGLE_MAP, VALUES, shots=50)
 
 class TestEmulated(BackendContract):
     def backend(self):
-        return EmulatedBackend(AerBackend(), latency=0.001, jitter=0.001)
+        return EmulatedBackend(StatevectorBackend(), latency=0.001, jitter=0.001)
 
 
 def opened(**options):

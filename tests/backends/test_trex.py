@@ -8,25 +8,18 @@ import numpy as np
 import pytest
 import torch
 from qiskit.quantum_info import SparsePauliOp
-from qiskit_aer.noise import NoiseModel, ReadoutError
 from torch import nn
 
-from qailab.backends import AerBackend, EmulatedBackend, IBMBackend
+from qailab.backends import AerBackend, EmulatedBackend, IBMBackend, StatevectorBackend
 from qailab.backends.trex import CALIBRATION_ROWS, TwirledReadout
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import BackendError, EvaluationError, InputError
 from qailab.gradients import Observables
 from qailab.torch import ObservableQLayer, QLayer, estimate_cost
-from tests.support.contracts import answers, backward_batch, observable_model
+from tests.support.circuits import ry_ansatz
+from tests.support.contracts import answers, backward_batch, mitigated_device, observable_model
 
-NOISE = NoiseModel()
-NOISE.add_all_qubit_readout_error(ReadoutError([[0.98, 0.02], [0.08, 0.92]]))  # 5 % in the mean
-CIRCUIT = build_circuit(3, [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)])
+CIRCUIT = ry_ansatz(3)
 X = torch.tensor([[0.3, 0.9, 1.4], [0.1, 0.5, 2.0]], dtype=torch.float64)
-
-
-def device(**options):
-    return AerBackend(noise_model=NOISE, readout_mitigation="trex", **options)
 
 
 def layer_of(backend=None, shots=20_000, observables="Z", seed=3):
@@ -53,7 +46,10 @@ def step(layer):
 def test_the_bias_of_values_and_gradients_is_taken_out(observables):
     exact, _ = step(layer_of(shots=None, observables=observables))
     scores = {}
-    for name, backend in (("plain", AerBackend(noise_model=NOISE)), ("trex", device())):
+    for name, backend in (
+        ("plain", AerBackend(noise_model=mitigated_device().noise_model)),
+        ("trex", mitigated_device()),
+    ):
         found, errors = step(layer_of(backend, 200_000, observables))
         scores[name] = ((found - exact) / errors)[errors > 1e-9].abs()
     assert scores["plain"].max() > 20
@@ -64,7 +60,10 @@ def test_the_bias_of_values_and_gradients_is_taken_out(observables):
 def test_z_scores_know_what_the_factors_are_off():
     observables = ["IZZ", SparsePauliOp(["ZZI", "IIZ", "XXI"], [1.0, 0.8, -0.7])]
     vector = torch.tensor([1.0, -0.5], dtype=torch.float64)
-    exact, layer = (layer_of(None, None, observables), layer_of(device(), 400, observables))
+    exact, layer = (
+        layer_of(None, None, observables),
+        layer_of(mitigated_device(), 400, observables),
+    )
 
     def gradients(layer, seeds):
         found, errors = [], []
@@ -88,13 +87,13 @@ def test_the_factors_are_the_same_however_rows_are_cut():
     _, canonical, angle_map, values = observable_model()
     batch = backward_batch(canonical, angle_map, values, 200)
     rows, group = batch.rows, batch.rows.group
-    whole = answers(device(), canonical, batch)
+    whole = answers(mitigated_device(), canonical, batch)
     cuts = [rows.start, group, 5 * group, rows.stop]
     parts = [batch.part(start, stop) for start, stop in pairwise(cuts)]
-    again = np.concatenate([answers(device(), canonical, part) for part in parts])
+    again = np.concatenate([answers(mitigated_device(), canonical, part) for part in parts])
     np.testing.assert_array_equal(again, whole)
     other = replace(batch, noise=replace(batch.noise, step=1))
-    assert (answers(device(), canonical, other) != whole).any()
+    assert (answers(mitigated_device(), canonical, other) != whole).any()
 
 
 def test_costs_count_the_calibration_rows():
@@ -102,7 +101,7 @@ def test_costs_count_the_calibration_rows():
         layer = layer_of(backend, 100)
         return estimate_cost(nn.Sequential(nn.Linear(3, 3), layer), 2, show=False).methods[0].step
 
-    plain, mitigated = told(AerBackend()), told(EmulatedBackend(device()))
+    plain, mitigated = told(AerBackend()), told(EmulatedBackend(mitigated_device()))
     assert (plain.rows, mitigated.rows) == (38, 38 + 2 * CALIBRATION_ROWS)
     assert mitigated.shots == 100 * mitigated.rows
 
@@ -117,16 +116,18 @@ def test_a_term_that_the_readout_leaves_nothing_of_is_an_error():
 def test_what_cannot_be_mitigated_is_said_before_anything_runs():
     with pytest.raises(InputError, match="readout with errors; give noise_model"):
         AerBackend(readout_mitigation="trex")
+    with pytest.raises(TypeError, match="readout_mitigation"):
+        StatevectorBackend(readout_mitigation="trex")
     for make in (AerBackend, IBMBackend):
         with pytest.raises(InputError, match="readout_mitigation must be one of 'trex'"):
             make(readout_mitigation="m3")
-    for backend in (device(), IBMBackend("ibm_fez", readout_mitigation="trex")):
+    for backend in (mitigated_device(), IBMBackend("ibm_fez", readout_mitigation="trex")):
         with pytest.raises(BackendError, match="asks for probabilities; ask for observables"):
             QLayer(CIRCUIT, backend=backend)
     with pytest.raises(BackendError, match="give shots, not shots=None"):
-        layer_of(device(), None)
+        layer_of(mitigated_device(), None)
     with pytest.raises(BackendError, match=r"density matrices .*12 qubits"):
-        ObservableQLayer(build_circuit(12, [RotationalEncoder("y", "input")]), backend=device())
-    assert repr(pickle.loads(pickle.dumps(device()))).startswith(
+        ObservableQLayer(ry_ansatz(12), backend=mitigated_device())
+    assert repr(pickle.loads(pickle.dumps(mitigated_device()))).startswith(
         "AerBackend(readout_mitigation='trex'"
     )

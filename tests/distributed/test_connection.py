@@ -1,6 +1,6 @@
 """What is said where a cluster cannot be joined; joining is in the integration tests."""
 
-from qailab.distributed.connection import refusal
+from qailab.distributed.connection import may_have_gpus, refusal
 
 
 def test_different_versions_are_told_with_both_numbers():
@@ -24,3 +24,13 @@ def test_a_cluster_that_refuses_is_no_missing_one():
 def test_without_an_address_it_is_a_missing_one():
     error = ConnectionError("Could not find any running Ray instance.")
     assert "no Ray cluster answers at 'auto'" in str(refusal("auto", error))
+
+
+def test_an_autoscaler_may_bring_a_gpu(monkeypatch):
+    node = {"Alive": True, "Resources": {"CPU": 4.0}, "Labels": {"ray.io/node-id": "12"}}
+    monkeypatch.setattr("ray.nodes", lambda: [node])
+    assert not may_have_gpus()
+    node["Labels"]["ray.io/node-group"] = "head"
+    assert may_have_gpus()
+    node["Alive"] = False
+    assert not may_have_gpus()

@@ -2,8 +2,9 @@
 
 import pytest
 
-from qailab.backends import AerBackend
+from qailab.backends import AerBackend, IBMBackend
 from qailab.distributed import LauncherPool
+from qailab.distributed.options import checked_actor_options
 from qailab.errors import InputError, InputTypeError
 
 
@@ -40,3 +41,14 @@ from qailab.errors import InputError, InputTypeError
 def test_bad_options(backends, options, says):
     with pytest.raises((InputError, InputTypeError), match=says):
         LauncherPool(backends, **options)
+
+
+def test_simulators_are_started_without_the_ibm_token(monkeypatch):
+    """Devices have it, if it is there; other variables stay."""
+    backends, given = [AerBackend(), IBMBackend("ibm_fez")], {"runtime_env": {"pip": ["x"]}}
+    monkeypatch.delenv("QISKIT_IBM_TOKEN", raising=False)
+    assert "runtime_env" not in checked_actor_options(None, backends)[0]
+    monkeypatch.setenv("QISKIT_IBM_TOKEN", "s3cret")
+    simulator, device = checked_actor_options(given, backends)
+    assert simulator["runtime_env"] == {"pip": ["x"], "env_vars": {"QISKIT_IBM_TOKEN": ""}}
+    assert device["runtime_env"] == given["runtime_env"]

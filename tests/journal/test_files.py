@@ -52,8 +52,8 @@ def train(path):
         (text, "no SQLite database and was left as it is"),
         (other_program, "another program's SQLite database .*albums"),
         (empty, "the file is empty: put a copy of it back, or remove it"),
-        (newer, "is of version 3, and this qailab uses version 2; finish its jobs with"),
-        (older, "is of version 1, and this qailab uses version 2; finish its jobs with"),
+        (newer, "is of version 4, and this qailab uses version 3; finish its jobs with"),
+        (older, "is of version 1, and this qailab uses version 3; finish its jobs with"),
         (truncated, "damaged|malformed"),
     ],
 )

@@ -3,10 +3,7 @@ import pytest
 from qailab.errors import InputError
 from qailab.rehearsal import Fault, FaultPlan
 from qailab.rehearsal.faults import JOB_KINDS, REQUEST_KINDS
-
-
-def on(kind, where="POST /jobs", **options):
-    return Fault(kind, where, **options)
+from tests.support.servers import on
 
 
 def test_windows_and_probabilities():

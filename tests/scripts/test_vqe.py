@@ -20,7 +20,7 @@ def test_it_converges_to_the_ground_energy(name):
     hamiltonian, _ = HAMILTONIANS[name][0]()
     exact = np.linalg.eigvalsh(hamiltonian.to_matrix())[0]
     assert exact == pytest.approx(GROUND[name], abs=1e-8)
-    for seed in range(3):
+    for seed in range(2):
         curve = energies(name, seed=seed)
         assert curve.shape == (100, 2)
         assert exact - 1e-9 <= curve[-1, 0] < exact + 1e-3

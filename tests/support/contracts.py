@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from qiskit.quantum_info import SparsePauliOp
+from qiskit_aer.noise import NoiseModel, ReadoutError
 
-from qailab.backends import Backend
+from qailab.backends import AerBackend, Backend
 from qailab.backends.base import evaluate
 from qailab.circuit import build_circuit
 from qailab.gradients import (
@@ -41,6 +42,13 @@ def observable_model():
     circuit, _, _, values = model()
     observables = Observables.of(OBSERVABLES, circuit.num_qubits)
     return circuit, *canonicalize(circuit, list(circuit.parameters), observables), values
+
+
+def mitigated_device():
+    """A device with readout errors of 2 and 8 %, and TREX."""
+    noise = NoiseModel()
+    noise.add_all_qubit_readout_error(ReadoutError([[0.98, 0.02], [0.08, 0.92]]))
+    return AerBackend(noise_model=noise, readout_mitigation="trex")
 
 
 def bases_of(canonical):

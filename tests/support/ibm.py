@@ -1,38 +1,30 @@
 """Devices of a rehearsal server, rows for them, and what the server has seen."""
 
 import os
-import threading
-import time
 from contextlib import contextmanager
 
 import numpy as np
 
 from qailab.backends import IBMBackend, IBMTimeouts
-from qailab.rehearsal import Fault, FaultPlan, RehearsalServer
 from tests.support.contracts import backward_batch, model
+from tests.support.servers import DEADLINE, on, server_with, wait_until
 
-DEADLINE = 120
-QUICK = IBMTimeouts(request_seconds=1.0, retry_seconds=4.0, settle_seconds=1.0)
+__all__ = ["DEADLINE", "on", "wait_until"]  # of all servers
+QUICK = IBMTimeouts(request_seconds=1.0, retry_seconds=4.0, settle_seconds=0.5)
 PATIENT = IBMTimeouts(request_seconds=30.0, retry_seconds=60.0, settle_seconds=1.0)
-
-
-def on(kind, where="POST /jobs", **options):
-    return Fault(kind, where, **options)
 
 
 @contextmanager
 def rehearsed(*backends, faults=(), seed=5, **options):
     """A server that the client of this process is pointed at."""
-    plan = faults if isinstance(faults, FaultPlan) else FaultPlan(faults)
-    server = RehearsalServer(backends or ("manila",), faults=plan, seed=seed, **options)
-    before = dict(os.environ)
-    with server:
-        os.environ.update(server.environment)
-        try:
-            yield server
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+    before, server = dict(os.environ), server_with(*backends, faults=faults, seed=seed, **options)
+    os.environ.update(server.environment)
+    try:
+        yield server
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        server.stop()
 
 
 def device(name="ibmq_manila", **options):
@@ -59,10 +51,3 @@ def standard_errors(answers, expected):
 def live_jobs(server):
     """Jobs that gave, or may still give, a result."""
     return [job for job in server.jobs if job.state in ("Queued", "Running", "Completed")]
-
-
-def wait_until(condition):
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        threading.Event().wait(0.02)

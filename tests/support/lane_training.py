@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from qailab.backends import StatevectorBackend
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.torch import QLayer
 from qailab.training import AsyncTrainer
+from tests.support.circuits import ry_ansatz
 
 EPOCHS = 3
 
@@ -21,8 +21,7 @@ def loss_fn(model, batch):
 
 def make_model(seed=7, middle=(), shots=32):
     torch.manual_seed(seed)
-    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
-    layer = QLayer(build_circuit(2, blocks), backend=StatevectorBackend(), shots=shots, seed=seed)
+    layer = QLayer(ry_ansatz(), backend=StatevectorBackend(), shots=shots, seed=seed)
     return nn.Sequential(nn.Linear(3, 2), *copy.deepcopy(middle), layer, nn.Linear(4, 2))
 
 

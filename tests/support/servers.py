@@ -10,7 +10,7 @@ from qiskit.quantum_info import Statevector
 from qailab.rehearsal import Fault, FaultPlan, RehearsalServer
 from tests.support import client
 
-DEADLINE = 60
+DEADLINE = 120
 A, B = Parameter("a"), Parameter("b")
 
 
@@ -90,7 +90,7 @@ def frequencies(bit_array):
     return (outcomes[..., None] == kinds).mean(axis=-2)
 
 
-def wait_for(condition):
+def wait_until(condition):
     until = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < until, "nothing happened before the deadline"

@@ -118,6 +118,7 @@ class SimulatedTransport:
         self.circuits = {}
         self.report = None  # takes an event
         self.free = "nothing"  # that the machines have left
+        self.room = False
         for fault in faults:
             self.at(fault.at, lambda fault=fault: self.strike(fault))
 
@@ -248,6 +249,9 @@ class SimulatedTransport:
 
     def close(self, actors):
         pass
+
+    def has_room(self, actor):
+        return self.room
 
     def free_resources(self, needs):
         return self.free

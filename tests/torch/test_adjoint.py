@@ -62,12 +62,6 @@ def test_it_is_the_gradient_of_the_shift_rule(kind, name):
         torch.testing.assert_close(adjoint, expected, rtol=0, atol=1e-10)
 
 
-def test_gradcheck():
-    layer = QLayer(combined(), shots=None).double()
-    inputs = torch.rand(2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(layer, (inputs,))
-
-
 def test_what_is_chosen_follows_shots_and_backend():
     layer = QLayer(CIRCUITS["blocks"], shots=None)
     assert layer.gradient == "adjoint"

@@ -63,7 +63,7 @@ def tensors(problem, *lead, dtype=torch.float64):
     return inputs.requires_grad_(), weight.requires_grad_()
 
 
-@pytest.mark.parametrize(("make", "samples"), [(two_registers, 1), (ours, 2), (amplitudes, 2)])
+@pytest.mark.parametrize(("make", "samples"), [(ours, 2), (amplitudes, 2)])
 def test_gradcheck(make, samples):
     forward, backward = launchers(make())
     inputs, weight = tensors(forward.problem, samples)

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
+from qiskit.quantum_info import SparsePauliOp
 from torch.func import functional_call, grad, vmap
 
 from qailab.backends import sampling
-from qailab.torch import QLayer
+from qailab.torch import ObservableQLayer, QLayer
 
 STEPS, EACH = 4, 100
-SHOTS = 300
+# Correlated terms in a basis, and a second basis; the sums of both observables share shots.
+OBSERVABLES = ["ZZ", SparsePauliOp(["ZI", "IZ", "XY", "II"], [1.0, 0.8, -0.7, 3.0])]
 
 
 def circuit(size):
@@ -29,17 +31,41 @@ def circuit(size):
     return made
 
 
-@pytest.mark.parametrize(("sampler", "size"), [("numpy", 2), ("aer", 1)])  # Aer: 1 ms a row
-def test_z_scores_have_mean_zero_and_variance_one(sampler, size, monkeypatch):
+def observed():
+    inputs, weights = ParameterVector("input", 1), ParameterVector("weight", 2)
+    made = QuantumCircuit(2)
+    made.ry(inputs[0] + weights[0], 0)
+    made.rx(0.6, 1)
+    made.crx(weights[1], 0, 1)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("sampler", "made", "observables", "shots"),
+    [
+        ("numpy", circuit(2), None, 300),
+        ("aer", circuit(1), None, 300),  # 1 ms a row
+        ("numpy", observed(), OBSERVABLES, 300),
+        ("aer", observed(), OBSERVABLES, 60),  # from the bits of its shots
+    ],
+    ids=["numpy", "aer", "observables numpy", "observables aer"],
+)
+def test_z_scores_have_mean_zero_and_variance_one(sampler, made, observables, shots, monkeypatch):
     if sampler == "aer":
         monkeypatch.setattr(sampling, "MAX_EXACT_OUTCOMES", 0)
+    kind, options = QLayer, {}
+    if observables:
+        kind, options = ObservableQLayer, {"observables": observables}
+    exactly, layer = (kind(made, shots=n, seed=11, **options).double() for n in (None, shots))
+    size = layer.in_features
     inputs = torch.tensor([[0.4, 1.1], [0.9, -0.3]], dtype=torch.float64)[:size, :size]
-    weight = torch.tensor([0.7, 1.9], dtype=torch.float64)[:size]
+    weight = torch.tensor([0.7, 1.9], dtype=torch.float64)[: len(layer.weight)]
     vectors = torch.tensor([[1.0, -0.5, 2.0, 0.3], [0.2, 1.5, -1.0, 0.4]], dtype=torch.float64)
 
     def gradients(layer, copies):
         def loss(weight, x):
-            return (functional_call(layer, {"weight": weight}, (x,)) * vectors[:size]).sum()
+            outputs = functional_call(layer, {"weight": weight}, (x,))
+            return (outputs * vectors[:size, : layer.out_features]).sum()
 
         both = grad(loss, argnums=(0, 1))
         return flat(*vmap(both, in_dims=(None, 0))(weight, inputs.expand(copies, size, size)))
@@ -47,18 +73,18 @@ def test_z_scores_have_mean_zero_and_variance_one(sampler, size, monkeypatch):
     def flat(weights, features):
         return torch.cat([weights, features.flatten(1)], dim=1).numpy()
 
-    exact = gradients(QLayer(circuit(size), shots=None).double(), 1)
-    layer = QLayer(circuit(size), shots=SHOTS, seed=11).double()
+    exact = gradients(exactly, 1)
     scores = np.concatenate(
         [
             (gradients(layer, EACH) - exact) / flat(layer.weight_std_error, layer.input_std_error)
             for _ in range(STEPS)
         ]
     )
-    # Of each entry: the mean has standard error 1/sqrt(n), the variance sqrt(2/n).
-    n = len(scores)
-    assert scores.shape == (STEPS * EACH, size + size * size)
+    # Of each entry: the mean has standard error 1/sqrt(n), the variance sqrt(2/n); variances that
+    # are estimated from 60 shots of observables make the variance 1 + 3/60 or so.
+    n, excess = len(scores), 3 / shots if observables and sampler == "aer" else 0.0
+    assert scores.shape == (STEPS * EACH, len(weight) + size * size)
     assert np.abs(scores.mean(axis=0)).max() < 4.5 / np.sqrt(n)
-    assert np.abs(scores.var(axis=0) - 1).max() < 4.5 * np.sqrt(2 / n)
+    assert np.abs(scores.var(axis=0) - 1).max() < 4.5 * np.sqrt(2 / n) + excess
     following = np.corrcoef(scores[:-1].T, scores[1:].T)[: scores.shape[1], scores.shape[1] :]
     assert np.abs(following).max() < 4.5 / np.sqrt(n)

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from qailab.backends.ibm.devices import Mode
 from qailab.backends.ibm.faults import Fault, FaultKind, RequestError, known_tokens
@@ -47,6 +48,12 @@ class Account:
         # It warns of what is meant: an account from the environment.
         logging.getLogger("qiskit_ibm_runtime").setLevel(logging.ERROR)
         self.service = self._connected()
+
+    @property
+    def host(self) -> str:
+        """Where the service is: IBM's host, or that of a rehearsal."""
+        url = str(self.service.active_account()["url"])
+        return urlsplit(url).hostname or url
 
     def _connected(self) -> Any:
         def connect() -> Any:

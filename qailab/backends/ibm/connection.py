@@ -75,13 +75,16 @@ class Connection:
         self._meter = UsageMeter(
             _guard(config.budget, journal, state), config.options.get("max_execution_time")
         )
-        if isinstance(config.name, BackendV2):
-            self._use(LocalDevice(config.name, config.options))
-        else:
+        if not isinstance(config.name, BackendV2):
             given = {"instance": config.instance, "channel": config.channel}
             self._account = Account(config.timeouts, name=config.account, **given)
-            if config.name is not None:
-                self._use(self._service_device(self._account, 0))
+        if journal is not None:
+            journal.bind("simulators" if self._account is None else self._account.host)
+        if isinstance(config.name, BackendV2):
+            self._use(LocalDevice(config.name, config.options))
+        elif config.name is not None:
+            assert self._account is not None
+            self._use(self._service_device(self._account, 0))
 
     def take_usage(self) -> Usage:
         """What this process has used since the last call."""

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,31 @@ class StatevectorBackend(Backend):
             if batch.shots is not None:
                 self._do(work.draw(answers, answers), stop)
         return Evaluation(answers, NOTHING_USED)
+
+    def expectations(
+        self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event
+    ) -> Evaluation:
+        """Slopes are of all bases together: one sweep forward, and one back from their sum."""
+        observables = circuit.observables
+        assert observables is not None
+        if not isinstance(batch.rows, SlopeRows) or observables.num_bases == 1:
+            return super().expectations(circuit, batch, stop)
+        assert batch.cotangents is not None
+        each = [batch.rows.in_basis(basis) for basis in range(observables.num_bases)]
+        tables = [
+            observables.outcome_cotangents(basis, batch.cotangents) for basis in range(len(each))
+        ]
+        base, cotangents = (
+            np.stack(some, axis=1).reshape(-1, some[0].shape[1])
+            for some in ([rows.base for rows in each], tables)
+        )
+        merged = replace(batch, rows=replace(each[0], base=base), cotangents=cotangents)
+        answers = np.zeros((each[0].num_rows, len(each), 2))
+        found = np.empty((len(answers), 2))
+        work = self._work(circuit, merged)
+        self._do(work.differentiate(found, len(each), len(observables.turns)), stop)
+        answers[:, 0] = found
+        return Evaluation(answers.reshape(-1, 2), NOTHING_USED)
 
     def run(self, circuit: CanonicalCircuit, batch: RowBatch) -> FloatArray:
         """Answer a batch in the caller's thread: small circuits take less than the way to another.

@@ -25,8 +25,7 @@ from numba.extending import intrinsic
 
 from qailab.gradients.rows import FloatArray, IntArray
 
-_LANES = 8
-_SUMS = 64  # partial sums of a scalar product
+_LANES, SUMS = 8, 64  # of a vector; partial sums of a scalar product
 # `program.Kind`, again: numba's cache does not see when that file changes.
 _RY, _RX, _RZ, _RZZ, _PAIRS, _REAL, _COMPLEX, _CX, _PERMUTATION = range(9)
 _REAL_DIAGONAL, _COMPLEX_DIAGONAL, _REAL_MATRIX, _COMPLEX_MATRIX = range(9, 13)
@@ -121,8 +120,7 @@ def _within_vectors(stride: int) -> Any:
 _mix_1, _mix_2, _mix_4 = map(_within_vectors, (1, 2, 4))
 
 
-# Gates act on the ``size`` floats of ``v`` from ``first`` on, or on the state of ``n`` amplitudes
-# there.
+# Gates act on the ``size`` floats of ``v`` from ``first`` on, or on the ``n`` amplitudes there.
 
 
 @_inner
@@ -412,19 +410,14 @@ def _addresses(arrays: Any) -> Any:
 
 @_inner
 def _places(space: Any, size: int, slots: int) -> Any:
-    """Room for three states, cosines, sines, partial sums, and whatever operations need."""
+    """Room for states, cosines, sines, partial sums, and whatever operations need."""
     return (
         _pointer(space, 0),
-        _pointer(space, 3 * size),
-        _pointer(space, 3 * size + slots),
-        _pointer(space, 3 * size + 2 * slots),
-        _pointer(space, 3 * size + 2 * slots + _SUMS),
+        _pointer(space, size),
+        _pointer(space, size + slots),
+        _pointer(space, size + 2 * slots),
+        _pointer(space, size + 2 * slots + SUMS),
     )
-
-
-def space_floats(size: int, slots: int, scratch: int) -> int:
-    """Floats of the space that kernels work in, of a program's numbers of these names."""
-    return 3 * size + 2 * slots + _SUMS + scratch
 
 
 @_kernel(types.void(_MACHINE, _TABLE, _OUT))
@@ -433,13 +426,13 @@ def point_probabilities(machine: Any, angles: FloatArray, out: FloatArray) -> No
 
     Args:
         machine: the arrays of a `StateProgram`, the amplitudes and the floats of its states, and
-            room for `space_floats`.
+            room for states, twice the slots, `SUMS` and its scratch.
         angles: shape ``(rows, A)``.
         out: the probabilities, shape ``(rows, K)``.
     """
     arrays, n, size, space = machine
     program, slots, last = _addresses(arrays), len(arrays[3]), len(arrays[0])
-    v, cos, sin, _, t = _places(space, size, slots)
+    v, cos, sin, _, t = _places(space, 3 * size, slots)
     for row in range(len(angles)):
         _angles(_pointer(angles, 0), row * angles.shape[1], program, slots, cos, sin)
         _begin(v, 0, size)
@@ -483,7 +476,7 @@ def shifted_probabilities(
     """
     arrays, n, size, space = machine
     program, last = _addresses(arrays), len(arrays[0])
-    v, cos, sin, _, t = _places(space, size, len(arrays[3]))
+    v, cos, sin, _, t = _places(space, 3 * size, len(arrays[3]))
     slot_operations, starts, columns = program[3], program[4], program[5]
     terms, per_sample = shifts.shape[1], shifts.shape[1] * np.sum(wanted >= 0)
     outcomes, places = out.shape[1], _pointer(wanted, 0)
@@ -532,7 +525,7 @@ def _weigh(v: Floats, size: int, weights: Floats, outcomes: int) -> None:
 @_inner
 def _product(v: Floats, first: int, second: int, size: int, sums: Floats) -> float:
     """The scalar product of two states, in an order that depends on their size alone."""
-    width = min(size, _SUMS)
+    width = min(size, SUMS)
     for k in range(width):
         sums[k] = v[first + k] * v[second + k]
     for block in range(width, size, width):
@@ -544,55 +537,64 @@ def _product(v: Floats, first: int, second: int, size: int, sums: Floats) -> flo
     return total
 
 
-@_kernel(types.void(_MACHINE, _TABLE, _TABLE, _INTEGERS, _OUT))
+@_inner
+def _sweep(
+    v: Floats, size: int, n: int, program: Any, start: int, stop: int, wanted: Integers,
+    room: Any, out: Floats,
+) -> None:  # fmt: skip
+    """Undo the operations ``start .. stop`` on psi and lambda, and add their slopes to ``out``."""
+    cos, sin, sums, t = room
+    for here in range(start, stop - 1, -1):
+        slot, slope, ready = program[0][here * _WORDS + _SLOT], 0.0, False
+        first, end = (program[4][slot], program[4][slot + 1]) if slot >= 0 else (0, 0)
+        for k in range(first, end):
+            place = wanted[program[5][k]]
+            if place >= 0 and not ready:
+                _copy(v, 0, 2 * size, size)
+                _apply(v, 2 * size, size, n, program, here, 0.0, 1.0, t, False)
+                slope, ready = _product(v, size, 2 * size, size, sums), True
+            if place >= 0:
+                out[2 * place] += slope
+        _run(v, 0, 2 * size, n, program, here, here - 1, cos, sin, t)
+
+
+@_kernel(types.void(_MACHINE, _TABLE, _TABLE, _INTEGERS, types.UniTuple(types.int64, 3), _OUT))
 def adjoint_slopes(
     machine: Any, base: FloatArray, cotangents: FloatArray, wanted: IntArray,
-    out: FloatArray,
+    stages: tuple[int, int, int], out: FloatArray,
 ) -> None:  # fmt: skip
-    """Derivatives of ``<D>`` by one sweep forward and one backward, D the cotangents' diagonal.
+    """Derivatives of ``sum_g <D_g>``, in G bases, by one sweep forward and one backward.
 
-    With ``psi`` the state after a rotation by t and ``lambda`` the state D psi of the end, brought
-    back to there, the derivative is ``2 Re <lambda| d/dt |psi> = Re <lambda| -1j P |psi>``.
+    With ``psi`` the state after a rotation by t and ``lambda`` the sum of the states D_g psi of the
+    ends, D the cotangents' diagonals, brought back to there, the derivative is
+    ``2 Re <lambda| d/dt |psi> = Re <lambda| -1j P |psi>`` (Jones, Gacon, arXiv:2009.02823).
 
     Args:
-        machine: as in `point_probabilities`.
-        base: angles of the samples, shape ``(S, A)``.
-        cotangents: shape ``(S, K)``.
+        machine: as in `point_probabilities`, with room for five states.
+        base: angles of the samples, basis by basis, shape ``(S * G, A)``.
+        cotangents: shape ``(S * G, K)``.
         wanted: place of each angle among the wanted ones, -1 if it is not, shape ``(A,)``.
+        stages: G, and the first operations that differ between bases, and that have slopes.
         out: the derivatives and zeros, shape ``(S * C, 2)``, sample by sample.
-
-    References:
-        T. Jones, J. Gacon, Efficient calculation of gradients in classical simulations of
-        variational quantum algorithms, arXiv:2009.02823 (2020).
-        X.-Z. Luo, J.-G. Liu, P. Zhang, L. Wang, Yao.jl: extensible, efficient framework for quantum
-        algorithm design, Quantum 4, 341 (2020), doi:10.22331/q-2020-10-11-341.
     """
     arrays, n, size, space = machine
     program, slots, last = _addresses(arrays), len(arrays[3]), len(arrays[0])
-    v, cos, sin, sums, t = _places(space, size, slots)
-    slot_operations, starts, columns = program[3], program[4], program[5]
-    places, per_sample, earliest = _pointer(wanted, 0), np.sum(wanted >= 0), last
-    for slot in range(slots - 1, -1, -1):
-        for k in range(starts[slot], starts[slot + 1]):
-            if places[columns[k]] >= 0:
-                earliest = slot_operations[slot]
-    for sample in range(len(base)):
-        _angles(_pointer(base, 0), sample * base.shape[1], program, slots, cos, sin)
-        _begin(v, 0, size)
-        _run(v, 0, size, n, program, 0, last, cos, sin, t)
-        _weigh(v, size, _pointer(cotangents, sample * cotangents.shape[1]), cotangents.shape[1])
-        for here in range(last - 1, earliest - 1, -1):
-            slot, slope, ready = program[0][here * _WORDS + _SLOT], 0.0, False
-            if slot >= 0:
-                for k in range(starts[slot], starts[slot + 1]):
-                    place = places[columns[k]]
-                    if place >= 0:
-                        if not ready:
-                            _copy(v, 0, 2 * size, size)
-                            _apply(v, 2 * size, size, n, program, here, 0.0, 1.0, t, False)
-                            slope = _product(v, size, 2 * size, size, sums)
-                            ready = True
-                        out[sample * per_sample + place, 0] = slope
-                        out[sample * per_sample + place, 1] = 0.0
-            if here > earliest:
-                _run(v, 0, 2 * size, n, program, here, here - 1, cos, sin, t)
+    v, cos, sin, sums, t = _places(space, 5 * size, slots)
+    room, places, per_sample = (cos, sin, sums, t), _pointer(wanted, 0), np.sum(wanted >= 0)
+    bases, turned, earliest = stages[0], max(stages[1], stages[2]), stages[2]
+    out[:] = 0.0
+    for row in range(len(base)):
+        basis, slopes = row % bases, _pointer(out, 2 * per_sample * (row // bases))
+        _angles(_pointer(base, 0), row * base.shape[1], program, slots, cos, sin)
+        if basis == 0:
+            _begin(v, 3 * size, size)
+            _run(v, 3 * size, size, n, program, 0, turned, cos, sin, t)
+        _copy(v, 3 * size, 0, size)
+        _run(v, 0, size, n, program, turned, last, cos, sin, t)
+        _weigh(v, size, _pointer(cotangents, row * cotangents.shape[1]), cotangents.shape[1])
+        _sweep(v, size, n, program, last - 1, turned, places, room, slopes)
+        for k in range(size):
+            v[4 * size + k] = v[size + k] + (v[4 * size + k] if basis else 0.0)
+        if basis == bases - 1:  # psi was brought back to there as well
+            _copy(v, 4 * size, size, size)
+            _sweep(v, size, n, program, turned - 1, earliest, places, room, slopes)

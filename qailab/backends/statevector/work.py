@@ -93,23 +93,36 @@ class StateWork:
 
         return [work(*share) for share in self._shares()]
 
-    def differentiate(self, out: FloatArray) -> list[Iterator[None]]:
-        """Put the slopes of all rows into ``out``, shape ``(num_rows, 2)``, with variances of 0."""
+    def differentiate(
+        self, out: FloatArray, bases: int = 1, turns: int = 0
+    ) -> list[Iterator[None]]:
+        """Put the slopes of all points into ``out``, shape ``(points, 2)``, with variances of 0.
+
+        Angles and cotangents of the batch are those of each sample in each of so many bases, in
+        which the last ``turns`` angles differ.
+        """
         rows, program = self._rows, self._program
         assert isinstance(rows, SlopeRows)
         wanted, columns = self._places(rows.columns), len(rows.columns)
+        operation = np.repeat(program.slot_operations, np.diff(program.slot_starts))
+        turned = program.slot_columns >= self._base.shape[1] - turns
+        last = len(program.operations)
+        stages = (bases, operation[turned].min(initial=last),
+                  operation[wanted[program.slot_columns] >= 0].min(initial=last))  # fmt: skip
         operations = max(1, len(program.operations))
-        samples = max(1, _PIECE_FLOATS // (program.state_floats * operations))
+        samples = max(1, _PIECE_FLOATS // (program.state_floats * operations * bases))
 
         def work(start: int, stop: int) -> Iterator[None]:
-            machine = self._machine()
+            machine = self._machine(states=5)
             for first, last in _cut(start, stop, samples):
-                base, cotangents = self._base[first:last], self._cotangents[first:last]
+                own = slice(first * bases, last * bases)
                 found = out[first * columns : last * columns]
-                kernels.adjoint_slopes(machine, base, cotangents, wanted, found)
+                kernels.adjoint_slopes(
+                    machine, self._base[own], self._cotangents[own], wanted, stages, found
+                )
                 yield
 
-        samples_of_rows = len(self._base) if columns else 0
+        samples_of_rows = len(self._base) // bases if columns else 0
         return [work(*share) for share in _shared(0, samples_of_rows, 1, self._threads)]
 
     def _shares(self) -> list[tuple[int, int]]:
@@ -164,11 +177,11 @@ class StateWork:
         places[columns] = np.arange(len(columns))
         return places
 
-    def _machine(self) -> tuple[Any, ...]:
+    def _machine(self, states: int = 3) -> tuple[Any, ...]:
         """What the kernels run on: the program, and room for the states of a thread."""
         program = self._program
-        slots = len(program.slot_operations)
-        space = np.empty(kernels.space_floats(program.state_floats, slots, program.scratch))
+        room = 2 * len(program.slot_operations) + kernels.SUMS + program.scratch
+        space = np.empty(states * program.state_floats + room)
         return program.arrays, program.num_amplitudes, program.state_floats, space
 
 

@@ -1,10 +1,13 @@
 """What the client's errors mean, in whatever words they come."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from qailab.backends import IBMTimeouts
 from qailab.backends.ibm.devices import JobStatus
 from qailab.backends.ibm.faults import FaultKind, RequestError, classify
-from qailab.backends.ibm.service import meaning_of
+from qailab.backends.ibm.service import ServiceDevice, meaning_of
 from qailab.backends.ibm.transport import call_within
 
 
@@ -136,3 +139,12 @@ def test_a_listing_that_failed_is_no_proof_that_there_is_no_backend():
     with pytest.raises(RequestError) as caught:
         call_within(10, "asking", call)  # no request failed: there is none
     assert caught.value.fault.kind is FaultKind.REFUSED
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), "soon"])
+def test_usage_that_is_no_time_is_unknown_and_loses_no_result(seconds, caplog):
+    job = SimpleNamespace(metrics=lambda: {"usage": {"quantum_seconds": seconds}})
+    service = SimpleNamespace(_api_clients={}, job=lambda _: job)
+    backend = SimpleNamespace(name="ibm_fez", configuration=SimpleNamespace)
+    assert ServiceDevice(service, backend, {}, IBMTimeouts()).usage("job-1") is None
+    assert "job-1" in caplog.text

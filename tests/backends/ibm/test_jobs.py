@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -135,6 +136,16 @@ def task(rows=None, *, max_rows=100, stop=None, resent=False):
     return Task(PROGRAM, rows, angles, 7, 2, max_rows, resent, stop or threading.Event())
 
 
+@contextmanager
+def running(device, jobs, task):
+    """The future of a task whose first job was sent."""
+    with ThreadPoolExecutor(1) as threads:
+        future = threads.submit(jobs.run, task)
+        while not device.jobs:
+            pass
+        yield future
+
+
 def check(counts, rows=None):
     rows = rows or work(0, 12)
     np.testing.assert_array_equal(counts, counts_at(rows.start, rows.stop))
@@ -224,13 +235,10 @@ def test_faults_that_last_too_long_are_transient_and_the_job_is_taken_up_later()
 
 def test_stopping_cancels_the_job():
     device, stop = FakeDevice(on_job=[JobStatus.RUNNING]), threading.Event()
-    with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(jobs_on(device).run, task(stop=stop))
-        while not device.jobs:
-            pass
+    with running(device, jobs_on(device), task(stop=stop)) as future:
         stop.set()
         with pytest.raises(CancelledError):
-            running.result(DEADLINE)
+            future.result(DEADLINE)
     assert device.jobs["j0"].status is JobStatus.CANCELLED
 
 
@@ -241,13 +249,10 @@ def test_a_result_that_comes_while_it_is_cancelled_is_kept():
         device.jobs[job_id].status = JobStatus.DONE
 
     device.cancel = done_by_now
-    with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(jobs_on(device, record).run, task(stop=stop))
-        while not device.jobs:
-            pass
+    with running(device, jobs_on(device, record), task(stop=stop)) as future:
         stop.set()
         with pytest.raises(CancelledError):
-            running.result(DEADLINE)
+            future.result(DEADLINE)
     check(jobs_on(device, record).run(task()))
     assert len(device.jobs) == 1
 
@@ -313,12 +318,9 @@ def test_a_job_of_another_entry_is_not_taken_for_ones_own():
 
 def test_a_job_that_was_deleted_at_the_server_is_sent_again():
     device = FakeDevice(on_job=[JobStatus.RUNNING])
-    with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(jobs_on(device).run, task())
-        while not device.jobs:
-            pass
+    with running(device, jobs_on(device), task()) as future:
         del device.jobs["j0"]
-        check(running.result(DEADLINE))
+        check(future.result(DEADLINE))
     device = FakeDevice(on_status=[fault(404, FaultKind.REFUSED)] * 2)  # not visible yet
     check(jobs_on(device).run(task()))
     assert len(device.jobs) == 1

@@ -19,7 +19,7 @@ from qailab.launchers import (
     StepContext,
 )
 from tests.support.client import fake_manila
-from tests.support.contracts import BackendContract, answers, forward_batch, model
+from tests.support.contracts import BackendContract, answers, forward_batch, mitigated_device, model
 
 
 class TestOnIdealSimulator(BackendContract):
@@ -121,10 +121,8 @@ def test_observables_of_many_qubits_from_the_bits_of_shots():
 
 def test_the_bias_of_an_asymmetric_readout_is_taken_out():
     from qiskit_aer import AerSimulator
-    from qiskit_aer.noise import NoiseModel, ReadoutError
 
-    noise = NoiseModel()
-    noise.add_all_qubit_readout_error(ReadoutError([[0.98, 0.02], [0.08, 0.92]]))
+    noise = mitigated_device().noise_model
     angles = ParameterVector("input", 2)
     circuit = QuantumCircuit(2)
     circuit.ry(angles[0], 0)

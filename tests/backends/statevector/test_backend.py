@@ -13,6 +13,7 @@ from qiskit.quantum_info import random_unitary
 
 from qailab.backends import StatevectorBackend
 from qailab.backends.answers import contract
+from qailab.backends.statevector import backend
 from qailab.backends.statevector.program import Kind, compile_program
 from qailab.errors import BackendBuildError, BackendError, InputError, MemoryLimitError
 from qailab.gradients import (
@@ -109,7 +110,7 @@ def test_other_gates_with_parameters(name):
 
 
 @SPARSE
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(circuits(qubits=4, most=8))
 def test_random_circuits(circuit):
     check(circuit, values_of(circuit))
@@ -126,7 +127,7 @@ FIXED = (
 )  # fmt: skip
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(st.data())
 def test_wide_circuits_on_all_strides(data):
     """Low and high qubits go different ways; so do real circuits and complex ones."""
@@ -316,8 +317,12 @@ def test_no_place_for_compiled_kernels(monkeypatch):
         raise RuntimeError("cannot cache function 'f': no locator available for file 'x'")
 
     module = "qailab.backends.statevector.sampling"
+    load = "qailab.backends.statevector.backend._load_kernels"  # which is cached
+    monkeypatch.setattr(load, backend._load_kernels.__wrapped__)
     monkeypatch.setattr("numba.njit", njit)
     monkeypatch.delattr(module, raising=False)
     monkeypatch.delitem(sys.modules, module, raising=False)
+    loaded = backend._load_kernels.__wrapped__  # not those that other tests have loaded
+    monkeypatch.setattr(backend, "_load_kernels", loaded)
     with pytest.raises(BackendBuildError, match="NUMBA_CACHE_DIR"):
         StatevectorBackend().open()

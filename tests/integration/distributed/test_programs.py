@@ -83,6 +83,12 @@ def run(program, fails=False, **environment):
     return out + err
 
 
+@pytest.fixture
+def shared(ray_cluster):
+    """What has a program use the tests' own Ray."""
+    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **LOOPBACK}
+
+
 def test_no_cluster_at_the_address_is_said_at_once():
     said = run("LauncherPool([AerBackend()], address='127.0.0.1:9')", fails=True)
     assert "PoolError: no Ray cluster answers at '127.0.0.1:9'" in said
@@ -152,6 +158,10 @@ def test_nodes_come_and_go():
             **node, "include_dashboard": False, "_system_config": quick})
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 
+        try:  # said at once
+            LauncherPool([AerBackend()], actor_options={"num_gpus": 1}, start_timeout=3600.0)
+        except PoolError as error:
+            assert "no machine of this Ray has one" in str(error)
         with LauncherPool([Slow()] * 4, chunk_rows=12, actor_options={"num_cpus": 0.5}) as pool:
             pool.wait(2)
             future = pool.submit(CANONICAL, BATCH)
@@ -185,8 +195,8 @@ def test_nodes_come_and_go():
     )
 
 
-def test_ctrl_c_in_the_middle_of_backward_leaves_the_pool_usable():
-    run("""
+def test_ctrl_c_in_the_middle_of_backward_leaves_the_pool_usable(shared):
+    program = """
         import torch
         from qailab.torch import QLayer
 
@@ -211,7 +221,8 @@ def test_ctrl_c_in_the_middle_of_backward_leaves_the_pool_usable():
             assert pool.stats()["rows"] == before  # nothing is evaluated for nobody
             layer(inputs[:2]).sum().backward()
             assert [actor["replaced"] for actor in pool.stats()["actors"]] == [0, 0]
-    """)
+    """
+    run(program, **shared)
 
 
 KILLED = """
@@ -223,11 +234,11 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_killed_driver_leaves_nothing_behind(shared, ray_cluster):
+@pytest.mark.parametrize("own_ray", [False, True])
+def test_a_killed_driver_leaves_nothing_behind(own_ray, shared):
     """No actor, neither on a Ray of its own, nor on one that goes on."""
-    address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **LOOPBACK}
-    driver = start(KILLED, environment=address if shared else {}, stdout=subprocess.PIPE, text=True)
+    environment = {} if own_ray else shared
+    driver = start(KILLED, environment=environment, stdout=subprocess.PIPE, text=True)
     try:
         pids = list(map(int, driver.stdout.readline().split()))
         assert len(pids) == 2
@@ -369,7 +380,7 @@ def test_workers_of_ray_train_share_a_pool():
     )
 
 
-def test_progress_is_shown_in_a_terminal():
+def test_progress_is_shown_in_a_terminal(shared):
     program = """
         with LauncherPool([EmulatedBackend(latency=0.4)] * 2, chunk_rows=40) as pool:
             pool.wait()
@@ -377,7 +388,7 @@ def test_progress_is_shown_in_a_terminal():
     """
     terminal, other = pty.openpty()
     fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    process = start(program, stdout=subprocess.DEVNULL, stderr=other)
+    process = start(program, environment=shared, stdout=subprocess.DEVNULL, stderr=other)
     os.close(other)
     seen = b""
     with os.fdopen(terminal, "rb", buffering=0) as screen:

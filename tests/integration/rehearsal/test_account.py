@@ -1,8 +1,6 @@
 """The account, the devices and the HTTP side of the server."""
 
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -77,19 +75,6 @@ def test_access_tokens_are_checked_and_expire(start_server):
     assert get(server, "/backends", bearer).status_code == 200
     time.sleep(1.6)
     assert get(server, "/backends", bearer).status_code == 401
-
-
-def test_the_environment_alone_redirects_a_program(start_server):
-    server = start_server()  # sets the variables, which the child inherits
-    program = (
-        "from qiskit_ibm_runtime import QiskitRuntimeService\n"
-        "print([backend.name for backend in QiskitRuntimeService().backends()])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.strip() == "['ibmq_manila']", done.stderr
-    assert server.requests
 
 
 MALFORMED = (

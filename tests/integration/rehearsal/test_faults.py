@@ -5,7 +5,7 @@ import time
 import pytest
 
 from qailab.rehearsal.faults import JOB_KINDS
-from tests.support.servers import on, wait_for
+from tests.support.servers import on, wait_until
 
 
 def submit_error(rehearsal, **options):
@@ -35,39 +35,6 @@ def test_statuses_the_client_does_not_retry(rehearse, status):
     assert kinds(rehearsal) == [f"http {status}"]
     (hit,) = [request for request in rehearsal.server.requests if request.fault]
     assert (hit.method, hit.path, hit.status) == ("POST", "/jobs", status)
-
-
-def test_statuses_the_client_retries(rehearse):
-    where = "GET /jobs/ID/results"
-    rehearsal = rehearse(
-        faults=[
-            on("http", status=500),
-            on("http", status=502, after=1),
-            on("http", where, status=503),
-            on("http", where, status=504, after=1),
-        ]
-    )
-    rehearsal.result(rehearsal.run())
-    assert kinds(rehearsal) == ["http 500", "http 502", "http 503", "http 504"]
-    (job,) = rehearsal.server.jobs
-    assert rehearsal.server.faults_injected[-1].where == f"{where} {job.id}"
-
-
-def test_429_with_and_without_retry_after(rehearse):
-    from qiskit_ibm_runtime.api.exceptions import RequestsApiError
-
-    where = "GET /jobs/ID"
-    faults = [
-        on("http", where, status=429, retry_after=1),
-        on("http", where, status=429, after=1),
-    ]
-    rehearsal = rehearse(faults=faults)
-    job = rehearsal.run()
-    with pytest.raises(RequestsApiError) as caught:
-        rehearsal.result(job)  # the first is retried by the client, the second is not
-    assert caught.value.status_code == 429
-    rehearsal.result(job)
-    assert kinds(rehearsal) == ["http 429", "http 429"]
 
 
 def test_processed_then_500_makes_the_client_submit_twice(rehearse):
@@ -150,14 +117,6 @@ def test_a_stuck_job_runs_until_it_is_cancelled(rehearse):
     assert rehearsal.server.jobs[0].state == "Cancelled"
 
 
-def test_pending_limit(rehearse):
-    rehearsal = rehearse(faults=[on("pending-limit")])
-    error, status = submit_error(rehearsal)
-    assert status == 400
-    assert "3458" in str(error)
-    rehearsal.run()
-
-
 def test_sessions_that_end(rehearse):
     from qiskit_ibm_runtime import Session
 
@@ -191,5 +150,5 @@ def test_restart(rehearse):
         except Exception:
             return False
 
-    wait_for(is_back)
+    wait_until(is_back)
     rehearsal.server.restart(60)  # and stopping meanwhile does not wait

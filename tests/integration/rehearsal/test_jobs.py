@@ -7,7 +7,7 @@ from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
 from qailab.backends.cost import EXECUTION_SECONDS, JOB_SECONDS
 from qailab.rehearsal import Limits
 from tests.support import client
-from tests.support.servers import DEADLINE, connect, exact, frequencies, wait_for
+from tests.support.servers import DEADLINE, connect, exact, frequencies, wait_until
 
 VALUES = np.random.default_rng(5).uniform(-2, 2, (4, 2))
 
@@ -222,7 +222,7 @@ def test_open_plan(rehearse):
         rehearsal.run()
     jobs[0].cancel()
     rehearsal.result(rehearsal.run(shots=1_800_000))  # 632 seconds
-    wait_for(lambda: all(job.is_final for job in rehearsal.server.jobs))
+    wait_until(lambda: all(job.is_final for job in rehearsal.server.jobs))
     assert rehearsal.service.usage()["usage_limit_reached"]
     with pytest.raises(IBMRuntimeError, match="4317"):
         rehearsal.run()

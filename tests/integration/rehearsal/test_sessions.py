@@ -4,7 +4,7 @@ import pytest
 import requests
 
 from qailab.rehearsal import Limits
-from tests.support.servers import connect, on, wait_for
+from tests.support.servers import connect, on, wait_until
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_expiry_counts_from_the_first_job(rehearse, runtime):
     time.sleep(1.1)
     rehearsal.result(rehearsal.run(mode=session))
     assert session.status() == "In progress, accepting new jobs"
-    wait_for(lambda: session.status() == "Closed")
+    wait_until(lambda: session.status() == "Closed")
     with pytest.raises(IBMRuntimeError, match=r"400 .*closed \(max_time reached\)"):
         rehearsal.run(mode=session)
     (record,) = rehearsal.server.sessions
@@ -48,12 +48,12 @@ def test_idle_sessions(rehearse, runtime):
     rehearsal = rehearse(limits=limits, queue_seconds=0.3)
     session = runtime.Session(rehearsal.backend, max_time=60)
     rehearsal.result(rehearsal.run(mode=session))
-    wait_for(lambda: session.details()["state"] == "inactive")
+    wait_until(lambda: session.details()["state"] == "inactive")
     used = session.usage()
     rehearsal.result(rehearsal.run([[1, 1]], mode=session))
     again = rehearsal.server.jobs[-1]
     assert again.started - again.created >= 0.29  # inactive: it waits in the queue again
-    wait_for(lambda: session.details()["state"] == "closed")
+    wait_until(lambda: session.details()["state"] == "closed")
     assert rehearsal.server.sessions[0].reason == "not used for too long"
     record = rehearsal.server.sessions[0]
     assert used < session.usage() < record.closed - record.opened - 0.6

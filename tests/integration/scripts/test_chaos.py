@@ -27,12 +27,12 @@ def chaos(options: str, folder: Path) -> tuple[int, str, list[dict[str, Any]]]:
 
 def test_trainings_survive_the_faults_of_a_pool(tmp_path: Path) -> None:
     # Hangs and lost nodes take longest, and are tests of the pool's own.
-    options = "pool --seeds 2 --first 1 --steps 3 --actors 2 --faults sigkill raykill all transient"
-    status, output, reports = chaos(f"{options} --chunk-timeout 30", tmp_path)
+    options = "pool --seeds 1 --first 1 --steps 3 --actors 2 --faults sigkill raykill all transient"
+    status, output, (report,) = chaos(f"{options} --chunk-timeout 30", tmp_path)
     assert status == 0, output
-    assert "2 ok, 0 not" in output
-    assert [report["problems"] for report in reports] == [[], []]
-    assert all(report["figures"]["replaced"] >= 1 for report in reports)
+    assert "1 ok, 0 not" in output
+    assert report["problems"] == []
+    assert report["figures"]["replaced"] >= 1
 
 
 def test_nothing_is_lost_or_paid_twice_on_hardware(tmp_path: Path) -> None:
