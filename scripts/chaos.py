@@ -6,7 +6,7 @@
     scripts/chaos pool --seeds 50 --first 100 seeds 100 to 149
     scripts/chaos pool --faults node late     only nodes that go, come back, or come late
     scripts/chaos soak                        2,000 steps and 200 circuits through one pool
-    scripts/chaos lanes                       50 asynchronous trainings, about 3 minutes
+    scripts/chaos lanes                       50 asynchronous trainings, about 5 minutes
     scripts/chaos hardware                    all kinds; about 20 minutes
     scripts/chaos hardware --kinds kills --seeds 1 --first 17     seed 17 again
 
