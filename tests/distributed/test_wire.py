@@ -37,7 +37,7 @@ def test_answers_arrive_bit_by_bit_and_counts_in_two_bytes(shots, seed):
         message = encode_answers(answers, shots)
         np.testing.assert_array_equal(decode_answers(message, 3), answers)
     small = shots is not None and shots < 2**16
-    assert len(encode_answers(frequencies, shots)) == 3 * 4 * (2 if small else 8) + 2
+    assert len(encode_answers(frequencies, shots)) == (3 * 4 * 2 + 2 if small else 3 * 4 * 8)
 
 
 def test_a_samples_message_is_its_content_and_little_more():
