@@ -296,7 +296,7 @@ def test_parts_of_a_batch_have_the_noise_of_the_whole(gradient, shots):
 
 def test_spsa_trains():
     torch.manual_seed(0)
-    layer = QLayer(ry_ansatz(), gradient="spsa", shots=500, seed=1)
+    layer = QLayer(circuit(), gradient="spsa", shots=500, seed=1)
     inputs, losses = torch.rand(8, 2), []
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
     for _ in range(40):
