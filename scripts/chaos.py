@@ -6,7 +6,7 @@
     scripts/chaos pool --seeds 50 --first 100 seeds 100 to 149
     scripts/chaos pool --faults node late     only nodes that go, come back, or come late
     scripts/chaos soak                        2,000 steps and 200 circuits through one pool
-    scripts/chaos lanes                       50 asynchronous trainings, about 3 minutes
+    scripts/chaos lanes                       50 asynchronous trainings, about 5 minutes
     scripts/chaos hardware                    all kinds; about 20 minutes
     scripts/chaos hardware --kinds kills --seeds 1 --first 17     seed 17 again
 
@@ -32,8 +32,7 @@ logs no error, and leaves no process.
 *soak*: no faults; memory (MB), threads and descriptors of driver and actors stay level.
 
 *lanes*: an `AsyncTrainer` whose lanes fail, hang, are slow, leave and join, and whose driver is
-stopped and resumed: each batch counts once an epoch, and the log's replay is the same run, bit for
-bit.
+stopped and resumed: each batch counts once an epoch, and a replay is the same run, bit for bit.
 
 *hardware*: `IBMBackend` and its journal, through IBM's real client, against a rehearsal server:
 

@@ -62,6 +62,15 @@ def test_wrong_options_end_with_one_line_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
+def test_help_is_one_screen_with_five_examples(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 100
+    assert sum(line.startswith("  scripts/train") for line in lines) == 5
+
+
 def test_the_command_to_go_on_is_the_one_that_was_given():
     options = parse(["--name", "my run", "--actors=2", "--epochs", "3", "--storage=s"], "")
     again = shlex.split(options.again)

@@ -145,7 +145,7 @@ def test_who_starts_again_takes_up_jobs_that_run_and_results_that_are_there(rehe
     process.join(DEADLINE)
     assert process.exitcode == -9
     canonical, rows = gradient_rows()
-    backend = device(journal=path)
+    backend = patient_device(journal=path)
     first = answers(backend, canonical, rows)
     again = answers(backend, canonical, rows)
     np.testing.assert_array_equal(first, again)
