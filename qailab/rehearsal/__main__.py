@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Self
 
 from qailab.errors import QailabError
 from qailab.rehearsal.account import PLANS
@@ -37,12 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, command = _parser().parse_args(given[:at]), given[at + 1 :]
     sys.stderr.write("starting a rehearsal server, which takes a few seconds\n")
     try:
-        with _server(options) as server:
-            interrupts = _Interrupts()
-            end = _run(command, server, interrupts) if command else _serve(server, interrupts)
-        report = server.report()
-        _say("\n" + report.table())
-        written = report.write(options.report_dir)
+        with _Interrupts() as interrupts:
+            with _server(options) as server:
+                end = _run(command, server, interrupts) if command else _serve(server, interrupts)
+            report = server.report(price_per_second=options.price_per_second)
+            _say("\n" + report.table())
+            written = report.write(options.report_dir)
     except (QailabError, OSError) as error:
         sys.stderr.write(f"python -m qailab.rehearsal: {error}\n")
         return 2
@@ -53,18 +54,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Interrupts:
-    """Takes Ctrl-C and a polite kill from now on, so that the report is written all the same."""
+    """Takes Ctrl-C and a polite kill, so that the report is written whatever happens."""
 
     def __init__(self) -> None:
         self.seen = threading.Event()
-        self.command: subprocess.Popen[bytes] | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._take)
+        self.command: subprocess.Popen[bytes] | None = None  # they are passed on to it
+
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._take) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _take(self, number: int, frame: object) -> None:
         self.seen.set()
-        if self.command is not None and number == signal.SIGTERM:  # a terminal sends Ctrl-C to both
-            self.command.terminate()
+        if self.command is not None and (number != signal.SIGINT or not _is_foreground()):
+            self.command.send_signal(number)
+
+
+def _is_foreground() -> bool:
+    """Whether Ctrl-C in the terminal reaches the command without being passed on."""
+    try:
+        with open("/dev/tty") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,7 +100,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="of the shots (default: different ones each time)")
     add("--faults", metavar="TOML", help="a fault plan; qailab.rehearsal.faults has its format")
     add("--random-faults", metavar="SEED", type=int, help="a random plan of survivable faults")
+    add("--realtime", action="store_true", help="a job takes as long as it is charged")
+    add("--port", type=int, default=0, help="to listen on (default: one that is free)")
     add("--report-dir", default="runs/rehearsal", help="of the report (default: %(default)s)")
+    text = "of a QPU, US dollars (default: 1.60, pay-as-you-go; 0 for the open plan)"
+    add("--price-per-second", type=float, help=text)
     return parser
 
 
@@ -100,6 +121,8 @@ def _server(options: argparse.Namespace) -> RehearsalServer:
         noise=options.noise,
         seed=options.seed,
         faults=faults,
+        realtime=options.realtime,
+        port=options.port,
     )
 
 
@@ -109,6 +132,8 @@ def _run(command: list[str], server: RehearsalServer, interrupts: _Interrupts) -
     for name in ("NO_PROXY", "no_proxy"):
         environment[name] = ",".join(filter(None, (os.environ.get(name), environment[name])))
     _say(f"rehearsal of {', '.join(server.backends)} at {server.url}: {shlex.join(command)}")
+    if interrupts.seen.is_set():
+        return 128 + signal.SIGINT
     try:
         process = interrupts.command = subprocess.Popen(command, env=environment)
     except OSError as error:

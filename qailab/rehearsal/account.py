@@ -10,13 +10,13 @@ import hmac
 import json
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from qailab.errors import InputError
 
-PLANS = ("open", "premium")
-"""Plans by the names that ``GET /catalog`` answers, in lower case; the others are as premium is."""
+PLANS = ("open", "premium", "flex", "pay-as-you-go")
+"""Plans by the names that ``GET /catalog`` answers, in lower case."""
 
 OPEN_PLAN_PENDING_JOBS = 3
 """Queued and running jobs of the open plan (IBM Quantum documentation, instances)."""
@@ -83,13 +83,17 @@ class Limits:
             if value is not None and not value > 0:
                 raise InputError(f"limit {name} must be positive, got {value!r}")
 
-    def of_plan(self, plan: str) -> Limits:
-        """These limits, where none is given with the plan's own."""
-        if plan != "open":
-            return self
-        pending = self.pending_jobs or OPEN_PLAN_PENDING_JOBS
-        rate = self.jobs_a_minute or OPEN_PLAN_JOBS_A_MINUTE
-        return replace(self, pending_jobs=pending, jobs_a_minute=rate)
+    def pending_jobs_of(self, plan: str) -> int | None:
+        """Most queued and running jobs under a plan, None for no limit."""
+        if self.pending_jobs is None and plan == "open":
+            return OPEN_PLAN_PENDING_JOBS
+        return self.pending_jobs
+
+    def jobs_a_minute_of(self, plan: str) -> int | None:
+        """Most jobs in a minute under a plan, None for no limit."""
+        if self.jobs_a_minute is None and plan == "open":
+            return OPEN_PLAN_JOBS_A_MINUTE
+        return self.jobs_a_minute
 
 
 class TokenIssuer:

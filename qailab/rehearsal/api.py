@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qs
@@ -21,13 +21,16 @@ from qailab.rehearsal.account import INVALID_REQUEST, ApiError, TokenIssuer
 from qailab.rehearsal.devices import Device
 from qailab.rehearsal.instance import Instance, Job, Session
 from qailab.rehearsal.records import State
-from qailab.rehearsal.sampler import PROGRAM, read_submission
+from qailab.rehearsal.sampler import read_submission
 
 BASE = "/experimental"
 """Where the API is. The client takes a URL as it is, port included, only with this word in it."""
 
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/rehearsal:rehearsal::"
 """Name of the instance, in the form of IBM Cloud."""
+
+PRICING = {"open": "free", "pay-as-you-go": "paygo"}
+"""Pricing types by plan; the others are subscriptions."""
 
 DEFAULT_PAGE = "200"
 """Jobs of a page of ``GET /jobs`` that asks for no number."""
@@ -159,7 +162,7 @@ class Api:
         return {"items": [{**item, "doc": {"extensions": extensions}, "tags": []}], "limit": 100}
 
     def plan(self, plan_id: str) -> Any:
-        pricing = {"type": "free" if self._instance.plan == "open" else "subscription"}
+        pricing = {"type": PRICING.get(self._instance.plan, "subscription")}
         shown = {"overview_ui": {"en": {"display_name": self._instance.plan.title()}}}
         return {"id": plan_id, "metadata": {"pricing": pricing}, **shown}
 
@@ -169,7 +172,7 @@ class Api:
         shown = {
             "plan_id": instance.plan,
             "pending_jobs": instance.pending(),
-            "max_pending_jobs": instance.limits.pending_jobs,
+            "max_pending_jobs": instance.limits.pending_jobs_of(instance.plan),
             "usage_consumed_seconds": used,
             "usage_limit_seconds": most,
             "usage_limit_reached": most is not None and used >= most,
@@ -242,6 +245,7 @@ class Api:
         job = Job(
             id=f"rehearsal-{secrets.token_hex(10)}",  # journals tell by it that nothing was paid
             backend=device.name,
+            program=submission.program,
             mode="job" if session is None else session.mode,
             session=session_id,
             tags=tuple(map(str, request.field("tags", list, []))),
@@ -260,16 +264,23 @@ class Api:
 
     def list_jobs(self, request: Request) -> Any:
         found = [job for job in self._instance.jobs.values() if self._matches(job, request)]
-        found.reverse()  # the newest first
+        if request.queried("sort") != ["ASC"]:
+            found.reverse()
         start = max(0, int(request.queried("offset", "0")[0]))
         limit = max(0, int(request.queried("limit", DEFAULT_PAGE)[0]))
         page = [self.facts(job) for job in found[start : start + limit]]
         return {"jobs": page, "count": len(found), "limit": limit, "offset": start}
 
     def _matches(self, job: Job, request: Request) -> bool:
-        exact = {"backend": job.backend, "pending": "false" if job.is_final else "true"}
-        return set(request.queried("tags")) <= set(job.tags) and all(
-            request.queried(name) in ([], [value]) for name, value in exact.items()
+        pending = "false" if job.is_final else "true"
+        exact = {"backend": job.backend, "program": job.program, "pending": pending}
+        exact["session_id"] = job.session or ""
+        after, before = request.queried("created_after"), request.queried("created_before")
+        return (
+            all(request.queried(name) in ([], [value]) for name, value in exact.items())
+            and set(request.queried("tags")) <= set(job.tags)
+            and all(job.created >= self._seconds(text) for text in after)
+            and all(job.created <= self._seconds(text) for text in before)
         )
 
     def job(self, request: Request, job: Job) -> Any:
@@ -285,7 +296,7 @@ class Api:
             "backend": job.backend,
             "status": status,
             "state": {"status": status} | {name: value for name, value in why.items() if value},
-            "program": {"id": PROGRAM},
+            "program": {"id": job.program},
             "created": self._time(job.created),
             "ended": self._time(job.ended),
             "session_id": job.session,
@@ -316,11 +327,21 @@ class Api:
             raise ApiError(409, 1292, f"Job {job.id} is already {job.state}.")
         self._instance.end(job, State.CANCELLED, "Cancelled by the user.")
 
+    def change_tags(self, request: Request, job: Job) -> Any:
+        job.tags = tuple(map(str, request.field("tags", list, [])))
+
+    # Times
+
     def _time(self, seconds: float | None) -> str | None:
         if seconds is None:
             return None
         moment = self._instance.began + timedelta(seconds=seconds)
         return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+    def _seconds(self, text: str) -> float:
+        moment = datetime.fromisoformat(text)
+        known = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return (known - self._instance.began).total_seconds()
 
 
 HANDLERS: dict[str, Callable[[Api, Request, Any], Any]] = {
@@ -341,7 +362,9 @@ HANDLERS: dict[str, Callable[[Api, Request, Any], Any]] = {
     "GET /jobs/ID": lambda api, request, job: api.job(request, job),
     "GET /jobs/ID/results": lambda api, request, job: api.results(job),
     "GET /jobs/ID/metrics": lambda api, request, job: api.metrics(job),
+    "GET /jobs/ID/logs": lambda api, request, job: Answer(200),
     "POST /jobs/ID/cancel": lambda api, request, job: api.cancel(job),
+    "PUT /jobs/ID/tags": lambda api, request, job: api.change_tags(request, job),
 }
 """What answers a request, by method and path template.
 

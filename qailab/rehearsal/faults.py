@@ -3,6 +3,8 @@
 A fault plan is a list of faults. From a file, it is one table for each:
 
 ```toml
+seed = 7                      # of the faults with a probability; 0 if left out
+
 [[fault]]
 kind = "http"                 # answer this status instead of processing the request
 status = 503
@@ -15,6 +17,8 @@ kind = "hang"
 where = "GET /jobs/ID/results"
 seconds = 20
 processed = true
+probability = 0.05            # of each request it could hit; 1 if left out
+times = 0
 ```
 
 Kinds that decide how a request is answered:
@@ -79,6 +83,7 @@ class Fault:
     where: str = "POST /jobs"  # method and path template of the requests it may hit, or "*"
     after: int = 0  # how many of them pass before
     times: int = 1  # how many it hits, 0 for all that follow
+    probability: float = 1.0  # with which it hits each of those, in (0, 1]
     status: int | None = None  # of "http"
     retry_after: int | None = None  # of "http": whole seconds of the header, if it is to have one
     seconds: float | None = None  # of "hang", "late" and "restart"
@@ -96,6 +101,8 @@ class Fault:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | None) or (value or 0) < 0:
                 raise self._wrong(f"{name} must be a whole number of 0 or more, got {value!r}")
+        if not 0 < self.probability <= 1:
+            raise self._wrong(f"probability must be in (0, 1], got {self.probability!r}")
         needed = NEEDED.get(self.kind, ())
         for name in ("status", "retry_after", "seconds", "processed"):
             given = getattr(self, name) is not None
@@ -122,10 +129,12 @@ class FaultPlan:
 
     Args:
         faults: the faults; of several that could hit a request, the first does.
+        seed: of those with a probability: what the n-th matching request meets depends on it only.
     """
 
-    def __init__(self, faults: Iterable[Fault] = ()) -> None:
+    def __init__(self, faults: Iterable[Fault] = (), *, seed: int = 0) -> None:
         self.faults = tuple(faults)
+        self.seed = seed
         self._seen = [0] * len(self.faults)
         self._hit = [0] * len(self.faults)
         self._lock = threading.Lock()
@@ -139,7 +148,10 @@ class FaultPlan:
                     continue
                 self._seen[number] += 1
                 over = fault.times and self._hit[number] >= fault.times
-                if chosen is None and not over and self._seen[number] > fault.after:
+                if chosen is not None or over or self._seen[number] <= fault.after:
+                    continue
+                chance = random.Random(f"{self.seed} {number} {self._seen[number]}")
+                if fault.probability == 1 or chance.random() < fault.probability:
                     self._hit[number] += 1
                     chosen = fault
         return chosen
@@ -162,7 +174,7 @@ class FaultPlan:
             raise InputError(f"intensity must be 0 or more, got {intensity!r}")
         chance = random.Random(f"fault plan {seed}")
         count = max(1, round(4 * intensity * chance.uniform(0.5, 1.5))) if intensity else 0
-        return cls([_random_fault(chance) for _ in range(count)])
+        return cls([_random_fault(chance) for _ in range(count)], seed=seed)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> FaultPlan:
@@ -174,18 +186,25 @@ class FaultPlan:
         try:
             with open(path, "rb") as file:
                 found = tomllib.load(file)
-            tables = found.pop("fault", [])
+            tables, seed = found.pop("fault", []), found.pop("seed", 0)
             if found or not isinstance(tables, list):
                 unknown = ", ".join(map(repr, found)) or "fault"
-                raise InputError(f"unknown {unknown}; it has tables '[[fault]]'")
-            return cls([Fault(**table) for table in tables])
+                raise InputError(f"unknown {unknown}; it has 'seed' and tables '[[fault]]'")
+            return cls([_from_table(table) for table in tables], seed=seed)
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"fault plan {path} cannot be read: {error}") from error
-        except TypeError as error:  # a key that there is not, or no kind
-            known = ", ".join(option.name for option in fields(Fault))
-            raise InputError(f"fault plan {path}: {error}; known: {known}") from None
         except InputError as error:
             raise InputError(f"fault plan {path}: {error}") from None
+
+
+def _from_table(table: dict[str, Any]) -> Fault:
+    known = [option.name for option in fields(Fault)]
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise InputError(f"unknown {unknown}; known: {', '.join(known)}")
+    if "kind" not in table:
+        raise InputError(f"a fault without kind; known: {', '.join(KINDS)}")
+    return Fault(**table)
 
 
 def _random_fault(chance: random.Random) -> Fault:

@@ -77,6 +77,7 @@ class Instance:
         plan: its plan, one of `qailab.rehearsal.account.PLANS`.
         limits: what it allows.
         queue_seconds: time in the queue, of a job on its own and of the first of a session.
+        realtime: whether a job holds its device for its QPU seconds.
     """
 
     def __init__(
@@ -86,10 +87,11 @@ class Instance:
         plan: str,
         limits: Limits,
         queue_seconds: float,
+        realtime: bool,
     ) -> None:
         self.devices = {device.name: device for device in samplers}
         self.plan = plan
-        self.limits = limits.of_plan(plan)
+        self.limits = limits
         self.began = datetime.now(UTC)
         self.jobs: dict[str, Job] = {}
         self.sessions: dict[str, Session] = {}
@@ -97,6 +99,7 @@ class Instance:
         self._zero = time.monotonic()
         self._advanced = 0.0
         self._queue_seconds = queue_seconds
+        self._realtime = realtime
         self._stopping = False
         self._pending: dict[str, Job] = {}  # jobs that are queued or running
         self._threads = [
@@ -216,7 +219,7 @@ class Instance:
         self.changed.notify_all()
 
     def _check(self, job: Job, session: Session | None) -> None:
-        most, pending = self.limits.executions, self.limits.pending_jobs
+        most, pending = self.limits.executions, self.limits.pending_jobs_of(self.plan)
         if job.executions > most:
             text = f"The number of executions {job.executions} is over the maximum of {most}."
             raise ApiError(400, 8044, text, "Split the job.")
@@ -226,7 +229,7 @@ class Instance:
         if session is not None and not session.accepting:
             text = f"is closed ({session.reason}) and accepts no more jobs."
             raise ApiError(400, 1217, f"The session {session.id} {text}")
-        rate = self.limits.jobs_a_minute
+        rate = self.limits.jobs_a_minute_of(self.plan)
         if rate is not None and len(self.jobs) >= rate:
             first = list(self.jobs.values())[-rate].created
             if (left := first + _MINUTE - job.created) > 0:
@@ -309,4 +312,9 @@ class Instance:
             self.end(job, State.FAILED, failed.message, failed.code)
             return
         job.run_seconds = self.now() - began
+        until = began + job.estimate
+        while self._realtime and self.now() < until and not job.is_final:
+            self.changed.wait(until - self.now())
+            if self._stopping:
+                break
         self.end(job, State.COMPLETED, used=job.estimate)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -28,8 +28,8 @@ READ_SECONDS = 30.0
 logger = logging.getLogger("qailab.rehearsal")
 
 
-Answerer = Callable[[str, str, str, bytes], Answer]
-"""Answers a request: method, path and query, header ``Authorization``, body."""
+Answerer = Callable[[str, str, str, Callable[[], bytes]], Answer]
+"""Answers a request: method, path and query, header ``Authorization``, what reads the body."""
 
 
 class Listener(ThreadingHTTPServer):
@@ -88,13 +88,18 @@ class _Handler(BaseHTTPRequestHandler):
         return super().parse_request()
 
     def _answer(self) -> None:
-        length = self.headers.get("Content-Length", "0")
-        if "Transfer-Encoding" in self.headers or not length.isdecimal() or int(length) > MAX_BODY:
+        authorization = self.headers.get("Authorization", "")
+        try:
+            self._left = self._length()
+            answer = self.server.answer(self.command, self.path, authorization, self._body)
+            for _ in self._pieces():
+                pass  # a body that nobody read would be taken for the next request
+        except ApiError as error:
+            answer, self.close_connection = error_answer(error), True
+        except Exception:
+            logger.exception("%s %s failed", self.command, self.path)
             self.close_connection = True
-            text = f"A body needs a Content-Length of at most {MAX_BODY} bytes."
-            answer = error_answer(ApiError(413, INVALID_REQUEST, text))
-        else:
-            answer = self._answered(self.rfile.read(int(length)))
+            answer = error_answer(ApiError(500, INTERNAL, "Internal server error."))
         self.connection.settimeout(None)
         if answer.status == 0:
             self.close_connection = True
@@ -112,13 +117,36 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
 
-    def _answered(self, body: bytes) -> Answer:
-        try:
-            authorization = self.headers.get("Authorization", "")
-            return self.server.answer(self.command, self.path, authorization, body)
-        except Exception:
-            logger.exception("%s %s failed", self.command, self.path)
-            return error_answer(ApiError(500, INTERNAL, "Internal server error."))
+    def _length(self) -> int:
+        """The length of the body.
+
+        Raises:
+            ApiError: 400 if it is not said in a way that can be read, 413 if it is too long.
+        """
+        given = self.headers.get("Content-Length", "0")
+        if "Transfer-Encoding" in self.headers or not (given.isascii() and given.isdecimal()):
+            raise ApiError(400, INVALID_REQUEST, "A body needs a Content-Length.")
+        if len(given) > 10 or int(given) > MAX_BODY:
+            raise ApiError(413, INVALID_REQUEST, f"The body is over {MAX_BODY} bytes.")
+        return int(given)
+
+    def _body(self) -> bytes:
+        return b"".join(self._pieces())
+
+    def _pieces(self) -> Iterator[bytes]:
+        """Read what is left of the body.
+
+        Raises:
+            ApiError: 408 if it does not come.
+        """
+        while self._left:
+            piece = b""
+            with contextlib.suppress(OSError):
+                piece = self.rfile.read(min(self._left, 1 << 20))
+            if not piece:
+                raise ApiError(408, INVALID_REQUEST, "The body did not come.")
+            self._left -= len(piece)
+            yield piece
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are in the records."""

@@ -35,6 +35,7 @@ class JobRecord:
 
     id: str
     backend: str  # the name of its device
+    program: str  # "executor", which the client-side Sampler asks for
     mode: Mode  # how it was submitted
     session: str | None  # the id of its session or batch
     tags: tuple[str, ...]
@@ -84,6 +85,7 @@ class RequestRecord:
     path: str  # the path's template: "/jobs/ID/results"
     status: int  # the HTTP status of the answer, 0 if the connection was dropped
     fault: str  # the kind of the fault that was injected, or ""
+    seconds: float  # from the request's last byte to the answer
 
 
 @dataclass(frozen=True)

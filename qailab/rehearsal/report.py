@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +79,29 @@ class Report:
             "cost_usd": qpu * self.price_per_second,
         }
 
-    @property
-    def duplicates(self) -> list[tuple[str, str]]:
-        """Ids of jobs and of those that sent their rows a second time."""
-        return [(one.id, two.id) for one, two in find_resent(self.jobs)]
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as JSON values."""
+        statuses = [request.status for request in self.requests]
+        return {
+            "seconds": self.seconds,
+            "price_per_second_usd": self.price_per_second,
+            "total": self.sums(),
+            "backends": {name: self.sums(name) for name in self.backends},
+            "requests": {
+                "count": len(statuses),
+                "sent_again": sum(status in (0, 429) or status >= 500 for status in statuses),
+                "by_status": _counted(str(status or "dropped") for status in statuses),
+            },
+            "faults": {
+                "injected": len(self.faults),
+                "survived": sum(self.survived(fault) for fault in self.faults),
+                "by_kind": _counted(fault.kind for fault in self.faults),
+            },
+            "duplicates": [[one.id, two.id] for one, two in find_resent(self.jobs)],
+            "jobs": [asdict(job) for job in self.jobs],
+            "sessions": [asdict(session) for session in self.sessions],
+            "faults_injected": [asdict(fault) for fault in self.faults],
+        }
 
     def table(self) -> str:
         """The sums, aligned, one column for each device, and what went wrong below."""
@@ -93,23 +114,23 @@ class Report:
             form = ",.2f" if name == "cost_usd" else ",.1f" if "seconds" in name else ",d"
             cells = [f"  {sums[name]:>{width}{form}}" for sums in columns.values()]
             lines.append(f"{name.replace('_', ' '):13}" + "".join(cells))
-        again = sum(one.status in (0, 429) or one.status >= 500 for one in self.requests)
-        kinds = sorted(Counter(fault.kind for fault in self.faults).items())
-        survived = sum(map(self.survived, self.faults))
+        facts = self.as_dict()
+        requests, faults = facts["requests"], facts["faults"]
+        kinds = ", ".join(f"{count} {kind}" for kind, count in faults["by_kind"].items())
         below = {
             "sessions": f"{len(self.sessions)}",
-            "requests": f"{len(self.requests)}, {again} failed in a way that is worth sending "
-            "again",
-            "faults": f"{len(self.faults)} injected, {survived} survived"
-            + (f" ({', '.join(f'{count} {kind}' for kind, count in kinds)})" if kinds else ""),
-            "duplicates": f"{len(self.duplicates)} jobs were sent a second time",
+            "requests": f"{requests['count']}, {requests['sent_again']} failed in a way that is "
+            "worth sending again",
+            "faults": f"{faults['injected']} injected, {faults['survived']} survived"
+            + (f" ({kinds})" if kinds else ""),
+            "duplicates": f"{len(facts['duplicates'])} jobs were sent a second time",
             "cost": "rehearsed: nothing was paid; a device takes about "
             f"{self.sums()['cost_usd']:,.2f} USD ({self.price_per_second:g} a QPU second)",
         }
         return "\n".join([*lines, "", *(f"{name:10}  {text}" for name, text in below.items())])
 
     def write(self, folder: str | Path) -> list[Path]:
-        """Write the records (``report.json``) and, where matplotlib is, the plot (``jobs.png``).
+        """Write ``report.json`` and, where matplotlib is installed, the plot ``jobs.png``.
 
         Args:
             folder: made if it is not there.
@@ -119,7 +140,7 @@ class Report:
         """
         facts, plot = Path(folder) / "report.json", Path(folder) / "jobs.png"
         facts.parent.mkdir(parents=True, exist_ok=True)
-        facts.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        facts.write_text(json.dumps(self.as_dict(), indent=1) + "\n")
         try:
             self.plot(plot)
         except ImportError:
@@ -136,25 +157,56 @@ class Report:
             ImportError: if matplotlib is not installed.
         """
         # The plain figure and canvas: pyplot would pick a window system and keep global state.
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-
-        count = len(self.backends)
-        figure = Figure(figsize=(10, 1 + 2 * count), layout="constrained")
-        axes: Any = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
-        for name, axis in zip(self.backends, axes, strict=True):
-            own = [job for job in self.jobs if job.backend == name]
-            for place, job in enumerate(own):
-                end = self.seconds if job.ended is None else job.ended
-                start, colour = end if job.started is None else job.started, COLOURS[job.state]
-                axis.barh(place, start - job.created, left=job.created, color=colour, alpha=0.25)
-                axis.barh(place, end - start, left=start, color=colour, edgecolor=colour)
+        figures: Any = importlib.import_module("matplotlib.figure")
+        patches: Any = importlib.import_module("matplotlib.patches")
+        lanes = [self._lanes(name) for name in self.backends]
+        heights = [max(len(lane), 2) for lane in lanes]
+        size = (10, 1.5 + min(0.3 * sum(heights), 10))
+        figure = figures.Figure(figsize=size, layout="constrained")
+        axes: Any = figure.subplots(
+            len(lanes), 1, sharex=True, squeeze=False, height_ratios=heights
+        )[:, 0]
+        for name, lanes_here, axis in zip(self.backends, lanes, axes, strict=True):
+            for height, lane in enumerate(lanes_here):
+                for job in lane:
+                    start, end = self._span(job)
+                    colour = COLOURS[job.state]
+                    queued = start - job.created
+                    axis.barh(height, queued, left=job.created, color=colour, alpha=0.25)
+                    axis.barh(height, end - start, left=start, color=colour, edgecolor=colour)
             for fault in self.faults:
                 axis.axvline(fault.time, color="black", linewidth=0.5, linestyle=":")
             axis.set_ylabel(name, rotation=0, ha="right", va="center")
             axis.set_yticks([])
         axes[-1].set_xlabel("seconds since the server started (pale: queued; dotted: a fault)")
         states = {job.state for job in self.jobs}
-        handles = [Patch(color=c, label=state) for state, c in COLOURS.items() if state in states]
+        handles = [
+            patches.Patch(color=colour, label=state)
+            for state, colour in COLOURS.items()
+            if state in states
+        ]
         figure.legend(handles=handles, ncols=len(COLOURS), loc="outside upper center")
         figure.savefig(path, dpi=120)
+
+    def _span(self, job: JobRecord) -> tuple[float, float]:
+        """When a job was started and ended, as far as it was."""
+        end = self.seconds if job.ended is None else job.ended
+        return (end if job.started is None else job.started), end
+
+    def _lanes(self, backend: str) -> list[list[JobRecord]]:
+        """Jobs of a device in as few lanes as none overlaps another in its lane."""
+        lanes: list[list[JobRecord]] = []
+        for job in self.jobs:
+            if job.backend != backend:
+                continue
+            for lane in lanes:
+                if self._span(lane[-1])[1] <= job.created:
+                    lane.append(job)
+                    break
+            else:
+                lanes.append([job])
+        return lanes
+
+
+def _counted(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))

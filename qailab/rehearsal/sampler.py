@@ -37,6 +37,7 @@ Seed = np.random.SeedSequence
 class Submission:
     """What a job runs."""
 
+    program: str
     items: tuple[Any, ...]  # a circuit each with the values of its rows, of the client's classes
     shots: int  # of each row
     content: str  # hash of circuits, parameter values and shots
@@ -79,7 +80,7 @@ def read_submission(program: str, params: dict[str, Any]) -> Submission:
         if not np.isfinite(getattr(item, "circuit_arguments", 0.0)).all():
             raise InputError("parameter values must be finite")
     echo = {key: given[key] for key in ("passthrough_data", "semantic_role") if key in given}
-    return Submission(tuple(decoded.items), decoded.shots, content.hexdigest()[:32], echo)
+    return Submission(program, tuple(decoded.items), decoded.shots, content.hexdigest()[:32], echo)
 
 
 def circuit_text(circuit: Any) -> str:

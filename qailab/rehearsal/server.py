@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Self
 
@@ -71,8 +71,8 @@ class RehearsalServer:
 
     Args:
         backends: devices to offer, by short name (``"manila"``) or the API's.
-        plan: ``"open"`` (no sessions, three pending jobs, five a minute, 600 QPU seconds) or
-            ``"premium"``, as which the other plans are.
+        plan: ``"open"`` (no sessions, three pending jobs, five a minute, 600 QPU seconds),
+            ``"premium"``, ``"flex"`` or ``"pay-as-you-go"``.
         queue_seconds: time a job waits in the queue. In a session or batch only the first one
             waits, and the first after the session was inactive.
         noise: run with the noise of the device instead of ideally.
@@ -81,6 +81,8 @@ class RehearsalServer:
         faults: what goes wrong.
         token: the API key that clients must have.
         limits: what is refused, and after which times sessions end.
+        realtime: whether a job holds its device for as long as it is charged.
+        port: to listen on; 0 for one that is free.
 
     Raises:
         InputError: if an option is not valid; an unknown device lists those there are.
@@ -97,6 +99,8 @@ class RehearsalServer:
         faults: FaultPlan | None = None,
         token: str = "rehearsal",
         limits: Limits | None = None,
+        realtime: bool = False,
+        port: int = 0,
     ) -> None:
         if plan not in PLANS:
             raise InputError(f"unknown plan {plan!r}; known: {', '.join(PLANS)}")
@@ -110,12 +114,13 @@ class RehearsalServer:
             plan=plan,
             limits=limits,
             queue_seconds=queue_seconds,
+            realtime=realtime,
         )
         self._api = Api(self._instance, TokenIssuer(token, limits.token_seconds))
         self._faults = faults or FaultPlan()
         self._requests: list[RequestRecord] = []
         self._injected: list[FaultRecord] = []
-        self._port = 0  # one that is free
+        self._port = port
         self._lock = threading.RLock()  # of what follows
         self._listener: Listener | None = None
         self._return: threading.Timer | None = None  # to be back after an absence
@@ -127,6 +132,7 @@ class RehearsalServer:
 
         Raises:
             InputError: if it was started before.
+            OSError: if the port is taken.
         """
         if self._started:
             raise InputError("a rehearsal server starts once; make a new one")
@@ -238,8 +244,9 @@ class RehearsalServer:
         """Pairs of jobs with the same content that somebody would pay for both."""
         return find_duplicates(self.jobs)
 
-    def report(self) -> Report:
-        """What happened so far."""
+    def report(self, *, price_per_second: float | None = None) -> Report:
+        """What happened so far, with a price (US dollars) or what the plan costs at most."""
+        usual = 0.0 if self._instance.plan == "open" else PRICE_PER_SECOND
         return Report(
             backends=self.backends,
             jobs=tuple(self.jobs),
@@ -247,28 +254,32 @@ class RehearsalServer:
             requests=tuple(self.requests),
             faults=tuple(self.faults_injected),
             seconds=self._instance.now(),
-            price_per_second=0.0 if self._instance.plan == "open" else PRICE_PER_SECOND,
+            price_per_second=usual if price_per_second is None else price_per_second,
         )
 
     # Requests
 
-    def answer(self, method: str, target: str, authorization: str, body: bytes) -> Answer:
-        """Answer a request, and note it."""
+    def answer(
+        self, method: str, target: str, authorization: str, read_body: Callable[[], bytes]
+    ) -> Answer:
+        """Answer a request, and note it; its body is not read if it has no access."""
         path, _, query = target.partition("?")
         endpoint, name = find_endpoint(method, path)
-        fault = None
+        fault, began = None, self._instance.now()
         try:
             self._api.check_access(endpoint, authorization)
         except ApiError as error:
             answer = error_answer(error)
         else:
-            request = Request(endpoint, name, query, body)
+            request = Request(endpoint, name, query, read_body())
+            began = self._instance.now()
             self._end_session(request)
             fault = self._faults.draw(endpoint, REQUEST_KINDS)
             answer = self._process(request) if fault is None else self._hit(request, fault)
         label, now = "" if fault is None else fault.label, self._instance.now()
         template = endpoint.partition(" ")[2] or path
-        self._requests.append(RequestRecord(now, method, template, answer.status, label))
+        record = RequestRecord(now, method, template, answer.status, label, now - began)
+        self._requests.append(record)
         return answer
 
     def _process(self, request: Request) -> Answer:
@@ -315,7 +326,8 @@ class RehearsalServer:
         if fault.kind == "processed-then-500":
             return _status(500)
         if fault.kind == "pending-limit":
-            return error_answer(too_many_pending(self._instance.limits.pending_jobs or 3))
+            limit = self._instance.limits.pending_jobs_of(self._instance.plan)
+            return error_answer(too_many_pending(limit or 3))
         if fault.kind == "restart":
             self.restart(fault.seconds or 0.0)
         return LOST

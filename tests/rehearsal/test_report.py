@@ -19,7 +19,7 @@ from qailab.rehearsal.report import Report
 
 
 def job(number, backend, content="c", **changes):
-    record = JobRecord(f"job{number}", backend, "job", None, (), 3, 10, content)
+    record = JobRecord(f"job{number}", backend, "executor", "job", None, (), 3, 10, content)
     times = {"created": 0.0, "started": 1.0, "ended": 2.0, "qpu_seconds": 1.5}
     return dataclasses.replace(record, **{"state": "Completed", **times, **changes})
 
@@ -39,7 +39,7 @@ def test_report_in_numbers(tmp_path, monkeypatch):
         FaultRecord(9.0, "drop", "POST /jobs"),
     )
     requests = tuple(
-        RequestRecord(0.0, "GET", "/jobs", status, "") for status in (200, 0, 429, 404, 500)
+        RequestRecord(0.0, "GET", "/jobs", status, "", 0.0) for status in (200, 0, 429, 404, 500)
     )
     report = Report(("one", "two"), jobs, (), requests, faults, 10.0, 2.0)
     assert [report.survived(fault) for fault in faults] == [True, False, False]
@@ -47,8 +47,9 @@ def test_report_in_numbers(tmp_path, monkeypatch):
     assert (total["jobs"], total["failed"], total["unfinished"]) == (6, 1, 1)
     assert (total["rows"], total["executions"]) == (18, 180)
     assert (total["queue_seconds"], total["cost_usd"]) == (4.5, 18.0)
-    assert "5, 3 failed in a way that is worth sending again" in report.table()
-    assert report.duplicates == [("job3", "job5")]
+    facts = report.as_dict()
+    assert facts["requests"]["sent_again"] == 3
+    assert facts["duplicates"] == [["job3", "job5"]]
     table = report.table().splitlines()
     assert len({len(line) for line in table[:12]}) == 1
     assert "rehearsed: nothing was paid; a device takes about 18.00 USD" in report.table()

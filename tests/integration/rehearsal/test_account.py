@@ -83,10 +83,11 @@ MALFORMED = (
     ("POST", "/jobs", b'{"backend": []}'),
     ("POST", "/jobs", b'{"backend": "ibmq_manila", "program_id": "other"}'),
     ("POST", "/jobs", b'{"backend": "ibmq_manila", "program_id": "executor", "params": {}}'),
+    ("PUT", "/jobs/ID/tags", b'{"tags": 3}'),
     ("POST", "/sessions", b'{"backend": "ibmq_manila", "max_ttl": "1h"}'),
     ("POST", "/sessions", b'{"backend": "ibmq_manila", "max_ttl": 1000000}'),
     ("GET", "/jobs?limit=many", b""),
-    ("POST", "/jobs", b'{"backend": "ibmq_manila", "tags": 3}'),
+    ("GET", "/jobs?created_after=yesterday", b""),
 )
 
 
@@ -102,7 +103,8 @@ def test_malformed_requests_are_400(rehearse):
     assert (len(rehearsal.server.jobs), rehearsal.server.sessions) == (1, [])
 
 
-def test_bodies_are_limited(start_server, monkeypatch):
+def test_bodies_are_looked_at_last_and_are_limited(start_server, monkeypatch):
+    monkeypatch.setattr("qailab.rehearsal.listener.READ_SECONDS", 0.2)
     monkeypatch.setattr("qailab.rehearsal.listener.MAX_BODY", 1000)
     server = start_server()
     with pytest.raises(ConnectionRefusedError):  # it listens on loopback only
@@ -110,8 +112,9 @@ def test_bodies_are_limited(start_server, monkeypatch):
     post = "POST /experimental/jobs HTTP/1.1\r\nHost: here\r\n"
     access = f"Authorization: {KEY}\r\n"
     assert " 413 " in raw(server, f"{post}{access}Content-Length: 1001\r\n\r\n")
-    assert " 413 " in raw(server, f"{post}{access}Content-Length: -1\r\n\r\n")
-    assert " 413 " in raw(server, f"{post}{access}Transfer-Encoding: chunked\r\n\r\n")
+    assert " 400 " in raw(server, f"{post}{access}Content-Length: -1\r\n\r\n")
+    assert " 400 " in raw(server, f"{post}{access}Transfer-Encoding: chunked\r\n\r\n")
+    assert " 408 " in raw(server, f"{post}{access}Content-Length: 10\r\n\r\nshort")
     assert " 401 " in raw(server, f"{post}Content-Length: 2\r\nConnection: close\r\n\r\n{{}}")
     assert get(server, "/nothing").status_code == 404
     # A refused body is not taken for the next request of its connection.

@@ -1,3 +1,5 @@
+import datetime
+
 import numpy as np
 import pytest
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
@@ -76,13 +78,14 @@ def test_modes(rehearse, kind):
     (record,) = rehearsal.server.jobs
     assert record.mode == (kind or "job").lower()
     assert record.session == (mode.session_id if kind else None)
-    assert (record.tags, record.id) == (("test",), job.job_id())
+    assert (record.tags, record.id, record.program) == (("test",), job.job_id(), "executor")
     assert (record.state, record.is_final, record.answered) == ("Completed", True, True)
     assert record.created <= record.started <= record.ended
     assert job.usage() == job.usage_estimation["quantum_seconds"] == record.qpu_seconds
     assert record.qpu_seconds == pytest.approx(JOB_SECONDS + 64 * EXECUTION_SECONDS)
     assert job.metrics()["usage"]["quantum_seconds"] == record.qpu_seconds
     assert job.metrics()["timestamps"]["running"]
+    assert job.logs() == ""
     if kind:
         mode.close()
         assert mode.status() == "Closed"
@@ -102,12 +105,13 @@ def test_seeds_and_content(rehearse):
     first.result(first.run(VALUES, tags=["other"]))
     ((old, new),) = first.server.duplicates()
     assert old.content == new.content
-    assert first.server.report().duplicates == []  # equal, but not sent again
+    assert first.server.report().as_dict()["duplicates"] == []  # equal, but not sent again
 
 
-def test_find_and_list_jobs(rehearse):
+def test_find_list_and_change_jobs(rehearse):
     rehearsal = rehearse("manila", "lagos")
     service = rehearsal.service
+    before = datetime.datetime.now(datetime.UTC).astimezone()
     jobs = [rehearsal.run([[0.1, k]], tags=["all", f"number{k}"]) for k in range(3)]
     for job in jobs:
         rehearsal.result(job)
@@ -117,17 +121,23 @@ def test_find_and_list_jobs(rehearse):
         return [job.job_id() for job in service.jobs(limit=None, **options)]
 
     assert listed() == ids[::-1]
+    assert listed(descending=False) == ids
     assert listed(job_tags=["all", "number1"]) == [ids[1]]
     assert listed(job_tags=["number0", "number1"]) == []
     assert listed(pending=True) == []
-    assert listed(pending=False, backend_name="ibmq_manila") == ids[::-1]
-    assert listed(backend_name="ibm_lagos") == []
+    assert listed(pending=False, backend_name="ibmq_manila", program_id="executor") == ids[::-1]
+    assert listed(backend_name="ibm_lagos") == listed(program_id="sampler") == []
+    assert listed(session_id="unknown") == []
+    assert listed(created_after=before) == ids[::-1]
+    assert listed(created_before=before) == []
     assert [job.job_id() for job in service.jobs(limit=1, skip=1)] == [ids[1]]
 
     other = connect(rehearsal.server).job(ids[0])  # as after a crash
     assert other.tags == ["all", "number0"]
     assert other.result(timeout=DEADLINE)[0].data.low.shape == (1,)
     assert other.inputs["quantum_program"].shots == 64
+    assert other.update_tags(["changed"]) == ["changed"]
+    assert listed(job_tags=["changed"]) == [ids[0]]
     from qiskit_ibm_runtime.exceptions import RuntimeJobNotFound
 
     with pytest.raises(RuntimeJobNotFound):
@@ -157,6 +167,14 @@ def test_queue_cancel_and_one_at_a_time(rehearse):
     assert two.started >= one.ended
     assert two.started - one.ended < 0.5  # only the first of a session waits
     assert (three.state, three.started, three.qpu_seconds) == ("Cancelled", None, 0)
+
+
+def test_realtime_holds_the_device(rehearse, monkeypatch):
+    monkeypatch.setattr("qailab.rehearsal.instance.JOB_SECONDS", 0.5)
+    rehearsal = rehearse(realtime=True)
+    rehearsal.result(rehearsal.run())
+    (job,) = rehearsal.server.jobs
+    assert job.ended - job.started >= 0.5
 
 
 def test_circuits_the_device_cannot_run_fail(rehearse):
