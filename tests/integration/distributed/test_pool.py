@@ -402,4 +402,4 @@ def test_a_handle_without_an_owner_says_so():
         handle.submit(CANONICAL, BATCH).result(DEADLINE)
     handle.close()
     with pytest.raises(PoolClosedError):
-        handle.stats()
+        handle.submit(CANONICAL, BATCH)
