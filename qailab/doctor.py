@@ -15,11 +15,10 @@ import logging
 import math
 import os
 import platform
-import queue
 import re
+import signal
 import sys
 import textwrap
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,9 +37,7 @@ _LEAST_GAIN = 1.1
 _TIMED_RUNS = 10  # of which the quickest counts: others may use the machine
 _SECRET_PART = 8  # characters in a row that give a secret away; IBM's API keys have 44
 _LONGEST = 360  # of a message; remote tracebacks have thousands of characters
-_THREAD = "qailab-doctor"
 _COMPARED = ("Python", "qailab", "ray", "qiskit", "qiskit-aer")
-
 
 Look = Callable[[], Iterable["Finding"]]
 
@@ -106,37 +103,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def findings_of(checks: Mapping[str, Look], seconds: float = 90.0) -> Iterator[Finding]:
     """Run the checks one after the other: none can raise, and each finding has this deadline.
 
-    IBM's client, and a Ray that is half dead, may wait for ever: what is late is left behind.
+    IBM's client, and a Ray that is half dead, may wait for ever: an alarm interrupts them.
     """
-    names = list(checks)
-    while names:
-        found: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
-        # One thread for all that are in time: qiskit crashes where the thread that imported it has
-        # ended, and a local Ray ends with the thread that started it.
-        rest = {name: checks[name] for name in names}
-        threading.Thread(target=_work, args=(rest, found), name=_THREAD, daemon=True).start()
-        try:
-            while names:
-                finding = found.get(timeout=seconds)
-                if finding is None:
-                    names.pop(0)
-                else:
+    late = False
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal late
+        late = True
+        raise KeyboardInterrupt  # what no library keeps to itself, nor Ray's own waiting
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for name, look in checks.items():
+            late = False
+            signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+            try:
+                for finding in look():
                     yield finding
-        except queue.Empty:
-            late = f"no answer within {seconds:g} s"
-            to_do = "see whether what it looks at can be reached: network, ports, proxy"
-            yield Finding(names.pop(0), late, "it takes too long", to_do)
-
-
-def _work(checks: Mapping[str, Look], found: queue.SimpleQueue[Finding | None]) -> None:
-    for name, look in checks.items():
-        try:
-            for finding in look():
-                found.put(finding)
-        except BaseException as error:  # also SystemExit: no check ends the others
-            to_do = "install it again, into a fresh environment: pip install ."
-            found.put(Finding(name, "the check failed", message_of(error), to_do))
-        found.put(None)
+                    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+            except (Exception, SystemExit) as error:  # no check ends the others
+                to_do = "install it again, into a fresh environment: pip install ."
+                yield Finding(name, "the check failed", message_of(error), to_do)
+            except KeyboardInterrupt:
+                if not late:
+                    raise
+                found = f"no answer within {seconds:g} s"
+                to_do = "see whether what it looks at can be reached: network, ports, proxy"
+                yield Finding(name, found, "it takes too long", to_do)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def message_of(error: BaseException) -> str:
@@ -192,12 +188,8 @@ def _aer() -> Iterator[Finding]:
     from qiskit_aer import AerSimulator
 
     simulator = AerSimulator()
-    yield Finding("Aer devices", ", ".join(simulator.available_devices()))
-    methods = list(simulator.available_methods())
-    missing = sorted({"statevector", "density_matrix", "matrix_product_state"} - set(methods))
-    problem = f"{', '.join(missing)} not there" if missing else ""
-    to_do = "pip install --force-reinstall qiskit-aer"
-    yield Finding("Aer methods", ", ".join(methods), problem, to_do)
+    methods = ", ".join(simulator.available_methods())
+    yield Finding("Aer", f"on {', '.join(simulator.available_devices())}: {methods}")
 
 
 def _ray(address: str | None) -> Iterator[Finding]:
@@ -225,9 +217,7 @@ def _ray(address: str | None) -> Iterator[Finding]:
         )
         yield Finding("resources", shown, problem, to_do, warning=True)
         yield from _nodes()
-        yield _gradient()
-        if len(os.sched_getaffinity(0)) > 1 and free.get("CPU", 0) >= _TIMED_ACTORS:
-            yield _pays()
+        yield from _pool(min(_TIMED_ACTORS, len(os.sched_getaffinity(0)), int(free.get("CPU", 0))))
     finally:
         disconnect(session)
 
@@ -263,29 +253,37 @@ def node_finding(name: str, here: dict[str, str], there: dict[str, str]) -> Find
     return Finding("node", f"{name}: {shown}", problem, "install the same on all nodes", warning)
 
 
-def _gradient() -> Finding:
+def _pool(actors: int) -> Iterator[Finding]:
+    """Look at a gradient of one or two actors; with two, from which size on they pay."""
+    from qailab.backends import AerBackend
+    from qailab.distributed import LauncherPool
+    from qailab.errors import QailabError
+
+    try:
+        with LauncherPool([AerBackend()] * max(actors, 1), progress=False) as pool:
+            yield _gradient(pool)
+            if actors == _TIMED_ACTORS:
+                pool.wait(timeout=_GRADIENT_SECONDS)
+                yield pool_finding(_seconds(AerBackend()), _seconds(pool))
+    except (QailabError, TimeoutError) as failure:
+        to_do = "install the same qailab on all nodes; free a CPU for each actor"
+        yield Finding("pool", "no answer from an actor", message_of(failure), to_do)
+
+
+def _gradient(pool: Any) -> Finding:
     """Compare the derivative of ``p(1) = sin(x/2)**2``, by an actor, with the one by hand."""
     import numpy as np
     from qiskit.circuit import Parameter, QuantumCircuit
 
-    from qailab.backends import AerBackend
-    from qailab.distributed import LauncherPool
-    from qailab.errors import QailabError
     from qailab.launchers import BackwardPass, CircuitProblem, QuantumLauncher
 
     x = 0.7
     circuit = QuantumCircuit(1)
     circuit.ry(Parameter("input"), 0)
     circuit.measure_all()
-    try:
-        with LauncherPool([AerBackend()]) as pool:
-            launcher = QuantumLauncher(CircuitProblem(circuit), BackwardPass(shots=None), pool)
-            of_1 = np.array([[0.0, 1.0]])
-            handle = launcher.submit_backward(np.array([[x]]), np.array([]), of_1)
-            gradient = handle.result(_GRADIENT_SECONDS).inputs
-    except (QailabError, TimeoutError) as failure:
-        to_do = "install the same qailab on all nodes; free a CPU for the actor"
-        return Finding("gradient", "no answer from an actor", message_of(failure), to_do)
+    launcher = QuantumLauncher(CircuitProblem(circuit), BackwardPass(shots=None), pool)
+    handle = launcher.submit_backward(np.array([[x]]), np.array([]), np.array([[0.0, 1.0]]))
+    gradient = handle.result(_GRADIENT_SECONDS).inputs
     assert gradient is not None
     error = abs(float(gradient[0, 0]) - math.sin(x) / 2)
     problem = "" if error <= _TOLERANCE else f"more than {_TOLERANCE:g} off: not the gradient"
@@ -293,38 +291,26 @@ def _gradient() -> Finding:
     return Finding("gradient", f"by an actor, {error:.0e} off the one by hand", problem, to_do)
 
 
-def _pays() -> Finding:
-    """Time passes here and on a pool: the way to an actor and back, and what two actors gain."""
+def _seconds(backend: Any) -> list[float]:
+    """Seconds of a small and of a large backward pass."""
     import numpy as np
 
-    from qailab.backends import AerBackend
     from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
-    from qailab.distributed import LauncherPool
-    from qailab.errors import QailabError
     from qailab.launchers import BackwardPass, CircuitProblem, QuantumLauncher
 
     blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=3)]
     problem = CircuitProblem(build_circuit(6, blocks))
-
-    def seconds(launcher: QuantumLauncher, samples: int) -> float:
-        values = (samples, 6), (problem.num_weights,), (samples, 64)
-        arrays, times = [np.ones(shape) for shape in values], []
+    launcher = QuantumLauncher(problem, BackwardPass(), backend)
+    passes = []
+    for samples in _SAMPLES:
+        shapes = (samples, 6), (problem.num_weights,), (samples, 64)
+        arrays, times = [np.ones(shape) for shape in shapes], []
         for _ in range(_TIMED_RUNS):
             began = time.perf_counter()
             launcher.run(*arrays)
             times.append(time.perf_counter() - began)
-        return min(times)
-
-    try:
-        with LauncherPool([AerBackend()] * _TIMED_ACTORS, progress=False) as pool:
-            pool.wait(timeout=_GRADIENT_SECONDS)
-            here, there = (
-                [seconds(QuantumLauncher(problem, BackwardPass(), place), n) for n in _SAMPLES]
-                for place in (AerBackend(), pool)
-            )
-    except QailabError as failure:
-        return Finding("pool", "no figures", message_of(failure), "free 2 CPUs", warning=True)
-    return pool_finding(here, there)
+        passes.append(min(times))
+    return passes
 
 
 def pool_finding(here: Sequence[float], pool: Sequence[float]) -> Finding:
@@ -359,15 +345,18 @@ def _ibm() -> Iterator[Finding]:
         problem, to_do = "others on this machine can read it", f"chmod 600 {_ACCOUNT}"
         yield Finding("IBM account", str(_ACCOUNT), problem, to_do, warning=True)
     try:
-        from qiskit_ibm_runtime import QiskitRuntimeService
+        from qailab.backends import IBMTimeouts
+        from qailab.backends.ibm.account import Account
 
-        service = QiskitRuntimeService()
+        service = Account(IBMTimeouts(request_seconds=20.0, retry_seconds=5.0)).service
         yield Finding("IBM account", "from QISKIT_IBM_TOKEN" if token else f"of {_ACCOUNT}")
         yield from _instances(service)
         for device in sorted(service.backends(), key=lambda one: str(one.name)):
             yield _device(device)
     except Exception as error:
-        yield ibm_failure(error)
+        to_do = "make an API key at quantum.cloud.ibm.com, and set or save that; or check the way "
+        to_do += "there and to iam.cloud.ibm.com: network, HTTPS_PROXY, QISKIT_IBM_URL"
+        yield Finding("IBM account", "it cannot be used", message_of(error), to_do)
 
 
 def _instances(service: Any) -> Iterator[Finding]:
@@ -399,29 +388,11 @@ def _device(device: Any) -> Finding:
     return Finding(device.name, found, problem, "use another backend, or wait", warning=True)
 
 
-def ibm_failure(error: BaseException) -> Finding:
-    """Say what an error of IBM's client means: its words often blame the token for the network."""
-    root = error
-    while (inner := root.__cause__ or root.__context__) is not None:
-        root = inner
-    problem = message_of(error)
-    problem += f"; cause: {message_of(root)}" if root is not error else ""
-    if isinstance(root, OSError) and getattr(root, "response", None) is None:
-        to_do = "check the way to quantum.cloud.ibm.com and iam.cloud.ibm.com: network, "
-        to_do += "HTTPS_PROXY, QISKIT_IBM_URL"
-        return Finding("IBM account", "IBM cannot be reached", problem, to_do)
-    to_do = "if the API key is refused, make one at quantum.cloud.ibm.com, and set or save that"
-    return Finding("IBM account", "the account cannot be used", problem, to_do)
-
-
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     logging.disable(logging.CRITICAL)  # what other libraries log could quote anything
     warnings.simplefilter("ignore")
     try:
-        code = main()
+        sys.exit(main())
     except KeyboardInterrupt:
-        code = 130
-    if any(thread.name == _THREAD for thread in threading.enumerate()):
-        os._exit(code)  # a thread that hangs in a library would hang the interpreter's end as well
-    sys.exit(code)
+        sys.exit(130)

@@ -23,7 +23,7 @@ bit for bit, or with those of the peers within 6 standard errors.
 
 *scale*: actors that sleep as long as a device would take. Its sections: ``efficiency``, with equal
 speeds and 1:2:4:8; ``kills``, one of 8 actors killed every second; ``rows``, a million rows on 2
-actors that compute next to nothing; ``small``, as above.
+actors that compute next to nothing.
 
 *hardware*: a forward and a backward pass of 6 qubits through IBM's real client, against a rehearsal
 server: with and without a journal; with a queue, with and without prefetching; and layers side by
@@ -50,7 +50,7 @@ from pathlib import Path
 
 _SECTIONS = {
     "gradients": ["small", "memory", "grid", "steps", "exact", "observables"],
-    "scale": ["efficiency", "kills", "rows", "small"],
+    "scale": ["efficiency", "kills", "rows"],
     "async": ["queue", "fleet", "eqc"],
 }
 _ACTORS = {"gradients": [1, 2], "scale": [8, 32]}
@@ -71,10 +71,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     for name, command in (("gradients", gradients), ("scale", scale)):
         only, actors = _SECTIONS[name], _ACTORS[name]
         command.add_argument("--only", nargs="+", choices=only, default=only, help="sections")
-        command.add_argument("--repetitions", type=_count, default=200, help="of 20 rows (200)")
         command.add_argument(
             "--actors", type=_count, nargs="+", default=actors, metavar="A", help=f"pools {actors}"
         )
+    gradients.add_argument("--repetitions", type=_count, default=200, help="of 20 rows (200)")
     own = _SECTIONS["async"]
     lanes.add_argument("--only", nargs="+", choices=own, default=own, help="sections")
     lanes.add_argument("--seeds", type=_count, default=5, help="how many, from --seed on (5)")

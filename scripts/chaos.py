@@ -6,7 +6,7 @@
     scripts/chaos pool --seeds 50 --first 100 seeds 100 to 149
     scripts/chaos pool --faults node late     only nodes that go, come back, or come late
     scripts/chaos soak                        2,000 steps and 200 circuits through one pool
-    scripts/chaos lanes                       50 asynchronous trainings, about 3 minutes
+    scripts/chaos lanes                       50 asynchronous trainings, about 5 minutes
     scripts/chaos hardware                    all kinds; about 20 minutes
     scripts/chaos hardware --kinds kills --seeds 1 --first 17     seed 17 again
 
@@ -32,8 +32,7 @@ logs no error, and leaves no process.
 *soak*: no faults; memory (MB), threads and descriptors of driver and actors stay level.
 
 *lanes*: an `AsyncTrainer` whose lanes fail, hang, are slow, leave and join, and whose driver is
-stopped and resumed: each batch counts once an epoch, and the log's replay is the same run, bit for
-bit.
+stopped and resumed: each batch counts once an epoch, and a replay is the same run, bit for bit.
 
 *hardware*: `IBMBackend` and its journal, through IBM's real client, against a rehearsal server:
 
@@ -43,7 +42,6 @@ faults    a gradient on one or two devices at once, in session, batch or job mod
           pass. It must equal the one without faults: bit for bit where the rows were cut into the
           same jobs, else within 6 standard errors. Every tenth runs through a LauncherPool
           (``--pool-every``), and of these every third loses an actor.
-hopeless  faults that do not pass: an error of the right class, before its deadline.
 late      a job that arrives when nobody waits for it any more: it must be found, and not be sent
           again; if it comes too late for that, it must be cancelled before it runs, or reported.
 kills     a training of 10 steps with a journal, whose driver is killed (SIGKILL) up to 4 times at
@@ -74,7 +72,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_KINDS = {"faults": 200, "hopeless": 14, "late": 10, "kills": 8, "budget": 20}
+_KINDS = {"faults": 200, "late": 10, "kills": 8, "budget": 20}
 _FAULTS = ("sigkill", "raykill", "hang", "all", "node", "transient", "late")
 _ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: listen on 127.0.0.1 only

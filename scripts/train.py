@@ -66,13 +66,13 @@ def run(options: Namespace, signals: StopSignals) -> None:
         close_left_sessions(options, folder)
         return
     if options.estimate or (settings.backend == "ibm" and options.budget_seconds is None):
-        from training.cost import cost_in_words, no_budget
+        from training.cost import costs_in_words, no_budget
 
-        devices = len(options.devices or [None])
+        costs = costs_in_words(settings, start, len(options.devices or [None]))
         if not options.estimate:
-            raise no_budget(cost_in_words(settings, start, settings.gradient, devices))
-        for gradient in ("param_shift", "spsa"):
-            print(f"--gradient {gradient}:", cost_in_words(settings, start, gradient, devices))
+            raise no_budget(costs.get(settings.gradient, costs["param_shift"]))
+        for gradient, cost in costs.items():
+            print(f"--gradient {gradient}: {cost}")
         return
     where = f"{options.actors or cores()} x {settings.backend}"
     if settings.backend == "ibm":

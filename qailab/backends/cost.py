@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from qailab.arguments import checked_integer
 from qailab.errors import InputError
+from qailab.journal.report import PRICE_PER_SECOND as PRICE_PER_SECOND
 
 UNITS = {
     "jobs": "jobs",
@@ -24,10 +25,6 @@ JOB_SECONDS = 2.0
 EXECUTION_SECONDS = 350e-6
 """QPU seconds of one execution: the devices' default repetition delay of 250 us, and about 100 us
 for the circuit, its readout and the reset. See `UsageEstimate`."""
-
-PRICE_PER_SECOND = 1.60
-"""US dollars for a second of a QPU on the pay-as-you-go plan, 96 USD a minute
-(https://www.ibm.com/quantum/pricing, 2025); other plans are cheaper, the open one is free."""
 
 OPEN_PLAN_SECONDS = 600
 """QPU seconds of the open plan in 28 days (IBM Quantum documentation, plans)."""
@@ -89,17 +86,10 @@ def price_in_words(qpu_seconds: float) -> str:
 class UsageEstimate:
     """How many QPU seconds jobs will take, at first by rule of thumb, then by what others took.
 
-    The rule is ``jobs * job_seconds + executions * execution_seconds``; it is scaled by how much
+    The rule is ``jobs * JOB_SECONDS + executions * EXECUTION_SECONDS``; it is scaled by how much
     longer than that measured jobs took: the median over the last jobs of about the same size, or
     of any size if there were none. So one job that was held up does not spoil it, and short jobs,
     whose usage is rounded to seconds, say nothing about long ones.
-
-    Args:
-        job_seconds: seconds of each job whatever is in it.
-        execution_seconds: seconds of each execution.
-
-    Raises:
-        InputError: if one is negative or not finite, or both are zero.
 
     References:
         IBM Quantum documentation, Workload usage: "2 + 0.00035 * <num executions>",
@@ -114,40 +104,27 @@ class UsageEstimate:
     354.0
     """
 
-    def __init__(
-        self, *, job_seconds: float = JOB_SECONDS, execution_seconds: float = EXECUTION_SECONDS
-    ) -> None:
-        for name, value in (("job_seconds", job_seconds), ("execution_seconds", execution_seconds)):
-            if not 0 <= value < math.inf:
-                raise InputError(f"{name} must be a number of seconds, at least 0; got {value!r}")
-        if job_seconds == execution_seconds == 0:
-            raise InputError("job_seconds and execution_seconds are both 0: nothing would cost")
-        self.job_seconds = float(job_seconds)
-        self.execution_seconds = float(execution_seconds)
+    def __init__(self) -> None:
         self._measured: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)
 
     def seconds(self, executions: int, jobs: int = 1) -> float:
         """QPU seconds that ``jobs`` with so many executions in all of them will take."""
-        return self._by_rule(executions, jobs) * self._scale(executions / max(jobs, 1))
+        return _by_rule(executions, jobs) * self._scale(executions / max(jobs, 1))
 
-    def learn(self, seconds: float, executions: int, jobs: int = 1) -> None:
-        """Take in what ended jobs took.
+    def learn(self, seconds: float, executions: int) -> None:
+        """Take in what a job took, in QPU seconds.
 
-        Args:
-            seconds: QPU seconds of all of them. Zero says that nothing was measured: devices
-                report it until they have settled it.
-            executions: executions of all of them.
-            jobs: how many they were.
+        Zero says that nothing was measured: devices report it until they have settled it.
         """
-        by_rule = self._by_rule(executions, jobs)
-        if 0 < seconds < math.inf and by_rule > 0:
-            self._measured.append((executions / max(jobs, 1), seconds / by_rule))
-
-    def _by_rule(self, executions: int, jobs: int) -> float:
-        return jobs * self.job_seconds + executions * self.execution_seconds
+        if 0 < seconds < math.inf:
+            self._measured.append((executions, seconds / _by_rule(executions, 1)))
 
     def _scale(self, size: float) -> float:
         measured = tuple(self._measured)  # other threads may be learning
         alike = [ratio for other, ratio in measured if size <= _ALIKE * other <= _ALIKE**2 * size]
         ratios = alike or [ratio for _, ratio in measured]
         return statistics.median(ratios) if ratios else 1.0
+
+
+def _by_rule(executions: int, jobs: int) -> float:
+    return jobs * JOB_SECONDS + executions * EXECUTION_SECONDS

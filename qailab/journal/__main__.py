@@ -1,10 +1,10 @@
 """``python -m qailab.journal FILE``: the jobs of a journal, their QPU seconds and cost.
 
-A line for each job (``--last N``: only the latest N; ``--steps``: none), one for each training
-step, the totals, and the sessions that nobody has closed. The file is only read, also while a
-training uses it. ``--give-up ENTRY`` notes that a job will have no result, where it was deleted at
-the server; its rows are then sent again. The exit code is 0, and 2 if the arguments are not valid
-or the file is no journal. ``--json`` prints one document for programs instead::
+A line for each job (``--steps``: none), one for each training step, the totals, and the sessions
+that nobody has closed. The file is only read, also while a training uses it. ``--give-up ENTRY``
+notes that a job will have no result, where it was deleted at the server; its rows are then sent
+again. The exit code is 0, and 2 if the arguments are not valid or the file is no journal.
+``--json`` prints one document for programs instead::
 
     {"version": 1, "path": "/.../jobs.db", "price_per_second": 1.6,
      "jobs": [{"id": 1, "step": 0, "pass": "backward", "start": 0, "stop": 3000, "shots": 1024,
@@ -16,7 +16,6 @@ or the file is no journal. ``--json`` prints one document for programs instead::
                 "usage_unknown": 0, "cost": 3.36, "rehearsed": 0}, ...],
      "totals": {"jobs": ..., "rows": ..., "executions": ..., "qpu_seconds": ...,
                 "usage_unknown": ..., "cost": ..., "rehearsed": ..., "states": {"done": 2}},
-     "circuits": [{"circuit": "...", "qubits": 6, "angles": 50, "jobs": 2}, ...],
      "sessions": [{"session": "...", "backend": "ibm_fez", "mode": "session", "state": "open",
                    "given": false, "created": 1.7e9, "updated": 1.7e9}, ...]}
 
@@ -31,13 +30,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from qailab.errors import QailabError
-from qailab.journal.report import PRICE_PER_SECOND, Report, read_report, tables
+from qailab.journal.report import read_report, tables
 from qailab.journal.store import Journal
 
 
@@ -50,45 +49,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("path", help="the journal's file")
     parser.add_argument("--json", action="store_true", help="one document, for programs")
     parser.add_argument("--steps", action="store_true", help="no jobs, only what they come to")
-    parser.add_argument("--last", type=int, metavar="N", help="only the latest N jobs")
-    parser.add_argument("--price-per-second", type=float, default=PRICE_PER_SECOND,
-                        metavar="DOLLARS", help="of a QPU second (%(default)s)")  # fmt: skip
     parser.add_argument("--give-up", type=int, metavar="ENTRY", help="have its rows sent again")
     options = parser.parse_args(arguments)
-    if options.last is not None and options.last < 0:
-        parser.error(f"argument --last: expected at least 0, got {options.last}")
     try:
-        report = read_report(options.path, price_per_second=options.price_per_second)
+        report = read_report(options.path)
         if options.give_up is not None:
             with Journal(options.path) as journal:
                 entry = journal.give_up(options.give_up, "given up by hand")
     except QailabError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     if options.give_up is not None:
-        _write(f"{entry}: its rows are sent again by whoever needs them\n")
+        sys.stdout.write(f"{entry}: its rows are sent again by whoever needs them\n")
     elif options.json:
-        kept = 0 if options.steps else options.last
-        _write(json.dumps(_latest(report, kept).as_json(), indent=1) + "\n")
+        shown = replace(report, jobs=[]) if options.steps else report
+        sys.stdout.write(json.dumps(shown.as_json(), indent=1) + "\n")
     else:
-        _write(tables(report, last=options.last, jobs=not options.steps))
+        sys.stdout.write(tables(report, jobs=not options.steps))
     return 0
 
 
-def _latest(report: Report, kept: int | None) -> Report:
-    if kept is None:
-        return report
-    return replace(report, jobs=report.jobs[max(0, len(report.jobs) - kept) :])
-
-
-def _write(text: str) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        # Reasons are in any language.
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has seen enough (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads has seen enough (`| head`)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # any language
     sys.exit(main())

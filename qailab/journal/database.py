@@ -60,22 +60,14 @@ class Database:
 
     Args:
         path: the file; made if there is none, unless reading only.
-        busy_seconds: how long to wait for other processes.
         read_only: whether to refuse to change anything, or to make a file.
 
     Raises:
         JournalError: if the file cannot be used, or is not a journal.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        busy_seconds: float = BUSY_SECONDS,
-        read_only: bool = False,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self.path = _checked_path(path, create=not read_only)
-        self._busy_seconds = busy_seconds
         self._read_only = read_only
         self._lock = threading.RLock()
         self._process = os.getpid()
@@ -132,7 +124,7 @@ class Database:
     def _opened(self) -> sqlite3.Connection:
         # Never created by SQLite, which would make it readable for everybody.
         address = f"file:{quote(os.fsencode(self.path))}?mode=rw"
-        connection = _connect(address, min(_SLICE, self._busy_seconds))
+        connection = _connect(address, min(_SLICE, BUSY_SECONDS))
         self._inode = _inode(self.path)
         try:
             return self._prepared(connection)
@@ -183,7 +175,7 @@ class Database:
 
     def _patiently(self, connection: sqlite3.Connection, statement: str) -> None:
         """Execute a statement that may wait for other processes."""
-        end = time.monotonic() + self._busy_seconds
+        end = time.monotonic() + BUSY_SECONDS
         while True:
             try:
                 connection.execute(statement).fetchall()
@@ -204,7 +196,7 @@ class Database:
             advice = next((text for part, text in _ADVICE.items() if part in name), _UNKNOWN)
             if _is_busy(error):
                 advice = (
-                    f"Another process has held it for {self._busy_seconds:g} s: see which (`fuser "
+                    f"Another process has held it for {BUSY_SECONDS:g} s: see which (`fuser "
                     f"-v {self.path}`) and end it if it hangs. On a shared file system without "
                     "locks, give each host a journal of its own"
                 )
@@ -212,7 +204,7 @@ class Database:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Another process opens the file again."""
-        return _pickled, (self.path, self._busy_seconds, self._read_only)
+        return _pickled, (self.path, self._read_only)
 
     def __str__(self) -> str:
         return f"the journal {self.path}"
@@ -251,8 +243,8 @@ def _inode(path: str) -> int:
         return 0
 
 
-def _pickled(path: str, busy_seconds: float, read_only: bool) -> Database:
-    return Database(path, busy_seconds=busy_seconds, read_only=read_only)
+def _pickled(path: str, read_only: bool) -> Database:
+    return Database(path, read_only=read_only)
 
 
 def _checked_path(path: str | os.PathLike[str], *, create: bool) -> str:

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qailab.errors import InputError
 from qailab.journal.database import Database
 
 Values = dict[str, Any]
 
-PRICE_PER_SECOND = 1.6
-"""US dollars for a QPU second: 96 dollars a minute, IBM's pay-as-you-go plan."""
+PRICE_PER_SECOND = 1.60
+"""US dollars for a second of a QPU on the pay-as-you-go plan, 96 USD a minute
+(https://www.ibm.com/quantum/pricing, 2025); other plans are cheaper, the open one is free."""
 
 _LONGEST_REASON = 60
 _REHEARSED = "job_id GLOB 'rehearsal-*'"  # the jobs of `qailab.rehearsal`
@@ -34,11 +34,6 @@ SELECT step, count(job_id) AS jobs, count(CASE WHEN {_REHEARSED} THEN 1 END) AS 
        total(CASE WHEN {_REHEARSED} THEN 0 ELSE usage_seconds END) AS cost,  -- in seconds
        count(job_id) - sum(job_id IS NOT NULL AND usage_seconds IS NOT NULL) AS usage_unknown
 FROM entries GROUP BY step ORDER BY step"""
-_CIRCUITS = """
-SELECT circuit, max(qubits) AS qubits, max(angles) AS angles, sum(jobs) AS jobs FROM (
-    SELECT circuit, qubits, angles, 0 AS jobs FROM circuits
-    UNION ALL SELECT circuit, NULL, NULL, count(job_id) FROM entries GROUP BY circuit)
-GROUP BY circuit ORDER BY circuit"""
 _STATES = "SELECT name, value FROM states WHERE name GLOB 'session/*' ORDER BY name"
 _SUMMED = ("jobs", "rows", "executions", "qpu_seconds", "usage_unknown", "cost", "rehearsed")
 
@@ -49,45 +44,33 @@ class Report:
 
     Args:
         path: the file.
-        price_per_second: US dollars for a QPU second.
         jobs: one for each entry, in the order they were recorded.
         steps: what each step's jobs come to.
         totals: what all come to.
-        circuits: those the jobs are of.
         sessions: those that were opened for them.
     """
 
     path: str
-    price_per_second: float
     jobs: list[Values]
     steps: list[Values]
     totals: Values
-    circuits: list[Values]
     sessions: list[Values]
 
     def as_json(self) -> Values:
         """For programs: see `qailab.journal.__main__`."""
-        return {"version": 1, **asdict(self)}
+        return {"version": 1, "price_per_second": PRICE_PER_SECOND, **asdict(self)}
 
 
-def read_report(path: str | os.PathLike[str], *, price_per_second: float) -> Report:
+def read_report(path: str | os.PathLike[str]) -> Report:
     """Read a journal, also one that is in use.
-
-    Args:
-        path: the file.
-        price_per_second: US dollars for a QPU second.
 
     Raises:
         JournalError: if there is no journal.
-        InputError: if the price is negative.
     """
-    if not 0 <= price_per_second < float("inf"):
-        raise InputError(f"the price must be finite and at least 0, got {price_per_second}")
     database = Database(path, read_only=True)
     try:
         with database.reading():
-            queries = (_JOBS, _STEPS, _CIRCUITS, _STATES)
-            jobs, steps, circuits, states = (_values(database.execute(each)) for each in queries)
+            jobs, steps, states = (_values(database.execute(q)) for q in (_JOBS, _STEPS, _STATES))
     finally:
         database.close()
     sessions = _sessions(states)
@@ -96,11 +79,10 @@ def read_report(path: str | os.PathLike[str], *, price_per_second: float) -> Rep
         job["mode"] = modes.get(job["session"])
         job["rehearsed"] = bool(job["rehearsed"])
     for step in steps:
-        step["cost"] *= price_per_second
+        step["cost"] *= PRICE_PER_SECOND
     totals: Values = {name: sum(step[name] for step in steps) for name in _SUMMED}
     totals["states"] = dict(Counter(job["state"] for job in jobs))
-    full = os.path.abspath(path)
-    return Report(full, price_per_second, jobs, steps, totals, circuits, sessions)
+    return Report(os.path.abspath(path), jobs, steps, totals, sessions)
 
 
 def _values(cursor: Any) -> list[Values]:
@@ -128,20 +110,11 @@ def _sessions(states: Iterable[Values]) -> list[Values]:
     return sorted(found.values(), key=lambda session: session["created"])
 
 
-def tables(report: Report, *, last: int | None, jobs: bool) -> str:
-    """The report as text for people.
-
-    Args:
-        report: what was read.
-        last: how many of the jobs to show, the latest; None for all.
-        jobs: whether to show jobs, or only what they come to.
-    """
+def tables(report: Report, *, jobs: bool) -> str:
+    """The report as text for people, with a line for each job or only what they come to."""
     parts = []
     if jobs and report.jobs:
-        shown = report.jobs if last is None else report.jobs[max(0, len(report.jobs) - last) :]
-        if len(shown) < len(report.jobs):
-            parts.append(f"the last {len(shown)} of {len(report.jobs)} jobs")
-        parts.append(_aligned(_JOB_COLUMNS, map(_job_cells, shown)))
+        parts.append(_aligned(_JOB_COLUMNS, map(_job_cells, report.jobs)))
     if report.steps:
         parts.append(_aligned(_STEP_COLUMNS, map(_step_cells, report.steps)))
     parts.append(_summary(report))
@@ -187,7 +160,7 @@ def _summary(report: Report) -> str:
     totals = report.totals
     lines = [f"{report.path}: no jobs yet"]
     if report.jobs:
-        price = f"{totals['cost']:,.2f} $ ({report.price_per_second:g} $ a second)"
+        price = f"{totals['cost']:,.2f} $ ({PRICE_PER_SECOND:g} $ a second)"
         if totals["rehearsed"]:
             price += f", {totals['rehearsed']:,} jobs rehearsed: nothing was paid for them"
         states = ", ".join(f"{count} {state}" for state, count in sorted(totals["states"].items()))

@@ -7,13 +7,13 @@ import sqlite3
 import zlib
 from collections.abc import Collection
 from contextlib import AbstractContextManager
-from dataclasses import astuple, dataclass, fields, replace
-from typing import Any, Self
+from dataclasses import astuple, fields, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from qailab.errors import JournalError
-from qailab.journal.database import BUSY_SECONDS, Database
+from qailab.journal.database import Database
 from qailab.journal.entries import ENDED, LIVE, Cause, Entry, State, Work
 from qailab.journal.record import Counts, Record
 
@@ -26,21 +26,13 @@ _DTYPES = {1: "<u1", 2: "<u2", 4: "<u4"}
 _ZLIB_LEVEL = 1  # ten times faster than zlib's default, and within a fifth of its size on counts
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What jobs come to that reached a server.
-
-    Args:
-        jobs: how many, whatever became of them.
-        rows: rows of these.
-        executions: rows times shots of these.
-        qpu_seconds: what they used, as far as it is known.
-    """
+class Totals(NamedTuple):
+    """What jobs come to that reached a server, whatever became of them."""
 
     jobs: int
     rows: int
-    executions: int
-    qpu_seconds: float
+    executions: int  # rows times shots
+    qpu_seconds: float  # as far as they are known
 
 
 class Journal(Record):
@@ -54,7 +46,6 @@ class Journal(Record):
 
     Args:
         path: the file, made if there is none.
-        busy_seconds: how long to wait for other processes.
 
     Raises:
         JournalError: if the file cannot be used: no SQLite database, another program's, of another
@@ -63,8 +54,8 @@ class Journal(Record):
 
     group = ""  # all who have the file
 
-    def __init__(self, path: str | os.PathLike[str], *, busy_seconds: float = BUSY_SECONDS) -> None:
-        self._database = Database(path, busy_seconds=busy_seconds)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._database = Database(path)
         self.path: str = self._database.path
         self.id = (self.get("id")[1] or b"").decode()
 

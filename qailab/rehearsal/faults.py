@@ -28,6 +28,7 @@ Kinds that decide how a request is answered:
 * ``drop``: the connection is closed, nothing is processed.
 * ``processed-then-500``: the request is processed, the answer is status 500.
 * ``answer-lost``: the request is processed, then the connection is closed.
+* ``late``: the same ``seconds`` after the request came, when perhaps nobody waits for it any more.
 * ``hang``: with ``processed = true`` the request is processed at once and its answer is held back
   for ``seconds``; with ``false`` nothing is processed and after ``seconds`` a gateway answers 504.
 * ``pending-limit``: refused with IBM's code 3458, as if too many jobs were pending.
@@ -53,7 +54,7 @@ from typing import Any
 from qailab.errors import InputError
 from qailab.rehearsal.api import ENDPOINTS
 
-PROCESSED_KINDS = ("processed-then-500", "answer-lost")
+PROCESSED_KINDS = ("processed-then-500", "answer-lost", "late")
 REQUEST_KINDS = ("http", "drop", *PROCESSED_KINDS, "hang", "pending-limit", "restart")
 JOB_KINDS = ("job-failed", "job-cancelled", "job-too-long", "job-stuck")
 SESSION_KINDS = ("session-expired", "session-closed")
@@ -61,7 +62,12 @@ KINDS = REQUEST_KINDS + JOB_KINDS + SESSION_KINDS
 
 STATUSES = (400, 401, 429, 500, 502, 503, 504)
 
-NEEDED = {"http": ("status",), "hang": ("seconds", "processed"), "restart": ("seconds",)}
+NEEDED = {
+    "http": ("status",),
+    "hang": ("seconds", "processed"),
+    "late": ("seconds",),
+    "restart": ("seconds",),
+}
 """Options that a kind must have; the others have none of them."""
 
 
@@ -80,7 +86,7 @@ class Fault:
     probability: float = 1.0  # with which it hits each of those, in (0, 1]
     status: int | None = None  # of "http"
     retry_after: int | None = None  # of "http": whole seconds of the header, if it is to have one
-    seconds: float | None = None  # of "hang" and "restart"
+    seconds: float | None = None  # of "hang", "late" and "restart"
     processed: bool | None = None  # of "hang": whether the request is processed
 
     def __post_init__(self) -> None:
@@ -155,7 +161,7 @@ class FaultPlan:
         """A schedule of faults that a program should survive, for soak tests.
 
         Faults of the account and of the request itself (400, 401) and jobs that ran too long are
-        left out: to send the same again does not help.
+        left out, as to send the same again does not help; so are requests that come late.
 
         Args:
             seed: the same seed gives the same schedule.
@@ -202,9 +208,9 @@ def _from_table(table: dict[str, Any]) -> Fault:
 
 
 def _random_fault(chance: random.Random) -> Fault:
-    kind = chance.choice(
-        ("http", "http", *REQUEST_KINDS, "job-failed", "job-cancelled", "job-stuck", *SESSION_KINDS)
-    )
+    kinds = ["http", "http", *REQUEST_KINDS, "job-failed", "job-cancelled", "job-stuck"]
+    kinds.remove("late")
+    kind = chance.choice((*kinds, *SESSION_KINDS))
     after = chance.randrange(6)
     where = "POST /jobs"
     if kind in ("http", "drop", "answer-lost", "hang", "restart"):

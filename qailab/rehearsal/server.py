@@ -309,6 +309,8 @@ class RehearsalServer:
 
     def _hit(self, request: Request, fault: Fault) -> Answer:
         """Answer a request as a fault asks for."""
+        if fault.kind == "late":
+            self._stopped.wait(fault.seconds)
         processed = fault.kind in PROCESSED_KINDS or fault.processed
         answer = self._process(request) if processed else LOST
         job = _job_of(request, answer)

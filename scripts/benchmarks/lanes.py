@@ -151,6 +151,7 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
 
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure what the options ask for, and print each figure beside what is asked."""
+    torch.set_num_threads(1)  # with more, they wait for each other on busy cores, in the loop alone
     seeds = range(options.seed, options.seed + options.seeds)
     table = report.table("async", _COLUMNS, f"Asynchronous training, means of {len(seeds)} seeds")
     if "queue" in options.only:

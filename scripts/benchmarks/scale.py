@@ -23,7 +23,7 @@ import numpy as np
 from tables import Column, Table
 
 from benchmarks.arithmetic import ArithmeticBackend, backward_rows, circuit_of_angles
-from benchmarks.gradients import measure_small, open_places, open_pool
+from benchmarks.gradients import open_pool
 from benchmarks.report import Report
 from benchmarks.timing import memory_mib, reset_peaks
 from qailab.backends import EmulatedBackend
@@ -70,8 +70,6 @@ def run(options: argparse.Namespace, report: Report) -> None:
         if "rows" in options.only:
             table = report.table("rows", _MANY_ROWS, "One evaluation of very many rows, 2 actors")
             table.add(_many_rows(two, options.rows, options.seed))
-        if "small" in options.only:
-            measure_small(open_places((1, 2), stack), options.repetitions, options.seed, report)
 
 
 def _cases(options: argparse.Namespace) -> Iterator[tuple[int, str, float]]:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 import random
 import signal
-import socket
-import socketserver
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from chaos_runs.harness import Logged, Report
 from chaos_runs.processes import actors, send
 from chaos_runs.scenario import (
-    JOB_SECONDS,
     SIZE,
     TIMEOUTS,
     Scenario,
@@ -33,18 +26,11 @@ from chaos_runs.scenario import (
 )
 from chaos_runs.training import SHOTS, Derivative, derive, train
 from qailab.backends import Budget
-from qailab.errors import (
-    BackendBuildError,
-    BudgetExceededError,
-    EvaluationError,
-    QailabError,
-    TransientBackendError,
-)
+from qailab.errors import BudgetExceededError
 from qailab.rehearsal import Fault, JobRecord, RehearsalServer
 
 _LONGEST_START = 60.0
 _BUDGET_STEPS = 4
-_LOOK = "GET /jobs/ID"
 
 
 def run_faults(report: Report, folder: Path, options: dict[str, Any]) -> None:
@@ -105,53 +91,6 @@ def _kill_actor(server: RehearsalServer, report: Report) -> None:
         report.figures["kills"] = 1
 
 
-_HOPELESS: dict[str, tuple[type[QailabError], Fault]] = {
-    "400 for every job": (EvaluationError, Fault("http", status=400, times=0)),
-    "401 for everything": (BackendBuildError, Fault("http", "*", status=401, times=0)),
-    "401 for later looks": (BackendBuildError, Fault("http", _LOOK, status=401, times=0, after=2)),
-    "503 for every job": (TransientBackendError, Fault("http", status=503, times=0)),
-    "503 for everything": (TransientBackendError, Fault("http", "*", status=503, times=0)),
-    "503 for looks": (TransientBackendError, Fault("http", _LOOK, status=503, times=0)),
-    "429 for every job": (TransientBackendError, Fault("http", status=429, times=0)),
-    "dropped connections": (TransientBackendError, Fault("drop", "*", times=0, after=8)),
-    "pending limit": (TransientBackendError, Fault("pending-limit", times=0)),
-    "hanging requests": (
-        TransientBackendError, Fault("hang", "POST /jobs", seconds=30, processed=False, times=0),
-    ),
-    "stuck jobs": (TransientBackendError, Fault("job-stuck", times=0)),
-    "failing jobs": (EvaluationError, Fault("job-failed", times=0)),
-    "cancelled jobs": (EvaluationError, Fault("job-cancelled", times=0)),
-    "jobs that are too long": (EvaluationError, Fault("job-too-long", times=0)),
-}  # fmt: skip
-"""The fault, and the error that it must come to."""
-
-
-def run_hopeless(report: Report, folder: Path, options: dict[str, Any]) -> None:
-    """Faults that do not pass: an error of the right class, in time, and nothing left behind."""
-    name = list(_HOPELESS)[report.seed % len(_HOPELESS)]
-    kind, fault = _HOPELESS[name]
-    scenario = replace(draw(report.seed), plan="premium", faults=(fault,), journal=True)
-    report.what = f"{name} ({scenario.mode})"
-    patience, failures = 2.0, 3
-    # The last request begins before patience ends; each job that is too long is cut in halves.
-    deadline = patience + failures * (JOB_SECONDS + 4 * TIMEOUTS.request_seconds) + 5.0
-    timeouts = replace(TIMEOUTS, retry_seconds=patience, job_failures=failures)
-    with scenario.server() as server:
-        began = time.monotonic()
-        with scenario.backends(folder, timeouts=timeouts) as backends:
-            try:
-                derive(backends, SIZE, report.seed)
-                report.problems.append("no error")
-            except kind as error:
-                report.note = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
-        if (took := time.monotonic() - began) > deadline:
-            report.problems.append(f"took {took:.1f} s, more than {deadline:.1f}")
-        # Which dropped jobs are at the server, nobody could know.
-        settled = name != "dropped connections"
-        journal = scenario.journal_in(folder) if fault.kind.startswith("job-") else None
-        examine(report, server, journal=journal, settled=settled, closed=False)
-
-
 def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
     """A job that arrives at the server when nobody waits for it any more.
 
@@ -162,16 +101,14 @@ def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
     chance = random.Random(f"late {report.seed}")
     patient, too_late = TIMEOUTS.request_seconds + TIMEOUTS.settle_seconds, bool(report.seed % 2)
     late = patient + chance.uniform(0.7, 1.2) if too_late else chance.uniform(0.4, 0.85) * patient
-    drawn = draw(report.seed)
     scenario = replace(
-        drawn, devices=("ibm_lagos",), mode="job", plan="premium", faults=(), rows_per_job=None,
+        draw(report.seed), devices=("ibm_lagos",), mode="job", plan="premium", rows_per_job=None,
+        faults=(Fault("late", seconds=late),),
         queue_seconds=1.5,  # what comes too late meets the job that was sent instead of it
     )  # fmt: skip
     report.what = f"a job arrives {late:.2f} s late, {'' if scenario.journal else 'no '}journal"
     warnings = Logged(logging.WARNING)
-    with scenario.server() as server, LateProxy(server.url, chance.randrange(2), late) as proxy:
-        for name, value in server.environment.items():
-            os.environ[name] = value.replace(server.url, proxy.url)
+    with scenario.server() as server:
         with scenario.backends(folder, timeout=20.0) as backends:
             derive(backends, SIZE, report.seed)
         settle(server)
@@ -181,56 +118,6 @@ def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
             report.note = said[0]
         else:
             examine(report, server, rows=SIZE.rows(), journal=scenario.journal_in(folder))
-
-
-class LateProxy(socketserver.ThreadingTCPServer):
-    """Stands before a server; holds one job back, and sends it on though nobody waits."""
-
-    daemon_threads = True
-
-    def __init__(self, url: str, late: int, seconds: float) -> None:
-        super().__init__(("127.0.0.1", 0), _Connection)
-        place = urlsplit(url)
-        self.place = (place.hostname, place.port)
-        self._late, self._seconds = late, seconds
-        self._posts = itertools.count()
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def hold_back(self, data: bytes) -> None:
-        """Wait, if these bytes begin the ``POST /jobs`` whose turn it is."""
-        method, path, *_ = *data.split(b" ", 2), b""
-        job = method == b"POST" and path.partition(b"?")[0].endswith(b"/jobs")
-        if job and next(self._posts) == self._late:
-            time.sleep(self._seconds)
-
-    def __exit__(self, *error: object) -> None:
-        self.shutdown()
-        super().__exit__(*error)
-
-
-class _Connection(socketserver.BaseRequestHandler):
-    server: LateProxy
-
-    def handle(self) -> None:
-        with socket.create_connection(self.server.place) as onward, suppress(OSError):
-            back = threading.Thread(target=self._answer, args=(onward,), daemon=True)
-            back.start()
-            while data := self.request.recv(1 << 16):
-                self.server.hold_back(data)
-                onward.sendall(data)
-            onward.shutdown(socket.SHUT_WR)
-            back.join()
-
-    def _answer(self, onward: socket.socket) -> None:
-        with suppress(OSError):  # nobody waits any more
-            while data := onward.recv(1 << 16):
-                self.request.sendall(data)
-            self.request.shutdown(socket.SHUT_WR)
 
 
 def run_budget(report: Report, folder: Path, options: dict[str, Any]) -> None:
@@ -260,7 +147,6 @@ def run_budget(report: Report, folder: Path, options: dict[str, Any]) -> None:
 
 TRIALS: dict[str, Callable[[Report, Path, dict[str, Any]], None]] = {
     "faults": run_faults,
-    "hopeless": run_hopeless,
     "late": run_late,
     "budget": run_budget,
 }

@@ -17,12 +17,11 @@ import torch
 from torch import nn
 
 from chaos_runs.harness import Report
-from qailab.backends import StatevectorBackend
+from qailab.backends import AerBackend
 from qailab.backends.answers import Evaluation
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import BackendError
 from qailab.gradients import CanonicalCircuit, RowBatch
-from qailab.gradients.rows import FloatArray
 from qailab.torch import QLayer
 from qailab.training import AsyncTrainer
 
@@ -33,7 +32,7 @@ _TIMEOUT = 2.0  # of a batch; a busy machine must not take quiet lanes for hangi
 _SLOWEST = 0.1  # seconds of a job on the slowest lane, on average
 
 
-class FaultyBackend(StatevectorBackend):
+class FaultyBackend(AerBackend):
     """Takes its time, and fails or hangs now and then, by a seed."""
 
     def __init__(self, seed: int) -> None:
@@ -54,9 +53,6 @@ class FaultyBackend(StatevectorBackend):
             raise BackendError("it fails now and then")
         return super().answers(circuit, batch, stop)
 
-    def run(self, circuit: CanonicalCircuit, batch: RowBatch) -> FloatArray:
-        return self.submit(circuit, batch).result()
-
 
 def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
     """Run a trial; ``options`` are not needed."""
@@ -69,15 +65,14 @@ def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
     figures = dict.fromkeys(FIGURES, 0.0)
     generator = torch.Generator().manual_seed(report.seed)
     batches = list(torch.rand(_BATCHES, 4, 2, generator=generator))
-    _trainer(report.seed, [StatevectorBackend()]).fit(
-        batches[:1], 1
-    )  # kernels take a while to load
+    first = _trainer(report.seed, [AerBackend()])
+    first.fit(batches[:1], 1)  # imports what takes longer than the timeout
     while True:
         places = [FaultyBackend(chance.getrandbits(32)) for _ in range(chance.randint(2, 6))]
         trainer = _trainer(report.seed, places, timeout=_TIMEOUT, **arguments)
         if figures["drivers"]:
             trainer.load(checkpoint)
-        trainer.add_lane(StatevectorBackend())  # or all might be lost
+        trainer.add_lane(AerBackend())  # or all might be lost
         figures["drivers"] += 1
         last = chance.randint(5, 3 * _BATCHES)
         for step in trainer.steps(batches, _EPOCHS, checkpoint=checkpoint):
@@ -98,7 +93,7 @@ def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
     if sorted(applied) != list(range(_BATCHES * _EPOCHS)):
         report.problems.append(f"batches were lost or counted twice: {applied}")
     replay = _trainer(
-        report.seed, [StatevectorBackend() for _ in range(chance.randint(1, 3))],
+        report.seed, [AerBackend() for _ in range(chance.randint(1, 3))],
         replay=trainer.log,
     )  # fmt: skip
     replay.fit(batches, _EPOCHS)
@@ -113,7 +108,7 @@ def _trainer(seed: int, places: list[Any], **options: Any) -> AsyncTrainer:
     """The same training for one seed, wherever it runs."""
     torch.manual_seed(seed)
     blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
-    layer = QLayer(build_circuit(2, blocks), backend=StatevectorBackend(), shots=32, seed=seed)
+    layer = QLayer(build_circuit(2, blocks), backend=AerBackend(), shots=32, seed=seed)
     model = nn.Sequential(nn.Linear(2, 2), layer, nn.Linear(4, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     return AsyncTrainer(model, optimizer, _loss_of, places, progress=False, seed=seed, **options)

@@ -83,7 +83,7 @@ class Scenario:
         Shots are a function of a job's content.
         """
         given: dict[str, Any] = {} if calm else {
-            "faults": FaultPlan(self.faults, seed=self.seed),
+            "faults": FaultPlan(self.faults),
             "plan": self.plan,
             "queue_seconds": self.queue_seconds,
             "limits": Limits(jobs_a_minute=10**6),
@@ -159,7 +159,6 @@ def examine(
     *,
     rows: int | None = None,
     journal: Path | None = None,
-    settled: bool = True,
     closed: bool = True,
 ) -> None:
     """Report what must not be at a server after an evaluation.
@@ -169,14 +168,12 @@ def examine(
         server: the server.
         rows: how many rows were asked for, if all were answered.
         journal: must agree with the server, if there is one.
-        settled: whether all jobs must have ended.
         closed: whether all sessions must be closed.
     """
     settle(server)
     jobs, doubles = server.jobs, server.duplicates()
     found = [f"jobs {one.id}, {two.id} have the same rows" for one, two in doubles]
-    if settled:
-        found += [f"job {job.id} was left {job.state.lower()}" for job in jobs if not job.is_final]
+    found += [f"job {job.id} was left {job.state.lower()}" for job in jobs if not job.is_final]
     used = {job.session for job in jobs}
     found += [
         f"{session.mode} {session.id} was left {session.state}"
@@ -197,7 +194,7 @@ def examine(
 
 def _differences(journal: Path, jobs: Iterable[JobRecord]) -> list[str]:
     """Where a journal and the server differ, in words."""
-    entries = read_report(journal, price_per_second=0.0).jobs
+    entries = read_report(journal).jobs
     by_job = {entry["job_id"]: entry for entry in entries if entry["job_id"]}
     found = [
         f"entry {entry['id']} was left {entry['state']}"

@@ -12,7 +12,7 @@ from qailab.backends import AerBackend, Backend, Budget, IBMBackend, Statevector
 from qailab.distributed import LauncherPool
 from qailab.distributed.connection import connect, disconnect
 from qailab.errors import InputError, QailabError
-from qailab.journal.report import PRICE_PER_SECOND, read_report
+from qailab.journal.report import read_report
 from training.options import Settings, cores
 from training.storage import RunFolder
 
@@ -79,7 +79,7 @@ def _open_sessions(folder: RunFolder) -> list[dict[str, Any]]:
     """The run's own sessions that nobody has closed yet, as its journal knows them."""
     if not folder.journal.exists():
         return []
-    sessions = read_report(folder.journal, price_per_second=PRICE_PER_SECOND).sessions
+    sessions = read_report(folder.journal).sessions
     return [one for one in sessions if one["state"] == "open" and not one["given"]]
 
 

@@ -54,12 +54,12 @@ def test_accounts_that_do_not_work(start_server, monkeypatch, tmp_path, capsys):
 
     server = start_server(token="another")
     said = look(QISKIT_IBM_TOKEN=f"{TOKEN}\n")
-    assert "WRONG IBM account the account cannot be used" in said
+    assert "IBM refuses the API key on" in said
     for name in server.environment:
         monkeypatch.delenv(name)
     assert "neither QISKIT_IBM_TOKEN nor" in look(NO_PROXY="127.0.0.1", **PROXIES)
     assert not list(tmp_path.iterdir())  # looking makes no file
-    assert "IBM cannot be reached" in look(QISKIT_IBM_TOKEN=TOKEN)
+    assert "IBM Quantum cannot be reached" in look(QISKIT_IBM_TOKEN=TOKEN)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -57,7 +57,7 @@ def train(path):
         (truncated, "damaged|malformed"),
     ],
 )
-@pytest.mark.parametrize("use", [train, lambda path: read_report(path, price_per_second=1.0)])
+@pytest.mark.parametrize("use", [train, read_report])
 def test_files_that_are_no_journal_are_left_as_they_are(tmp_path, make, message, use):
     path = tmp_path / "jobs.db"
     make(path)
@@ -147,16 +147,17 @@ def test_every_transaction_is_synced_and_readers_change_nothing(tmp_path):
     reader.close()
 
 
-def test_a_file_that_others_hold_too_long(tmp_path):
+def test_a_file_that_others_hold_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     path = tmp_path / "jobs.db"
-    with Journal(path, busy_seconds=0.05) as journal:
+    with Journal(path) as journal:
         (entry,) = reserve(journal, work())
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         for use in (
             lambda: reserve(journal, work()),
             lambda: journal.entry(entry.id),
-            lambda: Journal(path, busy_seconds=0.05),
+            lambda: Journal(path),
         ):
             with pytest.raises(JournalError, match=r"has held it for 0\.05 s.*fuser"):
                 use()

@@ -117,10 +117,11 @@ def test_rows_of_resamplings_are_those_that_run(resamplings):
 
 
 def test_jobs_executions_and_seconds():
-    usage = UsageEstimate(job_seconds=3.0, execution_seconds=0.001)
+    usage = UsageEstimate()
+    usage.learn(12.0, 9000)
     model = QLayer(circuit(2, reps=1))  # 4 weights: 8 rows a sample
     expected = told(model, 10, 100, 50, usage=usage)["param_shift"]
-    assert expected.step == Cost(1, 10 + 80, 9000, 3.0 + 9.0)
+    assert expected.step == Cost(1, 10 + 80, 9000, 12.0)
     assert expected.total == expected.step * 50
     assert expected.total == Cost(50, 4500, 450_000, 600.0)
     # 9 rows a sample: three samples a job.
@@ -129,12 +130,12 @@ def test_jobs_executions_and_seconds():
 
 
 def test_jobs_of_passes_that_are_not_joined():
-    usage = UsageEstimate(job_seconds=3.0, execution_seconds=0.001)
     model = QLayer(circuit(2, reps=1), prefetch=False)
-    expected = told(model, 10, 100, usage=usage)["param_shift"]
-    assert expected.step == Cost(2, 10 + 80, 9000, 3.0 * 2 + 9.0)
+    expected = told(model, 10, 100)["param_shift"]
+    seconds = UsageEstimate().seconds(9000, jobs=2)
+    assert (expected.step.jobs, expected.step.qpu_seconds) == (2, pytest.approx(seconds))
     model.prefetch, model.prefetch_bytes = None, 90 * 4 * 8 - 1
-    assert told(model, 10, 100, usage=usage)["param_shift"] == expected
+    assert told(model, 10, 100)["param_shift"] == expected
     # A sample's rows do not fit one job: 7 rows a job, 6 in backward, as pairs stay together.
     model.prefetch_bytes, few = 2**20, IBMLimits(executions_per_job=799)
     assert told(model, 10, 100, limits=few)["param_shift"].step.jobs == 2 + 14

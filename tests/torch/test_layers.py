@@ -292,3 +292,17 @@ def test_parts_of_a_batch_have_the_noise_of_the_whole(gradient, shots):
         pieces[-1].square().sum().backward()
     torch.testing.assert_close(torch.cat(pieces), outputs, rtol=0, atol=0)
     torch.testing.assert_close(part.weight.grad, whole.weight.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_spsa_trains():
+    torch.manual_seed(0)
+    layer = QLayer(circuit(), gradient="spsa", shots=500, seed=1)
+    inputs, losses = torch.rand(8, 2), []
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = -layer(inputs)[:, 0].sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-5:]) < losses[0] - 1

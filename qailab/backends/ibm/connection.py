@@ -169,7 +169,6 @@ def _guard(
         return BudgetGuard(budget, state or budget.local_state, f"budget/{budget.id}")
 
     def spent_beside(in_flight: Collection[str]) -> Cost:
-        totals = journal.totals(ended_beside=in_flight)
-        return Cost(totals.jobs, totals.rows, totals.executions, totals.qpu_seconds)
+        return Cost(*journal.totals(ended_beside=in_flight))
 
     return BudgetGuard(budget, journal, spent_beside=spent_beside)

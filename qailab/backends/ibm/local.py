@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +24,6 @@ class LocalDevice:
         self.max_shots = limit if isinstance(limit, int) else None
         self._options = options
         self._jobs: dict[str, Any] = {}
-        self._lock = threading.Lock()
 
     def submit(
         self, program: Program, angles: FloatArray, shots: int, *, tag: str, seed: int, mode: Any
@@ -39,8 +37,7 @@ class LocalDevice:
         except Exception as error:
             raise _refused(error) from error
         job_id = f"local-{uuid.uuid4().hex[:12]}"
-        with self._lock:
-            self._jobs[job_id] = job
+        self._jobs[job_id] = job
         return job_id
 
     def status(self, job_id: str) -> tuple[JobStatus, str]:
@@ -66,8 +63,7 @@ class LocalDevice:
         return []
 
     def forget(self, job_id: str) -> None:
-        with self._lock:
-            self._jobs.pop(job_id, None)
+        self._jobs.pop(job_id, None)
 
 
 def _refused(error: Exception) -> RequestError:

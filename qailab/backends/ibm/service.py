@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -36,8 +35,7 @@ class ServiceDevice:
         self._service = service
         self._options = options
         self._seconds = _CALL_SHARE * timeouts.request_seconds
-        self._jobs: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self._jobs: dict[str, Any] = {}  # threads share it: each use is one operation
         # The client makes another API client for the backend's instance, perhaps.
         bind_requests(service, timeouts.request_seconds)
 
@@ -57,7 +55,7 @@ class ServiceDevice:
         job, job_id = self._call("sending a job", send)
         if not isinstance(job_id, str) or not job_id:
             raise RequestError(Fault(FaultKind.LOST, f"the server gave a job the id {job_id!r}"))
-        self._keep(job_id, job)
+        self._jobs[job_id] = job
         return job_id
 
     def status(self, job_id: str) -> tuple[JobStatus, str]:
@@ -91,27 +89,20 @@ class ServiceDevice:
             found = []
             for job in jobs:
                 if tag in (job.tags or ()):
-                    self._keep(str(job.job_id()), job)
+                    self._jobs[str(job.job_id())] = job
                     found.append(Found(str(job.job_id()), _status_of(job)[0], job.session_id))
             return found
 
         return self._call(f"looking for jobs tagged {tag}", look)
 
     def forget(self, job_id: str) -> None:
-        with self._lock:
-            self._jobs.pop(job_id, None)
+        self._jobs.pop(job_id, None)
 
     def _job(self, job_id: str) -> Any:
-        with self._lock:
-            job = self._jobs.get(job_id)
+        job = self._jobs.get(job_id)
         if job is None:
-            job = self._service.job(job_id)
-            self._keep(job_id, job)
+            job = self._jobs[job_id] = self._service.job(job_id)
         return job
-
-    def _keep(self, job_id: str, job: Any) -> None:
-        with self._lock:
-            self._jobs[job_id] = job
 
     def _call(self, what: str, call: Callable[[], Result]) -> Result:
         return call_within(self._seconds, what, call)

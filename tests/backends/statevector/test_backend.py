@@ -317,8 +317,6 @@ def test_no_place_for_compiled_kernels(monkeypatch):
         raise RuntimeError("cannot cache function 'f': no locator available for file 'x'")
 
     module = "qailab.backends.statevector.sampling"
-    load = "qailab.backends.statevector.backend._load_kernels"  # which is cached
-    monkeypatch.setattr(load, backend._load_kernels.__wrapped__)
     monkeypatch.setattr("numba.njit", njit)
     monkeypatch.delattr(module, raising=False)
     monkeypatch.delitem(sys.modules, module, raising=False)

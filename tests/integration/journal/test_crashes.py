@@ -95,7 +95,7 @@ def test_a_transaction_is_whole_or_not_at_all(tmp_path, moment, state, first):
     left = os.path.exists(f"{path}-journal")
     assert left == (moment == "before")  # half of it is in the file, and has to be undone
     if first == "report":
-        report = read_report(path, price_per_second=1.0)
+        report = read_report(path)
         assert [job["state"] for job in report.jobs] == [state]
     with Journal(path) as journal:
         entry = journal.entry(1)

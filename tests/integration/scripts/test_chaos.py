@@ -38,7 +38,7 @@ def test_trainings_survive_the_faults_of_a_pool(tmp_path: Path) -> None:
 def test_nothing_is_lost_or_paid_twice_on_hardware(tmp_path: Path) -> None:
     status, output, reports = chaos("hardware --seeds 1 --steps 2 --first 2", tmp_path)
     assert status == 0, output
-    kinds = ["budget", "faults", "hopeless", "kills", "late"]
+    kinds = ["budget", "faults", "kills", "late"]
     assert [report["kind"] for report in reports] == kinds
     assert [report["problems"] for report in reports] == [[]] * len(kinds)
 
