@@ -71,7 +71,7 @@ def encode_answers(answers: FloatArray, shots: int | None = None) -> bytes:
     if shots is not None and shots < _SMALL and answers.size % 2 == 0:
         with np.errstate(invalid="ignore", over="ignore"):  # bits, say, that are no numbers
             counts = np.rint(answers * shots).astype(np.uint16)
-        if np.array_equal(counts / shots, answers):
+        if np.array_equal(counts / shots, answers) and not np.signbit(answers).any():  # bits: -0.0
             return counts.tobytes() + shots.to_bytes(2, "little")
     return np.ascontiguousarray(answers, dtype=np.float64).tobytes()
 

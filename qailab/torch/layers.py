@@ -266,7 +266,7 @@ class CircuitLayer(nn.Module):
         backends = getattr(self.backend, "backends", (self.backend,))  # those of a pool
         traits = [getattr(each, "traits", BackendTraits()) for each in backends]
         if prefetch is None:
-            prefetch = all(each.packs_jobs for each in traits)
+            prefetch = self.training and all(each.packs_jobs for each in traits)
         apart = algorithm.method == "adjoint" or any(each.calibration_rows for each in traits)
         if not prefetch or apart or not torch.is_grad_enabled():
             return None
@@ -314,7 +314,8 @@ class QLayer(CircuitLayer):
         prefetch: whether a forward pass whose gradient will be needed runs the rows of the backward
             pass as well: one job for each step and device instead of two, and the same numbers
             (errors of gradients are estimated from the shots, also on simulators). By default
-            where rows are jobs in a queue (`IBMBackend`). Passes stay apart where readout is
+            in training mode, where rows are jobs in a queue (`IBMBackend`): who evaluates and
+            forgets ``no_grad`` does not pay for gradients. Passes stay apart where readout is
             mitigated or the method is ``"adjoint"``.
         prefetch_bytes: of what the rows measure that is kept for a backward pass; where it is more,
             that runs its rows itself, with a warning.

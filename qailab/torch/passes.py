@@ -65,6 +65,7 @@ class OutputHandle:
         self._finish = finish
         self._grad = torch.is_grad_enabled()
         self._outputs: Tensor | None = None
+        self._gave_back = False
         self._started = self._pass.start()
 
     def result(self, timeout: float | None = None) -> Tensor:
@@ -81,7 +82,8 @@ class OutputHandle:
         try:
             self._started.result(timeout)
         except BaseException:
-            if self._started.done():
+            if self._started.done() and not self._gave_back:
+                self._gave_back = True  # later it would be another pass's number
                 self._pass.give_back()
             raise
         if self._outputs is None:

@@ -120,3 +120,7 @@ class ReturnStep(ReverseOnly):
         with _LOCK:
             if int(counter) == step + 1 and not _TRACKER.is_bw:
                 counter -= 1
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[None, None]:
+        return ReturnStep.apply(*args), None

@@ -64,14 +64,24 @@ class Batches:
         """Forget a batch."""
         self._held.pop(number, None)
 
+    def _generators(self) -> Iterator[torch.Generator]:
+        """Generators that the loader and its samplers draw from in place of torch's own."""
+        sampler = getattr(self._loader, "batch_sampler", None)
+        for owner in (
+            self._loader, getattr(self._loader, "sampler", None),
+            sampler, getattr(sampler, "sampler", None),
+        ):  # fmt: skip
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator):
+                yield generator
+
     def _draw(self, number: int) -> Any:
         epoch, place = divmod(number, self.per_epoch)
         with torch.random.fork_rng(devices=[]):
             mixed = hashlib.blake2b(f"{self._seed} {number}".encode(), digest_size=8).digest()
             torch.manual_seed(int.from_bytes(mixed) >> 1)
             if place == 0:
-                generator = getattr(self._loader, "generator", None)
-                if isinstance(generator, torch.Generator):
+                for generator in self._generators():
                     generator.manual_seed(torch.initial_seed())
                 self._iterator = iter(self._loader)
             try:

@@ -30,6 +30,9 @@ from qailab.torch.layers import CircuitLayer
 from qailab.training.schedule import Task
 
 LossFunction = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Mapping[str, float]]]
+Passes = tuple[int, int]  # of a quantum layer: in training, and in evaluation or without grad
+ATTEMPT_STEPS = 1 << 40
+"""Steps between the attempts at a batch: each has shot noise of its own."""
 _PLACE_LETTERS = 40  # of a place in a table
 _COUNTERS = ("seed", "step", "evaluation_step")  # of quantum layers: no lane shares them
 
@@ -41,7 +44,7 @@ class Work:
     task: Task
     state: Sequence[Tensor]  # values of `shared_tensors`
     data: Any  # the batch
-    steps: Mapping[str, int]  # of each quantum layer's first pass, by its name
+    steps: Mapping[str, Passes]  # of each quantum layer's first passes, by its name
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +139,7 @@ def loss_of_batch(loss_fn: LossFunction | nn.Module) -> LossFunction:
     return loss_of_pair
 
 
-def passes_of(model: nn.Module, loss_fn: LossFunction, data: Any) -> dict[str, int]:
+def passes_of(model: nn.Module, loss_fn: LossFunction, data: Any) -> dict[str, Passes]:
     """How often each quantum layer runs for a batch; no circuit is run.
 
     What is wrong with the data or the loss shows here as well, before anything is paid.
@@ -148,11 +151,30 @@ def passes_of(model: nn.Module, loss_fn: LossFunction, data: Any) -> dict[str, i
     """
     layers = quantum_layers(model)
     for layer in layers.values():
-        layer.backend = _DryPlace()
+        layer.backend, layer.prefetch = _DryPlace(), False
+        layer.step.zero_()
         layer.evaluation_step.zero_()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         loss_fn(model, data)
-    return {name: int(layer.evaluation_step) for name, layer in layers.items()}
+    return {name: (int(each.step), int(each.evaluation_step)) for name, each in layers.items()}
+
+
+def first_steps_of(
+    task: Task, passes: Mapping[str, Passes], begins: Mapping[str, int]
+) -> dict[str, Passes]:
+    """The numbers of each quantum layer's first passes for a task, in training and in evaluation.
+
+    Args:
+        task: the task.
+        passes: `passes_of` a batch.
+        begins: the step of each layer at the training's begin. Evaluations are counted from 0, as
+            the same run may have evaluated its model before, or not.
+    """
+    again = ATTEMPT_STEPS * task.attempt
+    return {
+        name: (begins[name] + each * task.batch + again, more * task.batch + again)
+        for name, (each, more) in passes.items()
+    }
 
 
 class WatchedPlace:
@@ -297,9 +319,13 @@ class Lane:
         """Cancel what runs."""
         self._watched.cancel()
 
-    def close(self, seconds: float) -> None:
-        """End the thread, if it ends in time."""
+    def stop(self) -> None:
+        """Cancel what runs, and let the thread end."""
+        self.cancel()
         self._inbox.put(None)
+
+    def close(self, seconds: float) -> None:
+        """Wait for the thread's end after `stop`."""
         state: State = "idle" if self.state in ("idle", "busy", "hangs") else self.state
         if self._thread is not None:
             self._thread.join(seconds)
@@ -328,8 +354,9 @@ class Lane:
         with torch.no_grad():
             for tensor, value in zip((*self._parameters, *self._buffers), work.state, strict=True):
                 tensor.copy_(value)
-            for name, step in work.steps.items():
-                self._layers[name].step.fill_(step)
+            for name, steps in work.steps.items():
+                self._layers[name].step.fill_(steps[0])
+                self._layers[name].evaluation_step.fill_(steps[1])
         model.zero_grad(set_to_none=True)
         given = self.loss_fn(model, work.data)
         loss, metrics = given if isinstance(given, tuple) else (given, {})

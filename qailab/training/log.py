@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -101,6 +102,15 @@ def about_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
     ]
     rule = (type(optimizer).__name__, rules)
     return {"model": digest((state, circuits)), "optimizer": digest(rule)}
+
+
+def plain(values: Any) -> Any:
+    """The same with Python's numbers for numpy's, which a checkpoint could not be read with."""
+    if type(values) is dict:
+        return {key: plain(value) for key, value in values.items()}
+    if type(values) in (list, tuple):
+        return type(values)(map(plain, values))
+    return values.item() if isinstance(values, np.generic) else values
 
 
 def digest(values: Any) -> str:

@@ -226,7 +226,7 @@ class ReplaySchedule(Schedule):
         self._arrived: set[Task] = set()
         version, batches = 0, set()
         for place, entry in enumerate(entries):
-            if entry.version > version or (entry.applied and entry.batch in batches):
+            if not 0 <= entry.version <= version or (entry.applied and entry.batch in batches):
                 raise InputError(f"entry {place} of the log contradicts those before it: {entry}")
             if entry.applied:
                 task = Task(entry.batch, entry.attempt, entry.version)

@@ -37,23 +37,23 @@ from qailab.training.lanes import (
     Arrival,
     Lane,
     LossFunction,
+    Passes,
     Result,
     Work,
     copy_of,
+    first_steps_of,
     loss_of_batch,
     passes_of,
     quantum_layers,
     shared_tensors,
     table_of,
 )
-from qailab.training.log import Entry, RunLog, about_of, digest
+from qailab.training.log import Entry, RunLog, about_of, digest, plain
 from qailab.training.schedule import LiveSchedule, ReplaySchedule, Staleness, Task
 from qailab.training.weighting import LaneWeights, Weighting
 
 logger = logging.getLogger("qailab.training")
 
-ATTEMPT_STEPS = 1 << 40
-"""Steps between the attempts at a batch: each has shot noise of its own."""
 MAX_FAILURES = 3  # of a lane, one after the other; backends retry what passes by themselves
 _PLACE_ERRORS = (BackendError, PoolError, JournalError, CancelledError, OSError)  # not the model's
 _POLL_SECONDS = 0.5  # how often deadlines are looked at
@@ -175,7 +175,7 @@ class AsyncTrainer:
         self._parameters, self._buffers = shared_tensors(model)
         self._about = about_of(model, optimizer)
         self._first_steps = {name: int(layer.step) for name, layer in layers.items()}
-        self._passes: dict[str, int] | None = None  # of a batch, for each layer; not known yet
+        self._passes: dict[str, Passes] | None = None  # of a batch, for each layer; not known yet
         self._snapshots: dict[int, Sequence[Tensor]] = {}
         self._results: dict[Task, Result] = {}
         self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
@@ -325,7 +325,7 @@ class AsyncTrainer:
         """Stop the lanes; what they had is taken once more, as it was, if the training goes on."""
         deadline = time.monotonic() + _CLOSE_SECONDS
         for lane in self._lanes:
-            lane.cancel()
+            lane.stop()
         for lane in self._lanes:
             lane.close(max(0.0, deadline - time.monotonic()))
         self._arrivals = queue.SimpleQueue()
@@ -348,10 +348,7 @@ class AsyncTrainer:
             if task is None:
                 return
             assert self._passes is not None
-            steps = {
-                name: first + self._passes[name] * task.batch + ATTEMPT_STEPS * task.attempt
-                for name, first in self._first_steps.items()
-            }
+            steps = first_steps_of(task, self._passes, self._first_steps)
             data = batches.get(task.batch)
             lane.start(Work(task, self._snapshots[task.version], data, steps))
 
@@ -389,7 +386,6 @@ class AsyncTrainer:
     def _receive(self, arrival: Arrival) -> None:
         lane, task, outcome = arrival.lane, arrival.task, arrival.outcome
         if lane.state == "lost":  # and comes back
-            self._schedule.lose(task)
             lane.done("idle")
             return
         seconds = lane.seconds()
@@ -439,7 +435,9 @@ class AsyncTrainer:
                 buffer.copy_(value)
             assert self._passes is not None
             for name, layer in quantum_layers(self.model).items():
-                layer.step.fill_(self._first_steps[name] + self._passes[name] * schedule.version)
+                each, more = self._passes[name]
+                layer.step.fill_(self._first_steps[name] + each * schedule.version)
+                layer.evaluation_step += more
         ended = schedule.finished // batches.per_epoch - self._epochs_done
         self._epochs_done += ended
         return Step(
@@ -490,7 +488,8 @@ class AsyncTrainer:
             + (f": {type(lane.last_error).__name__}: {lane.last_error}" if lane.last_error else "")
             for lane in self._lanes
         ]
-        kept = "no checkpoint was asked for" if checkpoint is None else f"{checkpoint} is kept"
+        written = checkpoint is not None and os.path.exists(checkpoint)
+        kept = f"{checkpoint} is kept" if written else "there is no checkpoint"
         return PoolExhaustedError(
             f"no lane is left after {self._schedule.version} steps; {kept}. Go on with other lanes "
             f"from it, or call add_lane and fit again. {'; '.join(reasons)}"
@@ -512,8 +511,8 @@ class AsyncTrainer:
             "schedule": schedule.state(),
             "snapshots": older,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "optimizer": plain(self.optimizer.state_dict()),
+            "scheduler": None if self.scheduler is None else plain(self.scheduler.state_dict()),
             "first_steps": self._first_steps,
             "passes": self._passes,
             "weights": self._weights.state(),

@@ -19,6 +19,7 @@ from qiskit.providers import BackendV2
 from qailab.arguments import check_choice
 from qailab.errors import InputError
 from qailab.launchers import RowEvaluator
+from qailab.training.log import plain
 
 Weighting = Literal["uniform", "quality", "standard_error"] | Mapping[int, float]
 
@@ -94,7 +95,7 @@ class LaneWeights:
     def __init__(self, weighting: Weighting, circuits: Sequence[QuantumCircuit]) -> None:
         self._given: Mapping[int, float] = {}
         if isinstance(weighting, Mapping):
-            self._given, weighting = dict(weighting), "uniform"
+            self._given, weighting = plain(dict(weighting)), "uniform"
             for lane, weight in self._given.items():
                 if not 0 < weight < math.inf:
                     raise InputError(f"the weight of lane {lane} must be positive, got {weight!r}")

@@ -144,6 +144,11 @@ def test_a_handle_can_be_cancelled_and_its_number_is_given_back():
     with pytest.raises(CancelledError):
         handle.result(timeout=60)
     assert int(ours.step) == 0
+    another = ours.submit(torch.rand(1, 2))
+    with pytest.raises(CancelledError):
+        handle.result()
+    assert int(ours.step) == 1  # not given back twice: it is the other pass's
+    another.cancel()
     with pytest.raises(InputError, match="2 input parameters"):
         ours.submit(torch.rand(1, 5))
 

@@ -89,10 +89,11 @@ def test_a_step_is_one_job_where_a_gradient_is_needed():
     assert jobs[1:] == [4 * (1 + 2 * 9)]
     with torch.no_grad():
         layer(inputs)
-    assert jobs[2:] == [4]
-    layer.prefetch = False
+    layer.eval()(inputs)  # and no_grad forgotten
+    assert jobs[2:] == [4, 4]
+    layer.train().prefetch = False
     layer(inputs).sum().backward()
-    assert jobs[3:] == [4, 4 * 2 * 9]
+    assert jobs[4:] == [4, 4 * 2 * 9]
 
 
 def test_backward_twice_and_of_more_than_expected():

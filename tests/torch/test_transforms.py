@@ -119,6 +119,8 @@ def test_a_pass_that_fails_inside_a_transform_is_not_counted(monkeypatch):
         patch.setattr(AerBackend, "probabilities", broken)
         with pytest.raises(EvaluationError):
             grad(loss)(made.weight, points())
+        with pytest.raises(EvaluationError):
+            vmap(made)(points())
     assert int(made.step) == 0
     grad(loss)(made.weight, points())
     assert int(made.step) == 1

@@ -87,6 +87,7 @@ def test_a_batch_that_a_hanging_lane_holds_goes_to_others_when_its_gradient_woul
     "entries",
     [
         [Entry(0, 0, 0, 1, True, 1.0)],  # weights that there were not yet
+        [Entry(0, 0, 0, -1, True, 1.0)],
         [Entry(0, 0, 0, 0, True, 1.0), Entry(0, 0, 1, 0, True, 1.0)],  # one batch twice
     ],
 )

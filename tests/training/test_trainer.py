@@ -3,9 +3,11 @@
 import itertools
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 from qailab.backends import StatevectorBackend
@@ -101,6 +103,41 @@ def test_a_layer_that_runs_twice_a_batch_has_the_ordinary_loops_noise(batches):
     assert int(trainer.model[1].layer.step) == 2 * len(batches)
 
 
+def adversarial(model, batch):
+    """A loss with a gradient of its own, and a pass without one."""
+    features, labels = batch
+    moved = features.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(loss_fn(model, (moved, labels)), moved)
+    with torch.no_grad():
+        target = model(features)
+    outputs = model(features + 0.1 * slope.sign())
+    return cross_entropy(outputs, labels) + (outputs - target).square().mean()
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
+def test_passes_without_grad_and_in_eval_mode_have_their_batchs_noise(mode, batches):
+    def trainer(lanes, **options):
+        model = make_model().train(mode)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        places = [StatevectorBackend() for _ in range(lanes)]
+        return AsyncTrainer(model, optimizer, adversarial, places, **options)
+
+    ran, ordinary = trainer(3), make_model().train(mode)
+    ran.fit(batches, 2)
+    again = trainer(2, replay=ran.log)
+    again.fit(batches, 2)
+    assert_same(again, ran)
+    optimizer = torch.optim.SGD(ordinary.parameters(), lr=0.1)
+    for batch in batches * 2:
+        optimizer.zero_grad()
+        adversarial(ordinary, batch).backward()
+        optimizer.step()
+    alone = trainer(1, max_staleness=0)
+    alone.fit(batches, 2)
+    for name, value in ordinary.state_dict().items():
+        assert torch.equal(value, alone.model.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("options", [{}, {"max_staleness": 1}, {"staleness": "scale"}], ids=str)
 def test_a_replay_of_the_log_is_the_same_run_bit_for_bit(options, tmp_path):
     data = torch.utils.data.TensorDataset(*map(torch.cat, zip(*make_batches(8), strict=True)))
@@ -120,19 +157,28 @@ def test_a_replay_of_the_log_is_the_same_run_bit_for_bit(options, tmp_path):
 
 
 @pytest.mark.parametrize("steps", [1, 7])
-def test_a_resumed_run_and_its_log_are_one_run(steps, batches, tmp_path):
+def test_a_resumed_run_and_its_log_are_one_run(steps, tmp_path):
+    def make(model=None, lanes=3, **options):  # with numbers of numpy's, as of a sweep
+        options = {"lr": np.float64(0.05), "weighting": {0: np.float32(0.5)}} | options
+        return make_trainer(model, lanes, **options)
+
+    data = torch.utils.data.TensorDataset(*map(torch.cat, zip(*make_batches(6), strict=True)))
+    sampler = torch.utils.data.RandomSampler(data, generator=torch.Generator())
+    batches = torch.utils.data.DataLoader(data, 4, sampler=sampler)
     path = tmp_path / "checkpoint.pt"
-    stopped = make_trainer()
+    stopped = make()
     for step in stopped.steps(batches, EPOCHS, checkpoint=path):
         stopped.optimizer.step()
         for _ in range(step.epochs_ended):
             stopped.scheduler.step()
         if step.number == steps + 1:  # the checkpoint is that of the step before
             break
-    resumed = make_trainer(make_model(seed=5), lanes=2)
+    resumed = make(make_model(seed=5), lanes=2)
     resumed.load(path)
     resumed.fit(batches, EPOCHS)
-    whole = make_trainer(replay=resumed.log)
+    resumed.log.write(tmp_path / "log.jsonl")
+    sampler.generator.manual_seed(1)  # whatever was drawn from it
+    whole = make(replay=tmp_path / "log.jsonl")
     whole.fit(batches, EPOCHS)
     applied = [entry.batch for entry in resumed.log.entries if entry.applied]
     assert sorted(applied) == list(range(EPOCHS * len(batches)))
@@ -162,6 +208,35 @@ def test_lanes_fail_hang_leave_and_join_and_no_batch_is_lost(batches):
     assert len(trainer.table().splitlines()) == 6
 
 
+def test_what_an_earlier_loop_left_behind_may_arrive_in_the_next(batches, monkeypatch):
+    monkeypatch.setattr("qailab.training.trainer._CLOSE_SECONDS", 1.0)
+    gate, stuck = threading.Event(), []
+
+    def waits(model, batch):  # and hears of no cancel
+        lane = threading.current_thread()
+        if lane.name == "qailab-lane-0" and not stuck:
+            stuck.append(lane)
+            gate.wait(60)
+        elif gate_opens and lane.name == "qailab-lane-1":  # with the same batch
+            gate.set()
+            stuck[0].join(60)
+        return loss_fn(model, batch)
+
+    gate_opens, model = False, make_model()
+    optimizer = torch.optim.SGD(model.parameters())
+    places = [StatevectorBackend() for _ in range(3)]
+    trainer = AsyncTrainer(model, optimizer, waits, places, max_staleness=99)
+    for step in trainer.steps(batches, 1):
+        if step.number == 2:
+            break
+    assert [row["state"] for row in trainer.stats()] == ["lost", "idle", "idle"]
+    gate_opens = True
+    trainer.fit(batches, 1)
+    applied = [entry.batch for entry in trainer.log.entries if entry.applied]
+    assert sorted(applied) == list(range(len(batches)))
+    assert trainer.stats()[0]["state"] == "idle"
+
+
 def test_all_lanes_lost_is_an_error_that_keeps_the_checkpoint_and_can_be_gone_on_from(
     batches, tmp_path
 ):
@@ -170,6 +245,8 @@ def test_all_lanes_lost_is_an_error_that_keeps_the_checkpoint_and_can_be_gone_on
     trainer = make_trainer(places=[place])
     with pytest.raises(PoolExhaustedError, match=r"after 4 steps; .*c\.pt is kept.*it is broken"):
         trainer.fit(batches, EPOCHS, checkpoint=tmp_path / "c.pt")
+    with pytest.raises(PoolExhaustedError, match="after 4 steps; there is no checkpoint"):
+        trainer.fit(batches, EPOCHS, checkpoint=tmp_path / "none.pt")
     trainer.add_lane(StatevectorBackend())
     trainer.fit(batches, EPOCHS)
     whole = make_trainer(lanes=1)
@@ -185,7 +262,7 @@ def test_an_error_of_the_model_ends_the_run_at_once(batches):
 
     def wrong(copy, batch):
         loss = loss_fn(copy, batch)
-        if torch.is_grad_enabled():
+        if threading.current_thread() is not threading.main_thread():
             raise ZeroDivisionError("mine")
         return loss
 
