@@ -10,6 +10,7 @@ from qailab.launchers.launcher import (
 )
 from qailab.launchers.prefetch import Prefetch
 from qailab.launchers.problem import CircuitProblem
+from qailab.launchers.watched import WatchedPlace
 
 __all__ = [
     "Algorithm",
@@ -22,4 +23,5 @@ __all__ = [
     "QuantumLauncher",
     "RowEvaluator",
     "StepContext",
+    "WatchedPlace",
 ]

@@ -313,7 +313,8 @@ class QLayer(CircuitLayer):
         weight_params: the weights' parameters, in order; see `CircuitProblem`.
         prefetch: whether a forward pass whose gradient will be needed runs the rows of the backward
             pass as well: one job for each step and device instead of two, and the same numbers
-            (errors of gradients are estimated from the shots, also on simulators). By default
+            (on simulators bit for bit; errors of gradients are estimated from the shots). What was
+            measured is kept as long as the graph, the loss included. By default
             in training mode, where rows are jobs in a queue (`IBMBackend`): who evaluates and
             forgets ``no_grad`` does not pay for gradients. Passes stay apart where readout is
             mitigated or the method is ``"adjoint"``.

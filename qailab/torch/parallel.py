@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from qailab.arguments import checked_integer
 from qailab.errors import InputError, InputTypeError
 from qailab.gradients.rows import FloatArray
-from qailab.launchers import LaunchHandle, QuantumLauncher
+from qailab.launchers import LaunchHandle, QuantumLauncher, WatchedPlace
 from qailab.torch.autograd import (
     OnceDifferentiable,
     ReverseOnly,
@@ -180,15 +181,25 @@ def evaluate(
     counters = [each.evaluation_step for each in model.modules() if isinstance(each, CircuitLayer)]
     before, passes = [int(counter) for counter in counters], [0] * len(counters)
     running: deque[Future[tuple[Tensor, list[int]]]] = deque()
+    backends = [each.backend for each in model.modules() if isinstance(each, CircuitLayer)]
+    places = {id(backend): WatchedPlace(backend) for backend in backends}
 
     def run(batch: Any, number: int) -> tuple[Tensor, list[int]]:
         """The outputs of a batch, and what counters are after it."""
-        own, steps = _shadow(model)
-        for step, begin, each in zip(steps, before, passes, strict=True):
-            step.fill_(begin + number * each)
+        own, steps = _shadow(model, places)
+        first = [begin + number * each for begin, each in zip(before, passes, strict=True)]
+        for step, value in zip(steps, first, strict=True):
+            step.fill_(value)
         with torch.no_grad():
             outputs = own(batch) if isinstance(batch, Tensor) else own(*batch)
-        return outputs, [int(step) for step in steps]
+        after = [int(step) for step in steps]
+        if number and [step - value for step, value in zip(after, first, strict=True)] != passes:
+            warnings.warn(
+                f"batch {number} passes a quantum layer another number of times than the first "
+                f"one, so the noise is not that of one batch after the other",
+                stacklevel=2,
+            )
+        return outputs, after
 
     def next_outputs() -> Tensor:
         outputs, after = running.popleft().result()
@@ -196,7 +207,8 @@ def evaluate(
             counter.fill_(step)
         return outputs
 
-    with ThreadPoolExecutor(ahead, "qailab-evaluate") as threads:
+    threads = ThreadPoolExecutor(ahead, "qailab-evaluate")
+    try:
         for number, batch in enumerate(batches):
             running.append(threads.submit(run, batch, number))
             if number == 0:  # it tells how often a batch passes each layer
@@ -206,15 +218,24 @@ def evaluate(
                 yield next_outputs()
         while running:
             yield next_outputs()
+    finally:  # nobody waits for what still runs after an error, or Ctrl-C
+        for place in places.values():
+            place.cancel()
+        threads.shutdown(cancel_futures=True)
 
 
-def _shadow(model: nn.Module) -> tuple[nn.Module, list[Tensor]]:
-    """The model in evaluation mode, with counters of its own, which are returned."""
+def _shadow(model: nn.Module, places: Mapping[int, WatchedPlace]) -> tuple[nn.Module, list[Tensor]]:
+    """The model in evaluation mode, with counters of its own, which are returned.
+
+    Args:
+        model: the model.
+        places: what its circuits run on instead of their backends, by these ones' ``id``.
+    """
     layers = [each for each in model.modules() if isinstance(each, CircuitLayer)]
     tensors = [*model.parameters(), *model.buffers()]
     for layer in layers:
         tensors = [each for each in tensors if each is not layer.evaluation_step]
-    shared = [*tensors, *(layer.problem for layer in layers), *(layer.backend for layer in layers)]
-    own = copy.deepcopy(model, {id(each): each for each in shared}).eval()
+    shared = {id(each): each for each in (*tensors, *(layer.problem for layer in layers))}
+    own = copy.deepcopy(model, {**shared, **places}).eval()
     steps = [each.evaluation_step for each in own.modules() if isinstance(each, CircuitLayer)]
     return own, steps

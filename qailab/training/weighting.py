@@ -97,8 +97,12 @@ class LaneWeights:
         if isinstance(weighting, Mapping):
             self._given, weighting = plain(dict(weighting)), "uniform"
             for lane, weight in self._given.items():
-                if not 0 < weight < math.inf:
-                    raise InputError(f"the weight of lane {lane} must be positive, got {weight!r}")
+                number = isinstance(lane, int) and isinstance(weight, int | float)
+                if not number or not 0 < weight < math.inf:
+                    raise InputError(
+                        f"weighting must give positive numbers by lanes' numbers: the weight of "
+                        f"lane {lane!r} must be positive, got {weight!r}"
+                    )
         check_choice("weighting", weighting, ("uniform", "quality", "standard_error"))
         self._kind, self._circuits = weighting, circuits
         self._merits: dict[int, float] = {}  # the larger, the better

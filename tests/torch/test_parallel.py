@@ -183,19 +183,49 @@ def test_evaluation_is_that_of_one_batch_after_the_other(ahead):
 def test_batches_of_an_evaluation_meet():
     barrier = threading.Barrier(2)
 
-    class Concurrent(Meeting):
-        def __init__(self):
-            super().__init__(barrier)
-            self.first = True
+    class Concurrent(AerBackend):
+        first = True
 
-        def run(self, circuit, batch):
+        def submit(self, circuit, batch):
             if not self.first:
                 barrier.wait(60)
             self.first = False
-            return AerBackend().run(circuit, batch)
+            return super().submit(circuit, batch)
 
     model = layer(backend=Concurrent())
     assert len(list(evaluate(model, [torch.rand(1, 2)] * 5, ahead=2))) == 5
+
+
+def test_an_evaluation_that_is_given_up_cancels_what_runs():
+    stopped = threading.Event()
+
+    class Long(AerBackend):
+        def probabilities(self, circuit, batch, stop):
+            if batch.num_rows > 1:
+                assert stop.wait(60)
+                stopped.set()
+            return super().probabilities(circuit, batch, stop)
+
+    outputs = evaluate(
+        layer(backend=Long()), [torch.rand(rows, 2) for rows in (1, 1, 2, 2)], ahead=2
+    )
+    next(outputs)
+    next(outputs)
+    outputs.close()  # as Ctrl-C in its loop does
+    assert stopped.is_set()
+
+
+def test_batches_that_pass_a_layer_another_number_of_times_are_warned_of():
+    class Sequences(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer()
+
+        def forward(self, steps):
+            return sum(self.layer(step) for step in steps)
+
+    with pytest.warns(UserWarning, match="batch 1 passes a quantum layer another number of times"):
+        list(evaluate(Sequences(), [torch.rand(steps, 1, 2) for steps in (1, 2)]))
 
 
 def test_a_batch_that_fails_raises_in_its_turn():
