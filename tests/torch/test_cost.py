@@ -188,7 +188,7 @@ def test_nothing_is_run():
     before = threading.active_count()
     estimate_cost(middle_layer(backend=backend, shots=100), 32, steps=10**6, show=False)
     assert backend.forward_rows == backend.backward_rows == 0
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # those of other tests may end meanwhile
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"batch": 1.5}, {"steps": 0}, {"shots": 0}])

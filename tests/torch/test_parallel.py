@@ -197,11 +197,12 @@ def test_batches_of_an_evaluation_meet():
 
 
 def test_an_evaluation_that_is_given_up_cancels_what_runs():
-    stopped = threading.Event()
+    started, stopped = threading.Event(), threading.Event()
 
     class Long(AerBackend):
         def probabilities(self, circuit, batch, stop):
             if batch.num_rows > 1:
+                started.set()
                 assert stop.wait(60)
                 stopped.set()
             return super().probabilities(circuit, batch, stop)
@@ -211,8 +212,9 @@ def test_an_evaluation_that_is_given_up_cancels_what_runs():
     )
     next(outputs)
     next(outputs)
+    assert started.wait(60)
     outputs.close()  # as Ctrl-C in its loop does
-    assert stopped.is_set()
+    assert stopped.wait(60)
 
 
 def test_batches_that_pass_a_layer_another_number_of_times_are_warned_of():
