@@ -251,7 +251,7 @@ def test_two_programs_with_one_journal_and_one_budget(rehearse, tmp_path):
         process.join(DEADLINE)
     assert [process.exitcode for process in both] == [3, 3]
     assert len(server.jobs) == 4  # one for the rows of both, three others
-    assert server.duplicates() == []
+    assert server.report().as_dict()["duplicates"] == []
     with Journal(path) as journal:
         assert journal.totals().jobs == 4
 
