@@ -124,7 +124,8 @@ def test_ctrl_c_detaches_and_rays_own_commands_go_on(cluster, project):
     assert "detached; job long goes on" in errors
     ray = Path(sys.executable).with_name("ray")
     follow, stop = (shlex.split(line)[1:] for line in re.findall("(ray job .*)", errors))
-    following = start(cluster, project, *follow, command=[ray])
+    unbuffered = ["env", "PYTHONUNBUFFERED=1", ray]  # else it writes into a pipe at its end
+    following = start(cluster, project, *follow, command=unbuffered)
     read_until(following, "working\n")
     assert finish(start(cluster, project, *stop, command=[ray]))[0] == 0
     finish(following)
