@@ -34,6 +34,7 @@ from qailab.torch.steps import RecentPasses, TakeStep
 GradientMethod = Literal["auto"] | Method
 
 _PREFETCH_BYTES = 256 << 20
+_TRAITS = BackendTraits()  # of a place that does not say
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -257,19 +258,20 @@ class CircuitLayer(nn.Module):
 
     def _prefetched(self, inputs: Tensor, context: StepContext) -> Prefetch | None:
         """What the pass does for its backward pass, if there will be one."""
+        algorithm, prefetch = self._backward_launcher.algorithm, self.prefetch
+        assert isinstance(algorithm, BackwardPass)
+        if prefetch is False or algorithm.method == "adjoint" or not torch.is_grad_enabled():
+            return None
         if context.repeated and not context.evaluation:  # the first time it had one, which waits
+            return None
+        backends = getattr(self.backend, "backends", (self.backend,))  # those of a pool
+        traits = [getattr(each, "traits", _TRAITS) for each in backends]
+        if prefetch is None:
+            prefetch = self.training and all(each.packs_jobs for each in traits)
+        if not prefetch or any(each.calibration_rows for each in traits):
             return None
         wanted = [inputs.requires_grad] * self.in_features
         wanted += [self.weight.requires_grad] * self.problem.num_weights
-        algorithm, prefetch = self._backward_launcher.algorithm, self.prefetch
-        assert isinstance(algorithm, BackwardPass)
-        backends = getattr(self.backend, "backends", (self.backend,))  # those of a pool
-        traits = [getattr(each, "traits", BackendTraits()) for each in backends]
-        if prefetch is None:
-            prefetch = self.training and all(each.packs_jobs for each in traits)
-        apart = algorithm.method == "adjoint" or any(each.calibration_rows for each in traits)
-        if not prefetch or apart or not torch.is_grad_enabled():
-            return None
         return Prefetch(algorithm, np.array(wanted), self.prefetch_bytes) if any(wanted) else None
 
     def _keep_gradient(self, gradient: Gradient) -> None:
