@@ -250,7 +250,9 @@ class CircuitLayer(nn.Module):
             on_std_error=self._keep_std_error if self.tracks_output_std_error else None,
         )  # fmt: skip
         context = TakeStep.apply(inputs, self.weight, self.seed, counter, wanted, recent)
-        context = replace(context, prefetch=self._prefetched(inputs, context))
+        prefetch = self._prefetched(inputs, context)
+        if prefetch is not None:
+            context = replace(context, prefetch=prefetch)
         forward, backward = (
             launcher.at(context) for launcher in (self._forward_launcher, self._backward_launcher)
         )

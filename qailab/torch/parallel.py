@@ -165,7 +165,8 @@ def evaluate(
 
     Without gradients and in evaluation mode, whatever the model's mode is. A pool has the rows of
     several batches at once, so none of its actors waits for the end of a batch. Outputs come in
-    order, with the noise that they have one batch after the other.
+    order, with the noise that they have one batch after the other. Batches run in threads, which do
+    not see an ``autocast`` around this: put it into the model, as for torch's ``DataParallel``.
 
     Args:
         model: a module with quantum layers in it.

@@ -81,6 +81,8 @@ class OutputHandle:
         """
         try:
             self._started.result(timeout)
+        except TimeoutError:  # it may end in this moment, and well
+            raise
         except BaseException:
             if self._started.done() and not self._gave_back:
                 self._gave_back = True  # later it would be another pass's number

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from qailab.errors import InputError, InputTypeError
 from qailab.gradients.canonical import CanonicalCircuit
@@ -153,7 +154,13 @@ def passes_of(model: nn.Module, loss_fn: LossFunction, data: Any) -> dict[str, P
         layer.step.zero_()
         layer.evaluation_step.zero_()
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        loss_fn(model, data)
+        given = loss_fn(model, data)
+    loss = given[0] if isinstance(given, tuple) else given
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise InputError(
+            f"loss_fn must return the loss, a tensor of one number, or a pair of it and metrics by "
+            f"name; got {type(loss).__name__}"
+        )
     return {name: (int(each.step), int(each.evaluation_step)) for name, each in layers.items()}
 
 
@@ -331,6 +338,42 @@ class Lane:
         if not known:
             return None
         return float(torch.cat(known).square().mean().sqrt())
+
+
+def check_parts(
+    model: object,
+    optimizer: object,
+    loss_fn: object,
+    lanes: Sequence[RowEvaluator],
+    scheduler: object,
+) -> None:
+    """Raise if a training cannot be made of these parts."""
+    if not isinstance(model, nn.Module) or not quantum_layers(model):
+        raise InputError(f"the model must be a torch module with a quantum layer, got {model!r}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputTypeError(f"optimizer must be one of torch.optim, got {optimizer!r}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InputError("LBFGS evaluates the loss itself, and cannot take gradients that arrive")
+    own = {id(parameter) for parameter in model.parameters()}
+    groups = [group["params"] for group in optimizer.param_groups]
+    others = [each for params in groups for each in params if id(each) not in own]
+    if others:
+        raise InputError(
+            f"the optimizer has {len(others)} parameters that are not the model's; make it of "
+            f"model.parameters(), after the model was built or moved"
+        )
+    if not callable(loss_fn):
+        raise InputTypeError(
+            f"loss_fn must be a module such as CrossEntropyLoss(), or a function of the model and "
+            f"a batch, got {loss_fn!r}"
+        )
+    if not isinstance(lanes, Sequence) or not lanes:
+        raise InputError(f"lanes must be a list of at least one backend or pool, got {lanes!r}")
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise InputError(
+            "ReduceLROnPlateau needs a metric, which fit does not know: call "
+            "scheduler.step(metric) yourself, in a loop over trainer.steps(...)"
+        )
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -25,7 +25,6 @@ from qailab.errors import (
     BackendError,
     CheckpointError,
     InputError,
-    InputTypeError,
     JournalError,
     PoolClosedError,
     PoolError,
@@ -40,6 +39,7 @@ from qailab.training.lanes import (
     Passes,
     Result,
     Work,
+    check_parts,
     copy_of,
     first_steps_of,
     loss_of_batch,
@@ -153,7 +153,7 @@ class AsyncTrainer:
         timeout: float | None = None,
         progress: bool = True,
     ) -> None:
-        _check_parts(model, optimizer, loss_fn, lanes)
+        check_parts(model, optimizer, loss_fn, lanes, scheduler)
         check_choice("staleness", staleness, get_args(Staleness))
         bound = 2 * len(lanes)
         if max_staleness is not None:
@@ -479,6 +479,12 @@ class AsyncTrainer:
 
     def _keep_snapshots(self) -> None:
         """Keep the newest weights, and those at which there is something to compute."""
+        trained = [each for each in self.model.parameters() if each.requires_grad]
+        if list(map(id, trained)) != list(map(id, self._parameters)):
+            raise InputError(
+                "parameters were frozen or unfrozen since the trainer was made, and lanes train "
+                "those of then; make another AsyncTrainer of the model as it is"
+            )
         kept = {k: v for k, v in self._snapshots.items() if k in self._schedule.needed}
         self._snapshots = {self._schedule.version: self._snapshot()} | kept
 
@@ -568,29 +574,3 @@ class AsyncTrainer:
         except Exception as error:  # torch promises no type
             raise CheckpointError(f"{path} cannot be read ({error}): it is damaged") from error
         self.load_state_dict(state)
-
-
-def _check_parts(
-    model: object, optimizer: object, loss_fn: object, lanes: Sequence[RowEvaluator]
-) -> None:
-    if not isinstance(model, nn.Module) or not quantum_layers(model):
-        raise InputError(f"the model must be a torch module with a quantum layer, got {model!r}")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise InputTypeError(f"optimizer must be one of torch.optim, got {optimizer!r}")
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise InputError("LBFGS evaluates the loss itself, and cannot take gradients that arrive")
-    own = {id(parameter) for parameter in model.parameters()}
-    groups = [group["params"] for group in optimizer.param_groups]
-    others = [each for params in groups for each in params if id(each) not in own]
-    if others:
-        raise InputError(
-            f"the optimizer has {len(others)} parameters that are not the model's; make it of "
-            f"model.parameters(), after the model was built or moved"
-        )
-    if not callable(loss_fn):
-        raise InputTypeError(
-            f"loss_fn must be a module such as CrossEntropyLoss(), or a function of the model and "
-            f"a batch, got {loss_fn!r}"
-        )
-    if not isinstance(lanes, Sequence) or not lanes:
-        raise InputError(f"lanes must be a list of at least one backend or pool, got {lanes!r}")

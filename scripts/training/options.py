@@ -113,7 +113,7 @@ def parse(arguments: Sequence[str] | None, manual: str) -> Namespace:
     add(
         "--async",
         "LANES",
-        "batches on their way at once, none waiting",
+        "batches on their way at once (with --lr 0.01 / LANES)",
         type=positive,
         dest="lanes",
     )

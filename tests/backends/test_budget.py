@@ -260,7 +260,7 @@ def test_an_answer_that_was_lost_counts_once():
 # The promise: never passed by more than one job's real usage
 
 
-@settings(max_examples=50)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_the_budget_is_never_passed_by_more_than_one_jobs_usage(data):
     """Guards in any order of steps, with estimates wrong by any factor.
@@ -310,7 +310,7 @@ def test_the_budget_is_never_passed_by_more_than_one_jobs_usage(data):
     assert spent.rows <= rows
 
 
-@settings(max_examples=6)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1), threads=st.integers(2, 8), processes=st.integers(1, 4))
 def test_the_promise_holds_between_threads(seed, threads, processes):
     """The same with threads that really race, and whose jobs take up to their bound."""

@@ -47,7 +47,7 @@ def key_of(circuit):
     return canonicalize(circuit, list(circuit.parameters))[0].key
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(st.sampled_from(list(MAKERS)), st.tuples(small, small, small), st.data())
 def test_gates_that_differ_have_keys_that_differ_and_equal_ones_have_one(kind, first, data):
     second = data.draw(st.tuples(small, small, small))

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +28,12 @@ def test_tags_and_keys_differ_by_whatever_differs():
     assert len(tags) == 11
     assert work(0, 3).tag("r", 1) == "qailab-03d06936fa30cd13fd830860"  # in every process, for ever
     assert all(len(tag) == 31 and tag.startswith("qailab-") for tag in tags)
+
+
+def test_numpy_integers_name_the_same_rows():
+    same = replace(work(), start=np.int64(0), stop=np.int64(10), step=np.uint8(0))
+    assert same.tag() == work().tag()
+    assert type(same.start) is int
 
 
 def test_a_part_has_its_own_digests():

@@ -114,7 +114,7 @@ def test_an_asynchronous_run_goes_on_with_other_lanes_and_counts_each_batch_once
     assert sorted(applied) == list(range(STEPS * TINY.epochs))
 
 
-@settings(max_examples=100)
+@settings(max_examples=200)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_bit_rot_is_refused_or_harmless(place, bit, whole):
     content = bytearray(whole.to_bytes())

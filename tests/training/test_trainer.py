@@ -299,9 +299,30 @@ def test_what_lanes_cannot_share_is_said(batches):
         trainer.fit(batches, 1)
 
 
+def test_what_is_trained_does_not_change_under_the_lanes(batches):
+    trainer = make_trainer()
+    steps = trainer.steps(batches, 1)
+    next(steps)
+    trainer.model[0].requires_grad_(False)
+    with pytest.raises(InputError, match="frozen or unfrozen since the trainer was made"):
+        next(steps)
+
+
+def test_a_loss_that_is_none_is_said_before_anything_runs(batches):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters())
+    trainer = AsyncTrainer(model, optimizer, lambda *_: None, [StatevectorBackend()])
+    with pytest.raises(InputError, match=r"loss_fn must return the loss.*got NoneType"):
+        trainer.fit(batches, 1)
+
+
 def test_a_loss_module_wants_pairs():
     with pytest.raises(InputError, match="a batch is a pair of inputs and targets, got Tensor"):
         make_trainer().fit([torch.rand(2, 3)], 1)
+
+
+_ANY = torch.optim.SGD([torch.zeros(1)])
+PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau(_ANY)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +340,7 @@ def test_a_loss_module_wants_pairs():
         ({"model": nn.Linear(1, 1)}, "with a quantum layer"),
         ({"loss_fn": "mse"}, "must be a module such as CrossEntropyLoss"),
         ({"optimizer": "adam"}, "must be one of torch.optim"),
+        ({"scheduler": PLATEAU}, r"call scheduler.step\(metric\) yourself"),
     ],
     ids=str,
 )

@@ -110,7 +110,7 @@ def test_other_gates_with_parameters(name):
 
 
 @SPARSE
-@settings(max_examples=8)
+@settings(max_examples=25)
 @given(circuits(qubits=4, most=8))
 def test_random_circuits(circuit):
     check(circuit, values_of(circuit))
@@ -127,7 +127,7 @@ FIXED = (
 )  # fmt: skip
 
 
-@settings(max_examples=15)
+@settings(max_examples=25)
 @given(st.data())
 def test_wide_circuits_on_all_strides(data):
     """Low and high qubits go different ways; so do real circuits and complex ones."""

@@ -49,7 +49,7 @@ journal.done(entry.id, counts_of(entry, outcomes=512), 1.0)
 """
 
 
-@pytest.mark.parametrize("lines", [0, 2, 31])
+@pytest.mark.parametrize("lines", [0, 1, 2, 5, 31])
 def test_killed_anywhere_nothing_that_was_recorded_is_lost(tmp_path, lines):
     path = tmp_path / "jobs.db"
     process = subprocess.Popen(
