@@ -17,7 +17,6 @@ from qailab.gradients.rows import FloatArray, RowBatch
 MAX_EXACT_OUTCOMES = 1 << 13
 """Up to here exact probabilities and numpy's multinomial beat Aer's own sampling (measured: 7 to
 10 times at 10 bits, level at about 14); beyond, copying 2**m probabilities costs more."""
-_TABLE_BITS = 12  # up to here it is quicker to look a shot up than to take its parities
 
 
 def is_wide(circuit: CanonicalCircuit) -> bool:
@@ -141,7 +140,6 @@ def contract_bits(
     """
     samples, cotangents = batch.rows.samples(), batch.cotangents
     answers = np.empty((batch.num_rows, batch.answer_width(observables.num_observables)))
-    looked_up = observables.num_bits <= _TABLE_BITS and cotangents is not None and readout is None
     if readout is not None:
         observables = replace(observables, coefficients=observables.coefficients / readout.factors)
     for basis in range(observables.num_bases):
@@ -149,17 +147,10 @@ def contract_bits(
         if cotangents is None:
             weights = observables.coefficients[:, terms]
             table = np.broadcast_to(weights, (len(batch.rows.base), *weights.shape))
-        elif looked_up:
-            table = observables.outcome_cotangents(basis, cotangents)
         else:
             table = observables.weights(basis, cotangents)[:, None]
         for row in range(basis, batch.num_rows, observables.num_bases):
-            words, wanted = words_of(bits[row]), table[samples[row]]
-            if looked_up:
-                shots = wanted[words[:, 0]]
-                answers[row] = shots.mean(), variance_of_mean(shots)
-                continue
-            signs = observables.signs(basis, words)
+            wanted, signs = table[samples[row]], observables.signs(basis, words_of(bits[row]))
             shares = wanted * signs.mean(axis=1)
             answers[row, : len(wanted)] = shares.sum(axis=1)
             for place in range(answers.shape[1] - len(wanted)):

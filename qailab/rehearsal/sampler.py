@@ -3,6 +3,9 @@
 Ideal circuits that measure at their end run on qailab's own `AerBackend`, ten times faster than
 Aer draws shots. All others (with noise, with measurements in between, with control flow, or with
 too many outcomes for a table) run on Aer as they are, row by row.
+
+A row's shots are seeded by what it runs, so that it has the same ones in whichever job it comes:
+two jobs of one pass each measure what one job of both does.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ import base64
 import hashlib
 import json
 import math
+import secrets
 import threading
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -105,8 +110,9 @@ class DeviceSampler:
     Args:
         device: the device.
         noise: whether shots have its noise.
-        seed: of the shots; a job's shots depend on it and on the job's content, not on the order
-            in which jobs arrive. ``None`` for other shots every time.
+        seed: of the shots; a row's shots depend on it, on its circuit and values, and on how many
+            rows of its job before it are the same, not on the order in which jobs arrive. ``None``
+            for other shots every time.
     """
 
     def __init__(self, device: Device, *, noise: bool, seed: int | None) -> None:
@@ -145,11 +151,13 @@ class DeviceSampler:
         digest = hashlib.sha256(f"{self._seed}|{submission.content}".encode()).digest()
         sequence = Seed() if self._seed is None else Seed(list(digest))
         data, parts = [], []
+        seen: Counter[bytes] = Counter()
         for number, item in enumerate(submission.items):
             self._check_isa(item.circuit)
-            seed, size = sequence.spawn(1)[0], math.prod(item.shape)
-            drawn, values = _values_of(item, seed)
-            bits = self._sample(item.circuit, values, submission.shots, seed)
+            twirl, size = sequence.spawn(1)[0], math.prod(item.shape)
+            drawn, values = _values_of(item, twirl)
+            seeds = self._seeds(item.circuit, values, submission.shots, seen)
+            bits = self._sample(item.circuit, values, submission.shots, seeds)
             shaped = {name: b.reshape(*item.shape, *b.shape[1:]) for name, b in bits.items()}
             results = {name: _tensor(array) for name, array in (drawn | shaped).items()}
             data.append({"results": results, "metadata": {}})
@@ -168,8 +176,25 @@ class DeviceSampler:
             text = f"{problem} Circuits that do not match {self._device.name}'s target hardware "
             raise ApiError(400, 1517, text + "definition are not supported: transpile them.")
 
+    def _seeds(
+        self, circuit: Any, values: FloatArray, shots: int, seen: Counter[bytes]
+    ) -> list[bytes]:
+        """A seed for each row, 16 bytes; ``seen`` counts the rows of the job that are the same."""
+        if self._seed is None:
+            return [secrets.token_bytes(16) for _ in values]
+        what = f"{self._seed}|{shots}|{circuit_text(circuit)}".encode()
+        common, seeds = hashlib.blake2b(what, digest_size=16), []
+        for row in np.ascontiguousarray(values):
+            digest = common.copy()
+            digest.update(row.tobytes())
+            same = digest.digest()
+            digest.update(seen[same].to_bytes(8))
+            seen[same] += 1
+            seeds.append(digest.digest())
+        return seeds
+
     def _sample(
-        self, circuit: Any, values: FloatArray, shots: int, seed: Seed
+        self, circuit: Any, values: FloatArray, shots: int, seeds: list[bytes]
     ) -> dict[str, BoolArray]:
         """Draw the bits of each register, shape ``(n, shots, size)``, lowest bit first."""
         from qailab.backends.sampling import is_wide
@@ -177,12 +202,12 @@ class DeviceSampler:
 
         try:
             canonical, angle_map = canonicalize(circuit, tuple(circuit.parameters))
-            self._ideal.validate(canonical, shots)
+            self._ideal.validate(canonical, None)
         except (CircuitError, BackendError):  # it measures and goes on, or is too large
-            return self._sample_row_by_row(circuit, values, shots, seed)
+            return self._sample_row_by_row(circuit, values, shots, seeds)
         if self._noise or is_wide(canonical):
-            return self._sample_row_by_row(circuit, values, shots, seed)
-        outcomes = self._outcomes(canonical, angle_map.values(values), shots, seed)
+            return self._sample_row_by_row(circuit, values, shots, seeds)
+        outcomes = self._outcomes(canonical, angle_map.values(values), shots, seeds)
         measures = [one for one in circuit.data if one.operation.name == "measure"]
         measured = sorted(circuit.find_bit(one.clbits[0]).index for one in measures)
         numbers = np.arange(canonical.num_outcomes)
@@ -193,30 +218,26 @@ class DeviceSampler:
         return {name: table[outcomes] for name, table in tables.items()}
 
     def _outcomes(
-        self, canonical: Any, angles: FloatArray, shots: int, seed: Seed
+        self, canonical: Any, angles: FloatArray, shots: int, seeds: list[bytes]
     ) -> NDArray[np.uint16]:
         """Draw the outcome of each shot, shape ``(n, shots)``."""
         from qailab.gradients.noise import NoiseStream
         from qailab.gradients.rows import PointRows, RowBatch
 
-        rng = np.random.default_rng(seed)
-        noise = NoiseStream(int(rng.integers(2**63)))
-        numbers = np.arange(canonical.num_outcomes, dtype=np.uint16)
         outcomes = np.empty((len(angles), shots), dtype=np.uint16)
-        step = self._ideal.max_rows_per_call(canonical, shots)
+        step = self._ideal.max_rows_per_call(canonical, None)
         for first in range(0, len(angles), step):
             rows = PointRows.numbered(first, angles[first : first + step, None])
-            batch = RowBatch(rows, shots, noise)
-            frequencies = self._ideal.probabilities(canonical, batch, threading.Event()).sampled
-            counts = np.rint(frequencies * shots).astype(np.int64)
-            in_order = np.repeat(np.tile(numbers, len(counts)), counts.ravel())
-            # A device's shots come in no order.
-            shuffled = rng.permuted(in_order.reshape(-1, shots), axis=1)
-            outcomes[first : first + step] = shuffled
+            batch = RowBatch(rows, None, NoiseStream(0))
+            exact = self._ideal.probabilities(canonical, batch, threading.Event()).sampled
+            below = np.cumsum(exact, axis=1)
+            for row, summed in enumerate(below, first):
+                uniform = np.random.Generator(_bits(seeds[row])).random(shots)
+                outcomes[row] = np.searchsorted(summed, uniform * summed[-1], side="right")
         return outcomes
 
     def _sample_row_by_row(
-        self, circuit: Any, values: FloatArray, shots: int, seed: Seed
+        self, circuit: Any, values: FloatArray, shots: int, seeds: list[bytes]
     ) -> dict[str, BoolArray]:
         # Each row has a seed of its own: Aer seeds the i-th circuit of a run with seed + 2113 i
         # and, shot by shot, each shot with one more, so that rows would share noise.
@@ -226,13 +247,17 @@ class DeviceSampler:
         circuit.global_phase = 0  # nothing sees it, and a symbolic one takes ages to bind
         shape = (len(values), shots)
         bits = {r.name: np.zeros((*shape, len(r)), np.bool_) for r in circuit.cregs}
-        seeds = np.random.default_rng(seed).integers(2**31, size=len(values))
-        for row, (angles, number) in enumerate(zip(values, seeds, strict=True)):
-            sampler = SamplerV2.from_backend(self._aer, seed=int(number))
+        for row, (angles, seed) in enumerate(zip(values, seeds, strict=True)):
+            number = int.from_bytes(seed) % 2**31
+            sampler = SamplerV2.from_backend(self._aer, seed=number)
             job = sampler.run([circuit.assign_parameters(angles)], shots=shots)
             for name, array in job.result()[0].data.items():
                 bits[name][row] = array.to_bool_array(order="little")
         return bits
+
+
+def _bits(seed: bytes) -> np.random.BitGenerator:
+    return np.random.Philox(key=int.from_bytes(seed))
 
 
 def _values_of(item: Any, seed: Seed) -> tuple[dict[str, Any], FloatArray]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import Parameter
+from scipy import stats
 
 from qailab.errors import InputError
 from qailab.rehearsal.devices import load_devices
@@ -59,6 +60,32 @@ def test_noise_is_near_and_reproducible(manila):
     again = sampled(manila, isa, VALUES, noise=True)
     assert (bits["low"] == again["low"]).all()
     assert (bits["low"] != sampled(manila, isa, VALUES, noise=True, seed=2)["low"]).any()
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_row_has_the_same_shots_in_whichever_job_it_comes(manila, noise):
+    isa = isa_circuit(manila.fake_backend())
+    rows = VALUES[[0, 1, 0, 2]]
+    whole = sampled(manila, isa, rows, shots=100, noise=noise)["low"]
+    parts = [
+        sampled(manila, isa, rows[part], shots=100, noise=noise)["low"] for part in ([2], [1, 3])
+    ]
+    assert (whole[[0, 1, 3]] == np.concatenate(parts)).all()
+    assert (whole[0] != whole[2]).any()  # the same row again has shots of its own
+
+
+def test_shots_are_of_the_exact_distribution(manila):
+    isa = isa_circuit(manila.fake_backend())
+    shots, expected = 20_000, exact(VALUES)
+    bits = sampled(manila, isa, VALUES, shots=shots)
+    outcomes = bits["low"] @ [1, 2] + 4 * bits["high"][..., 0]
+    found = np.array([np.bincount(row, minlength=8) for row in outcomes])
+    possible = expected > 1e-9
+    assert (found[~possible] == 0).all()
+    far = (found - shots * expected)[possible] ** 2 / (shots * expected[possible])
+    assert stats.chi2.sf(far.sum(), possible.sum() - len(VALUES)) > 1e-3
+    early, late = outcomes[:, : shots // 2], outcomes[:, shots // 2 :]
+    assert (abs((early == 0).mean(axis=1) - (late == 0).mean(axis=1)) < 0.03).all()  # in no order
 
 
 def test_many_bits_and_no_rows():

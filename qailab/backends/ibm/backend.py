@@ -17,7 +17,13 @@ import numpy as np
 from qiskit.providers import BackendV2
 
 from qailab.arguments import check_choice, checked_integer
-from qailab.backends.answers import NOTHING_USED, Evaluation, Probabilities, Usage
+from qailab.backends.answers import (
+    NOTHING_USED,
+    Evaluation,
+    Probabilities,
+    Usage,
+    contract_measured,
+)
 from qailab.backends.base import ActorResources, Backend, BackendTraits
 from qailab.backends.budget import Budget
 from qailab.backends.ibm.connection import Connection, IBMConfig
@@ -265,12 +271,25 @@ class IBMBackend(Backend):
             angles[-more:, -1] = np.arange(1, more + 1)
         measured, usage = self._measured(circuit, batch, angles, stop)
         bits, calibration = np.split(_as_bits(circuit, measured), [batch.num_rows])
-        readout = None
         if more:
             assert batch.shots is not None
             twirls = _twirls(self.config.options["twirling"], batch.shots)
             readout = TwirledReadout.of(observables, calibration, twirls)
-        return Evaluation(contract_bits(observables, batch, bits, readout), usage)
+            return Evaluation(contract_bits(observables, batch, bits, readout), usage)
+        if from_bits(circuit, batch.shots):
+            return Evaluation(contract_bits(observables, batch, bits), usage)
+        # In parts, as their table may be larger than the bits.
+        first, group = batch.rows.start, batch.rows.group
+        step = max(group, _TABLE_BYTES // (16 * circuit.num_outcomes) // group * group)
+        answers = [
+            contract_measured(
+                circuit,
+                batch.part(first + start, min(first + start + step, batch.rows.stop)),
+                _frequencies(bits_to_counts(bits[start : start + step], circuit.num_outcomes)),
+            )
+            for start in range(0, batch.num_rows, step)
+        ]
+        return Evaluation(np.concatenate(answers), usage)
 
     def measure(
         self, circuit: CanonicalCircuit, batch: RowBatch, stop: threading.Event

@@ -54,6 +54,23 @@ def test_one_job_a_step_or_one_for_each_pass(rehearse, observables, bases):
     backend.close()
 
 
+def test_one_job_a_step_gives_the_weights_that_two_give(rehearse):
+    server = rehearse()
+    backend, weights = device(), []
+    for prefetch in (True, False):
+        layer = made(observables=SQUARE, backend=backend, prefetch=prefetch, shots=100)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+        for number in range(10):
+            inputs = torch.linspace(0.1, 2.0, 12, dtype=torch.float64).reshape(3, 4) + number
+            optimizer.zero_grad()
+            layer(inputs.requires_grad_()).square().sum().backward()
+            optimizer.step()
+        weights.append(layer.weight.detach())
+    assert len(server.jobs) == 10 + 2 * 10
+    assert torch.equal(*weights)
+    backend.close()
+
+
 def test_gradients_are_right_within_their_standard_errors(rehearse):
     rehearse()
     inputs = torch.tensor([[0.3, 0.5, 0.7, 0.9]], dtype=torch.float64)
