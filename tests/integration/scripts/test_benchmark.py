@@ -10,8 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 SMALLEST = {
-    "gradients": "--only small grid steps --qubits 2 --batch 2 --actors 2 --rounds 1 "
-    "--repetitions 1",
+    "gradients": "--only small grid steps --qubits 2 --batch 2 --actors 2 --rounds 1",
     "scale": "--only efficiency kills rows --actors 2 --latencies 50 --seconds 1.5 --rows 10000",
     "hardware": "--samples 1 --steps 1 --shots 8 --queue-seconds 0.1",
 }
