@@ -63,14 +63,8 @@ class Driver:
         checkpoint = self.folder / "checkpoint.pt" if self.checkpoints else None
         options = {"seed": self.scenario.seed, "steps": self.steps, "checkpoint": checkpoint}
         budget = None if self.jobs is None else Budget(jobs=self.jobs)
-        with self.scenario.backends(self.folder, timeout=60.0, budget=budget) as backends:
-            if self.scenario.where == "process":
-                training = train(backends[0], SIZE, **options)
-            else:
-                from qailab.distributed import LauncherPool
-
-                with LauncherPool(backends, progress=False) as pool:
-                    training = train(pool, SIZE, **options)
+        with self.scenario.places(self.folder, timeout=60.0, budget=budget) as places:
+            training = train(places[0], SIZE, **options)
         torch.save(training.weights, f"{self.weights}.new")
         os.replace(f"{self.weights}.new", self.weights)
 
