@@ -7,9 +7,8 @@ import numpy as np
 
 from qailab.backends import IBMBackend, IBMTimeouts
 from tests.support.contracts import backward_batch, model
-from tests.support.servers import DEADLINE, on, server_with, wait_until
+from tests.support.servers import server_with
 
-__all__ = ["DEADLINE", "on", "wait_until"]  # of all servers
 QUICK = IBMTimeouts(request_seconds=1.0, retry_seconds=4.0, settle_seconds=0.5)
 PATIENT = IBMTimeouts(request_seconds=30.0, retry_seconds=60.0, settle_seconds=1.0)
 

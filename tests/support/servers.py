@@ -1,6 +1,4 @@
-"""Rehearsal servers and IBM's real client connected to them. Every wait has a deadline."""
-
-import time
+"""Rehearsal servers and IBM's real client connected to them."""
 
 import numpy as np
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, transpile
@@ -9,8 +7,8 @@ from qiskit.quantum_info import Statevector
 
 from qailab.rehearsal import Fault, FaultPlan, RehearsalServer
 from tests.support import client
+from tests.support.processes import DEADLINE
 
-DEADLINE = 120
 A, B = Parameter("a"), Parameter("b")
 
 
@@ -88,10 +86,3 @@ def frequencies(bit_array):
     outcomes = bit_array.array[..., 0]
     kinds = np.arange(1 << bit_array.num_bits)
     return (outcomes[..., None] == kinds).mean(axis=-2)
-
-
-def wait_until(condition):
-    until = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < until, "nothing happened before the deadline"
-        time.sleep(0.01)
