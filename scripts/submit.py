@@ -18,8 +18,6 @@ answer for a minute; if nothing was submitted 1 for a cluster that cannot be use
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import functools
 import json
 import logging
@@ -99,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(later)
         return 0
     try:
-        info = asyncio.run(follow(client, job))
+        info = follow(client, job)
     except KeyboardInterrupt:
         say(f"detached; job {job} goes on\n{later}")
         return 130
@@ -208,44 +206,32 @@ def ask(url: str, headers: Mapping[str, str], *names: str) -> str:
         fail(THERE, f"no Ray dashboard answers at {url}: {error!r}. {to_do}")
 
 
-async def follow(client: Any, job: str) -> Any:
+def follow(client: Any, job: str) -> Any:
     """Show a job's output until it ends; return Ray's details of it.
 
-    Ray's stream ends seconds after the job does, and with every connection. So the job's status
-    says when it has ended, and what is missing then is taken from the log as a whole.
+    The output is asked for as a whole: a stream ends with every connection, and begins anew.
     """
-    written = 0
-
-    async def show() -> None:
-        nonlocal written
-        skip = written  # a new stream begins with the first line again
-        with contextlib.suppress(Exception):  # the status tells whether the cluster is lost
-            async for text in client.tail_job_logs(job):
-                print(text[skip:], end="", flush=True)
-                written += len(text[skip:])
-                skip = max(0, skip - len(text))
-
-    showing, answered = asyncio.create_task(show()), time.monotonic()
+    shown, answered = 0, time.monotonic()
     while True:
+        began, info, problem = time.monotonic(), None, None
         try:
-            info = await asyncio.to_thread(client.get_job_info, job)
-            answered = time.monotonic()
-            if info.status.is_terminal():
-                break
+            info = client.get_job_info(job)  # before the output: that of an ended job is complete
+            text = client.get_job_logs(job)
+            print(text[shown:], end="", flush=True)
+            shown = len(text)
         except (RuntimeError, OSError) as error:
-            if time.monotonic() - answered > _LOST_SECONDS:
+            if info is None and began - answered > _LOST_SECONDS:
                 raise ConnectionError(str(error)) from None
-        await asyncio.wait({showing}, timeout=0.5)
-        if showing.done():
-            await asyncio.sleep(1)
-            showing = asyncio.create_task(show())
-    showing.cancel()
-    await asyncio.wait({showing}, timeout=2)
-    try:
-        print((await asyncio.to_thread(client.get_job_logs, job))[written:], end="", flush=True)
-    except (RuntimeError, OSError) as error:  # output that is not UTF-8, for one
-        say(f"the end of the output cannot be read: {error}")
-    return info
+            problem = error
+        if info is not None:
+            answered = began
+            if info.status.is_terminal():
+                if problem is not None:  # output that is not UTF-8, for one
+                    say(f"the end of the output cannot be read: {problem}")
+                return info
+        time.sleep(
+            max(0.5, 9 * (time.monotonic() - began))
+        )  # long outputs are asked for less often
 
 
 def exit_status(info: Any) -> int:

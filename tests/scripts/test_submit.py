@@ -1,6 +1,5 @@
 """``scripts/submit.py`` without a cluster: what it refuses, and how it follows a job."""
 
-import asyncio
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,10 +73,11 @@ def test_the_token_is_rays(tmp_path, capsys):
 
 
 class Client:
-    """Ray's client of a job whose connections are lost after some of its output."""
+    """Ray's client of a job that writes a line between two looks."""
 
-    def __init__(self, looks, output="one\ntwo\nthree\n"):
-        self.looks, self.output, self.streams = looks, output, 0
+    def __init__(self, looks):
+        self.looks, self.lines = looks, iter(["one", "two", "three", "four"])
+        self.output = ""
 
     def get_job_info(self, _):
         look = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
@@ -86,32 +86,34 @@ class Client:
         return SimpleNamespace(status=look)
 
     def get_job_logs(self, _):
+        self.output += next(self.lines) + "\n"
+        if self.output.endswith("two\n"):
+            raise RuntimeError("connection lost")
         return self.output
-
-    async def tail_job_logs(self, _):
-        self.streams += 1
-        yield "one\n"
-        if self.streams > 1:
-            yield "two\n"
-        raise RuntimeError("connection lost")
 
 
 def test_output_is_shown_once_over_lost_connections(capfdbinary, monkeypatch):
-    sleep = asyncio.sleep
-    monkeypatch.setattr(submit.asyncio, "sleep", lambda _: sleep(0))
+    monkeypatch.setattr(submit.time, "sleep", lambda _: None)
     from ray.job_submission import JobStatus  # slow to import
 
     client = Client([JobStatus.RUNNING] * 3 + [ConnectionError()] * 2 + [JobStatus.SUCCEEDED])
-    info = asyncio.run(submit.follow(client, "job"))
-    assert info.status == "SUCCEEDED"
-    assert client.streams > 1
-    assert capfdbinary.readouterr().out == b"one\ntwo\nthree\n"
+    assert submit.follow(client, "job").status == "SUCCEEDED"
+    assert capfdbinary.readouterr().out == b"one\ntwo\nthree\nfour\n"
 
 
 def test_a_cluster_that_is_lost_is_told(monkeypatch):
     monkeypatch.setattr(submit, "_LOST_SECONDS", -1)
     with pytest.raises(ConnectionError, match="gone"):
-        asyncio.run(submit.follow(Client([RuntimeError("gone")]), "job"))
+        submit.follow(Client([RuntimeError("gone")]), "job")
+
+
+def test_output_that_cannot_be_read_does_not_hide_how_a_job_ended(capsys):
+    from ray.job_submission import JobStatus
+
+    client = Client([JobStatus.FAILED])
+    next(client.lines)
+    assert submit.follow(client, "job").status == "FAILED"
+    assert "the end of the output cannot be read: connection lost" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
