@@ -3,10 +3,9 @@
 import numpy as np
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, transpile
 from qiskit.circuit import Parameter
-from qiskit.quantum_info import Statevector
 
 from qailab.rehearsal import Fault, FaultPlan, RehearsalServer
-from tests.support import client
+from tests.support import client, oracles
 from tests.support.processes import DEADLINE
 
 A, B = Parameter("a"), Parameter("b")
@@ -72,13 +71,7 @@ def isa_circuit(backend):
 
 def exact(values):
     """Probabilities of the logical circuit, shape (n, 8); bit 0 is low[0]."""
-    circuit = logical_circuit().remove_final_measurements(inplace=False)
-    return np.array(
-        [
-            Statevector(circuit.assign_parameters({A: a, B: b})).probabilities([2, 0, 1])
-            for a, b in values
-        ]
-    )
+    return np.array([oracles.probabilities(logical_circuit(), [A, B], row) for row in values])
 
 
 def frequencies(bit_array):
