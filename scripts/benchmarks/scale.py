@@ -21,21 +21,22 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 import numpy as np
 from tables import Table
 
-from benchmarks.arithmetic import ArithmeticBackend, backward_rows, circuit_of_angles
+from benchmarks.arithmetic import ArithmeticBackend
 from benchmarks.gradients import open_pool
 from benchmarks.report import Report
 from benchmarks.timing import memory_mib, reset_peaks
+from benchmarks.workload import Case, Workload
 from qailab.backends import EmulatedBackend
 from qailab.distributed import LauncherPool
-from qailab.gradients import CanonicalCircuit, RowBatch
+from qailab.gradients import CanonicalCircuit, NoiseStream, RowBatch
 
 _SPEEDS = {"equal": (1,), "1:2:4:8": (1, 2, 4, 8), "kills": (1,)}
 _KILL_ACTORS, _KILL_EVERY = 8, 1.0
 _SECONDS = {"equal": 3.0, "1:2:4:8": 3.0, "kills": 12.0}  # of a run
 _MOST_CHUNKS = 8_000  # of a run: where a machine cannot keep up, it would take minutes to say so
 _WARM_UP_CHUNKS = 4  # for each actor: the first of a circuit says nothing about its speed
-_CHUNK_ROWS, _CHUNK_ANGLES = 12, 6  # the backward rows of one sample
-_MANY_ROWS_ANGLES = 50
+_CHUNK = 6  # angles: a chunk has the backward rows of one sample
+_MANY = 50  # angles
 _READY_SECONDS = 300.0
 _FOOTNOTE = """\
 ready: until all actors of the pool were. efficiency: chunks over the sum of the devices' rates,
@@ -71,6 +72,13 @@ def _cases(options: argparse.Namespace) -> Iterator[tuple[int, str, float]]:
             yield min(_KILL_ACTORS, max(options.actors)), "kills", latency
 
 
+def _work(angles: int, samples: int, seed: int) -> tuple[CanonicalCircuit, RowBatch]:
+    """A circuit of 2 qubits with so many angles, at least 6, and exact backward rows of samples."""
+    work = Workload(Case(qubits=2, batch=samples, seed=seed, reps=angles // 2 - 2))
+    batch = RowBatch(work.shifted, None, NoiseStream(seed), work.grad_output.numpy())
+    return work.problem.canonical, batch
+
+
 def _measure(
     table: Table, actors: int, speeds: str, latency: float, options: argparse.Namespace
 ) -> None:
@@ -79,13 +87,13 @@ def _measure(
     times = [latency / 1000 / ratios[actor % len(ratios)] for actor in range(actors)]
     devices = [EmulatedBackend(ArithmeticBackend(), latency=seconds) for seconds in times]
     chunks = chunks_for(times, options.seconds or _SECONDS[speeds])
-    circuit = circuit_of_angles(_CHUNK_ANGLES)
-    batch = backward_rows(circuit, chunks, options.seed)
+    circuit, batch = _work(_CHUNK, chunks, options.seed)
+    _, first = _work(_CHUNK, _WARM_UP_CHUNKS * actors, options.seed + 1)
     began = time.monotonic()
-    with LauncherPool(devices, chunk_rows=_CHUNK_ROWS, progress=False) as pool:
+    with LauncherPool(devices, chunk_rows=2 * _CHUNK, progress=False) as pool:
         pool.wait(timeout=_READY_SECONDS)
         ready = time.monotonic() - began
-        pool.run(circuit, backward_rows(circuit, _WARM_UP_CHUNKS * actors, options.seed + 1))
+        pool.run(circuit, first)
         with _killer(pool, options.seed) if speeds == "kills" else nullcontext([]) as kills:
             run = _timed(pool, circuit, batch)
     ideal = chunks / sum(1.0 / seconds for seconds in times)
@@ -164,10 +172,9 @@ def _killer(pool: LauncherPool, seed: int) -> Iterator[list[int]]:
 
 def _many_rows(table: Table, pool: LauncherPool, rows: int, seed: int) -> None:
     """Run so many rows on actors that compute next to nothing."""
-    circuit = circuit_of_angles(_MANY_ROWS_ANGLES)
-    samples = max(1, rows // (2 * circuit.num_angles))
-    batch = backward_rows(circuit, samples, seed)
-    pool.run(circuit, backward_rows(circuit, max(1, samples // 50), seed + 1))
+    samples = max(1, rows // (2 * _MANY))
+    circuit, batch = _work(_MANY, samples, seed)
+    pool.run(circuit, _work(_MANY, max(1, samples // 50), seed + 1)[1])
     here = [os.getpid()]
     gc.collect()
     reset_peaks(here)

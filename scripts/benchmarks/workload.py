@@ -43,7 +43,8 @@ class Workload:
         weights: radians, shape ``(W,)``, float64.
         grad_output: shape ``(B, K)``, float64.
         base: the angles of the samples, radians, shape ``(B, A)``, float64.
-        rows: circuit evaluations of a backward pass: two shifts of each angle of each sample.
+        shifted: the rows of a backward pass: two shifts of each angle of each sample.
+        rows: how many these are.
     """
 
     def __init__(self, case: Case) -> None:
@@ -63,7 +64,8 @@ class Workload:
         self.grad_output = torch.from_numpy(rng.normal(size=(samples, outcomes)))
         shared = np.broadcast_to(weights, (samples, len(weights)))
         self.base = self.problem.angle_map.values(np.concatenate([inputs, shared], axis=1))
-        self.rows = 2 * self.base.size
+        self.shifted = ShiftedRows(base=self.base, columns=np.arange(self.base.shape[1]))
+        self.rows = self.shifted.num_rows
 
     def layer(self, backend: RowEvaluator) -> QLayer:
         """The circuit as a layer on a backend, with this workload's weights."""
@@ -97,8 +99,7 @@ def raw_aer(work: Workload) -> Callable[[], NDArray[np.int64]]:
     simulator = AerSimulator(
         method="statevector", max_parallel_threads=1, runtime_parameter_bind_enable=True
     )
-    rows = ShiftedRows(base=work.base, columns=np.arange(work.base.shape[1]))
-    columns = np.ascontiguousarray(rows.angles().T)
+    columns = np.ascontiguousarray(work.shifted.angles().T)
     binds = [dict(zip(canonical.angles, columns, strict=True))]
     rng = np.random.default_rng(work.case.seed)
 
