@@ -22,7 +22,7 @@ class Column:
         width = max(self.width, len(self.title))
         if isinstance(value, str):
             return value.ljust(width)
-        decimals = isinstance(value, float) and sum(abs(value) < most for most in (100, 10, 1))
+        decimals = sum(abs(value) < m for m in (100, 10, 1)) if isinstance(value, float) else 0
         form = self.format or f",.{decimals}f"
         return ("-" if value is None else format(value, form)).rjust(width)
 

@@ -45,7 +45,7 @@ def measure_observables(cases: Iterable[Case], report: Report, rounds: int | Non
                 "n": case.qubits, "batch": case.batch, "backend": name, "all prob.": probabilities,
                 "<Z>": ours, "/ prob.": ours / probabilities,
                 "circuits": _counted(backend, runs[f"{name} <Z>"]), "EstimatorQNN": their_ms,
-                "its circuits": their_circuits, "x as fast": their_ms and their_ms / ours,
+                "its circuits": their_circuits, "faster": their_ms and their_ms / ours,
             })  # fmt: skip
     print(_FOOTNOTE)
 
