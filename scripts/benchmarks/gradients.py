@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     with ExitStack() as stack:
         places = open_places(options.actors if wanted - {"exact", "observables"} else [], stack)
         if "small" in wanted:
-            measure_small(*cases["small"], places, options.rounds or _SMALL_ROUNDS, report)
+            measure_small(cases["small"][0], places, options.rounds or _SMALL_ROUNDS, report)
         if "memory" in wanted:  # before the bound runs in this process
             table = report.table("memory", title="Memory of a large batch")
             measure(cases["memory"], places, table, rounds=1, bound=False)

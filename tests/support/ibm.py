@@ -2,6 +2,7 @@
 
 import os
 from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 
@@ -16,13 +17,11 @@ PATIENT = IBMTimeouts(request_seconds=30.0, retry_seconds=60.0, settle_seconds=1
 @contextmanager
 def rehearsed(*backends, faults=(), seed=5, **options):
     """A server that the client of this process is pointed at."""
-    before, server = dict(os.environ), server_with(*backends, faults=faults, seed=seed, **options)
-    os.environ.update(server.environment)
+    server = server_with(*backends, faults=faults, seed=seed, **options)
     try:
-        yield server
+        with mock.patch.dict(os.environ, server.environment):
+            yield server
     finally:
-        os.environ.clear()
-        os.environ.update(before)
         server.stop()
 
 
