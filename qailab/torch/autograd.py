@@ -338,6 +338,6 @@ def _with_leading(size: int, dims: tuple[int | None, ...], *tensors: Tensor) -> 
 
 def tensor_of(array: FloatArray, *, like: Tensor) -> Tensor:
     """An array as a tensor of another's dtype and device."""
-    if not array.flags.writeable:  # it came over a wire; torch does not accept that quietly
-        array = array.copy()
-    return torch.from_numpy(array).to(dtype=like.dtype, device=like.device)
+    # What came over a wire is read-only, which torch does not accept quietly.
+    own = np.require(array, requirements=["C", "W"])
+    return torch.from_numpy(own).to(dtype=like.dtype, device=like.device)
