@@ -20,9 +20,11 @@ TABLES = {
 
 
 @pytest.mark.parametrize("command", SMALLEST)
-def test_it_runs_at_its_smallest_size(command: str, tmp_path: Path) -> None:
+def test_it_runs_at_its_smallest_size(
+    command: str, tmp_path: Path, shared_ray: dict[str, str]
+) -> None:
     options = [command, *SMALLEST[command].split(), "--out", str(tmp_path)]
-    program = start(tmp_path, "benchmark.py", *options, HOME=str(tmp_path))
+    program = start(tmp_path, "benchmark.py", *options, HOME=str(tmp_path), **shared_ray)
     status, output, errors = finish(program, 200)
     assert status == 0, errors
     assert max(map(len, output.splitlines())) <= 100 + len(str(tmp_path))

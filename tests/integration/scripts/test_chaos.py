@@ -7,9 +7,9 @@ from typing import Any
 from tests.support.training import finish, start
 
 
-def chaos(options: str, folder: Path) -> tuple[int, str, list[dict[str, Any]]]:
+def chaos(options: str, folder: Path, **environment: str) -> tuple[int, str, list[dict[str, Any]]]:
     """Exit status, output and reports of a run."""
-    program = start(folder, "chaos.py", *options.split(), "--out", str(folder))
+    program = start(folder, "chaos.py", *options.split(), "--out", str(folder), **environment)
     status, output, errors = finish(program, 280)
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     return status, output + errors, reports
@@ -33,8 +33,8 @@ def test_nothing_is_lost_or_paid_twice_on_hardware(tmp_path: Path) -> None:
     assert [report["problems"] for report in reports] == [[]] * len(kinds)
 
 
-def test_a_pool_stays_level(tmp_path: Path) -> None:
-    status, output, (report,) = chaos("soak --steps 200 --circuits 20", tmp_path)
+def test_a_pool_stays_level(tmp_path: Path, shared_ray: dict[str, str]) -> None:
+    status, output, (report,) = chaos("soak --steps 200 --circuits 20", tmp_path, **shared_ray)
     assert status == 0, output
     assert report["figures"]["steps"] == 220
 

@@ -23,19 +23,21 @@ from tests.support.training import (
 SETTINGS = dataclasses.replace(TINY, batch_size=7, epochs=12, dtype="float64")
 
 
-def workers_of(program):
-    """The processes of Ray Train's workers that a program has, directly or not."""
+def workers_here():
+    """The processes of Ray Train's workers on the tests' own Ray."""
     everybody = psutil.process_iter(["cmdline"])
     workers = [one for one in everybody if "RayTrainWorker" in " ".join(one.info["cmdline"] or ())]
-    return [one for one in workers if program.pid in [parent.pid for parent in one.parents()]]
+    return [one for one in workers if psutil.Process() in one.parents()]
 
 
 @pytest.mark.timeout(4 * DEADLINE)
-def test_workers_end_with_the_weights_of_one_also_when_job_and_worker_are_killed(tmp_path):
+def test_workers_end_with_the_weights_of_one_also_when_job_and_worker_are_killed(
+    tmp_path, shared_ray
+):
     storage, folder = tmp_path / "shared", tmp_path / "shared" / "team"
     command = ["train.py", *arguments_of(SETTINGS), "--name=team", "--storage=shared"]
     command += ["--actors=1", "--workers=2"]
-    program = start(tmp_path, *command)
+    program = start(tmp_path, *command, **shared_ray)
     wait_for(lambda: epochs_in(folder) >= 1, program)
     program.terminate()  # as a cluster ends a job
     code, _, errors = finish(program)
@@ -43,9 +45,9 @@ def test_workers_end_with_the_weights_of_one_also_when_job_and_worker_are_killed
     stopped = checkpoint_of(storage, "team").progress
     assert 1 <= stopped.epoch < SETTINGS.epochs - 2
 
-    program = start(tmp_path, *command)  # the job is submitted again as it was
+    program = start(tmp_path, *command, **shared_ray)  # the job is submitted again as it was
     wait_for(lambda: epochs_in(folder) > stopped.epoch, program)
-    workers_of(program)[0].kill()
+    workers_here()[0].kill()
     assert epochs_in(folder) < SETTINGS.epochs  # else it came too late
     code, output, errors = finish(program)
     assert code == 0, errors
