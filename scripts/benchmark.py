@@ -12,7 +12,7 @@
     scripts/benchmark async                  asynchronous training on simulated latencies; 6 minutes
 
 *gradients*: one backward pass, for inputs and weights, of an RY encoder followed by RealAmplitudes
-(reps=3). Its sections: ``small``, 20 rows of 4 qubits, where the pool's own time shows; ``memory``,
+(reps=3). Its sections: ``small``, 20 rows of 5 qubits, where the pool's own time shows; ``memory``,
 25,600 rows; ``grid``, all sizes; ``steps``, two actors from a training's first step on, beside two
 plain processes; ``exact``, every backend beside PennyLane's exact methods, which need
 ``pip install .[bench]``; ``observables``, <Z> of each qubit beside the probabilities and beside
@@ -47,13 +47,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-_SECTIONS = {
+from training.options import positive
+
+_SECTIONS: dict[str, list[str]] = {
     "gradients": ["small", "memory", "grid", "steps", "exact", "observables"],
     "scale": ["efficiency", "kills", "rows"],
+    "hardware": [],
     "async": ["queue", "fleet", "eqc"],
 }
-_ACTORS = {"gradients": [1, 2], "scale": [8, 32]}
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -61,37 +64,29 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, arg
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", metavar="gradients | scale | hardware | async")
-    names = ("gradients", "scale", "hardware", "async")
-    gradients, scale, hardware, lanes = map(commands.add_parser, names)
-    for command in (gradients, scale, hardware, lanes):
-        command.add_argument("--shots", type=_count, default=1024, help="of each row (1024)")
+    commands = parser.add_subparsers(dest="command", metavar=" | ".join(_SECTIONS))
+    gradients, scale, hardware, lanes = made = list(map(commands.add_parser, _SECTIONS))
+    for command, only in zip(made, _SECTIONS.values(), strict=True):
+        command.add_argument("--shots", type=positive, default=1024, help="of each row (1024)")
         command.add_argument("--seed", type=int, default=7, help="of values, noise and kills (7)")
         command.add_argument("--out", type=Path, help="folder (runs/<subcommand>-<date>-<time>)")
-    for name, command in (("gradients", gradients), ("scale", scale)):
-        only, actors = _SECTIONS[name], _ACTORS[name]
-        command.add_argument("--only", nargs="+", choices=only, default=only, help="sections")
-        command.add_argument(
-            "--actors", type=_count, nargs="+", default=actors, metavar="A", help=f"pools {actors}"
-        )
-    gradients.add_argument("--repetitions", type=_count, default=200, help="of 20 rows (200)")
-    own = _SECTIONS["async"]
-    lanes.add_argument("--only", nargs="+", choices=own, default=own, help="sections")
-    lanes.add_argument("--seeds", type=_count, default=5, help="how many, from --seed on (5)")
-    sizes = {"type": _count, "nargs": "+", "metavar": "N"}
-    gradients.add_argument("--qubits", **sizes, help="(4 6 8 10 12; of the peers 6 10)")
-    gradients.add_argument("--batch", **sizes, help="(1 16 64; of the peers 16)")
-    gradients.add_argument("--rounds", type=_count, help="of each size (3 to 25, by its time)")
+        if only:
+            command.add_argument("--only", nargs="+", choices=only, default=only, help="sections")
+    several: dict[str, Any] = {"type": positive, "nargs": "+", "metavar": "N"}
+    gradients.add_argument("--actors", **several, default=[1, 2], help="of each pool (1 2)")
+    gradients.add_argument("--qubits", **several, help="(4 6 8 10 12; of the peers 6 10)")
+    gradients.add_argument("--batch", **several, help="(1 16 64; of the peers 16)")
+    gradients.add_argument("--rounds", type=positive, help="(3 to 25, by time; of 'small' 200)")
     gradients.add_argument("--peers", action="store_true", help="measure other libraries too")
-    scale.add_argument(
-        "--latencies", type=_positive, nargs="+", metavar="MS", default=[50.0, 200.0],
-        help="ms of a chunk (50 200); with kills of these two",
-    )  # fmt: skip
-    scale.add_argument("--seconds", type=_positive, help="of a run (3; with kills 12)")
-    scale.add_argument("--rows", type=_count, default=1_000_000, help="of 'rows' (1000000)")
-    hardware.add_argument("--samples", type=_count, default=32, help="of a step (32)")
-    hardware.add_argument("--steps", type=_count, default=6, help="that count (6)")
+    scale.add_argument("--actors", **several, default=[8, 32], help="of each pool (8 32)")
+    scale.add_argument("--latencies", **several | {"type": float}, default=[50.0, 200.0],
+                       help="ms of a chunk (50 200)")  # fmt: skip
+    scale.add_argument("--seconds", type=float, help="of a run (3; with kills 12)")
+    scale.add_argument("--rows", type=positive, default=1_000_000, help="of 'rows' (1000000)")
+    hardware.add_argument("--samples", type=positive, default=32, help="of a step (32)")
+    hardware.add_argument("--steps", type=positive, default=6, help="that count (6)")
     hardware.add_argument("--queue-seconds", type=float, default=2.0, help="of a job (2)")
+    lanes.add_argument("--seeds", type=positive, default=5, help="how many, from --seed on (5)")
     return parser, parser.parse_args(arguments)
 
 
@@ -121,20 +116,6 @@ def _quieten() -> None:
         "RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started|worker died or was killed"
     )
     logging.getLogger("qailab.distributed").setLevel(logging.ERROR)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive and finite, got {text}")
-    return value
 
 
 if __name__ == "__main__":

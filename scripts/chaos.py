@@ -70,9 +70,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
-_KINDS = {"faults": 200, "late": 10, "kills": 8, "budget": 20}
+if TYPE_CHECKING:  # imported when the environment is set
+    from chaos_runs.harness import Report, Run
+
+_HARDWARE = ("faults", "late", "kills", "budget")
+_SEEDS = {"pool": 10, "soak": 1, "lanes": 50, "faults": 200, "late": 10, "kills": 8, "budget": 20}
 _FAULTS = ("sigkill", "raykill", "hang", "all", "node", "transient", "late")
 _ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: listen on 127.0.0.1 only
@@ -100,16 +104,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         dest="command", required=True, metavar="pool | lanes | hardware | soak"
     )
     names = ("pool", "lanes", "hardware", "soak")
-    pool, lanes, hardware, soak = map(commands.add_parser, names)
-    defaults = ", ".join(f"{kind} {count}" for kind, count in _KINDS.items())
-    for command, seeds, steps in (
-        (pool, "10", "8"), (lanes, "50", ""), (hardware, defaults, "of kills 10"),
-        (soak, "1", "2000"),
-    ):  # fmt: skip
+    pool, _, hardware, soak = made = list(map(commands.add_parser, names))
+    seeds = ", ".join(f"{kind} {count}" for kind, count in _SEEDS.items())
+    for command in made:
         command.add_argument("--seeds", type=int, help=f"how many runs ({seeds})")
         command.add_argument("--first", type=int, default=0, help="the first seed (0)")
-        if steps:
-            command.add_argument("--steps", type=int, help=f"of a training ({steps})")
+        command.add_argument("--steps", type=int, help="of pool 8, of kills 10, of soak 2000")
         command.add_argument("--deadline", type=float, default=180, help="seconds a run (180)")
         command.add_argument("--out", type=Path, help="folder (runs/chaos-<command>-<date>)")
     pool.add_argument("--faults", choices=_FAULTS, nargs="+", default=_FAULTS, help="(all)")
@@ -122,7 +122,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     soak.add_argument("--actors", type=int, default=2, help="(2)")
     soak.add_argument("--circuits", type=int, default=200, help="(200)")
     soak.set_defaults(deadline=1800.0)
-    hardware.add_argument("--kinds", choices=_KINDS, nargs="+", default=list(_KINDS), help="(all)")
+    hardware.add_argument("--kinds", choices=_HARDWARE, nargs="+", default=_HARDWARE, help="(all)")
     hardware.add_argument("--pool-every", type=int, default=10, help="(10; 0: never)")
     return parser.parse_args(arguments)
 
@@ -143,22 +143,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, folder: Path) -> int:
-    from chaos_runs import lanes, pool, scenario, soak
-    from chaos_runs.harness import Report, run_trials, summary
-    from tables import Column, Table
+    from chaos_runs.harness import run_trials, summary
 
-    modules = {"pool": pool, "lanes": lanes, "soak": soak, "hardware": scenario}
-    figures = modules[options.command].FIGURES
-    columns = [Column("kind", width=8), Column("seed"), Column("ok"), Column("s", ".1f", 5)]
-    table = Table([*columns, *(Column(name, "g", 5) for name in figures), Column("what", width=20)])
     reports: list[Report] = []
     status = None
     try:
         for report in run_trials(_trials(options), vars(options), folder):
             reports.append(report)
-            table.add(report.row())
-            for problem in report.problems:
-                print(f"    {problem}", flush=True)
+            ok = "NO" if report.problems else "ok"
+            line = f"{report.kind:7} {report.seed:6}  {ok}  {report.seconds:5.1f} s  {report.what}"
+            print("\n    ".join([line[:100], *report.problems]), flush=True)
     except KeyboardInterrupt as interrupt:
         status = 128 + interrupt.args[0]  # as shells have it
         print(f"\nstopped after {len(reports)} runs", file=sys.stderr)
@@ -167,15 +161,14 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     return int(bad) if status is None else status
 
 
-def _trials(options: argparse.Namespace) -> Iterator[Any]:
+def _trials(options: argparse.Namespace) -> Iterator[tuple[Run, Report]]:
     from chaos_runs import hardware, kills, lanes, pool, soak
     from chaos_runs.harness import Report
 
-    runs = hardware.TRIALS | {"kills": kills.run, "pool": pool.run, "soak": soak.run}
-    runs |= {"lanes": lanes.run}
-    counts = _KINDS | {"soak": 1, "lanes": 50}
+    runs = hardware.TRIALS | {each.__name__.rpartition(".")[2]: each.run
+                              for each in (kills, lanes, pool, soak)}  # fmt: skip
     for kind in options.kinds if options.command == "hardware" else [options.command]:
-        count = counts.get(kind, 10) if options.seeds is None else options.seeds
+        count = _SEEDS[kind] if options.seeds is None else options.seeds
         for seed in range(options.first, options.first + count):
             yield runs[kind], Report(kind, seed)
 

@@ -10,8 +10,7 @@ import threading
 import numpy as np
 
 from qailab.backends import Backend, BackendTraits, Probabilities
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
-from qailab.gradients import CanonicalCircuit, NoiseStream, RowBatch, ShiftedRows, canonicalize
+from qailab.gradients import CanonicalCircuit, RowBatch
 
 
 class ArithmeticBackend(Backend):
@@ -40,19 +39,3 @@ class ArithmeticBackend(Backend):
 
     def __repr__(self) -> str:
         return "ArithmeticBackend()"
-
-
-def circuit_of_angles(angles: int) -> CanonicalCircuit:
-    """A circuit of 2 qubits with so many angles, an even number of at least 6."""
-    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=angles // 2 - 2)]
-    circuit = build_circuit(2, blocks)
-    return canonicalize(circuit, list(circuit.parameters))[0]
-
-
-def backward_rows(circuit: CanonicalCircuit, samples: int, seed: int) -> RowBatch:
-    """The exact backward rows of some samples of random angles: two for each sample and angle."""
-    rng = np.random.default_rng(seed)
-    base = rng.uniform(0, 2 * np.pi, size=(samples, circuit.num_angles))
-    rows = ShiftedRows(base=base, columns=np.arange(circuit.num_angles))
-    cotangents = rng.normal(size=(samples, circuit.num_outcomes))
-    return RowBatch(rows, None, NoiseStream(seed), cotangents)

@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
-from tables import Column
+from tables import Table
 
+from benchmarks.exact import measure_exact
+from benchmarks.observables import measure_observables
+from benchmarks.peers import measure_peers
 from benchmarks.report import Report
-from benchmarks.steps import COLUMNS, FOOTNOTE, measure_steps
-from benchmarks.timing import interleaved, medians, memory_mib, reset_peaks
-from benchmarks.workload import Case, Workload, raw_aer, small_backward
+from benchmarks.steps import measure_steps
+from benchmarks.timing import memory_mib, milliseconds, reset_peaks
+from benchmarks.workload import Case, Places, Workload, backward_of, raw_aer
 from qailab.backends import AerBackend, Backend
 from qailab.distributed import LauncherPool
 from qailab.launchers import RowEvaluator
 
-Places = Mapping[str, RowEvaluator]
-"""Where rows run, by name: first this process, then pools."""
-
 _IN_PROCESS, _BOUND = "in-process", "raw Aer"
-_MEMORY = (10, 256)  # qubits and batch: 25,600 rows
+_QUBITS, _BATCHES = (4, 6, 8, 10, 12), (1, 16, 64)
+_CASES = {
+    "small": ((5,), (1,)), "memory": ((10,), (256,)), "grid": (_QUBITS, _BATCHES),
+    "steps": (_QUBITS, (16,)), "exact": (_QUBITS, _BATCHES), "observables": ((6, 10), (16,)),
+    "peers": ((6, 10), (16,)),
+}  # fmt: skip
+"""Qubits and batches of the sections, those of all but the first two unless options say others."""
+_SMALL_ROUNDS = 200
 _READY_SECONDS = 120.0
-_GRID = (
-    Column("n"), Column("batch"), Column("rows", ",", 6), Column("where", width=10),
-    Column("ms", ",.1f", 8), Column(_BOUND, ",.1f", 8), Column("/ raw", ".2f"),
-    Column("/ in-proc", ".2f"), Column("bytes/row", ",.1f"), Column("driver MiB", ",.0f"),
-    Column("actor", ",.0f"),
-)  # fmt: skip
 _FOOTNOTE = """\
 ms: one backward pass for inputs and weights, the median of several rounds in which all take turns.
 raw Aer: the bound, ms of the same rows in the same rounds. /: median over median, lower is better.
-MiB: peak resident memory, libraries and what earlier work left behind included."""
+driver, actor: peak resident MiB, libraries and what earlier work left behind included."""
 
 
 def open_pool(backends: Sequence[Backend], stack: ExitStack) -> LauncherPool:
@@ -54,100 +55,83 @@ def open_places(actors: Sequence[int], stack: ExitStack) -> Places:
 
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measure what the options ask for."""
+    wanted = {*options.only, *["peers"] * options.peers}
+    cases = {name: list(_cases(name, options)) for name in _CASES}
     with ExitStack() as stack:
-        pools = options.peers or set(options.only) - {"exact", "observables"}
-        places = open_places(options.actors if pools else [], stack)
-        if "small" in options.only:
-            measure_small(places, options.repetitions, options.seed, report)
-        if "memory" in options.only:  # before the bound runs in this process
-            table = report.table("memory", _GRID, "Memory of a large batch")
-            for row in measure(Case(*_MEMORY, options.shots, options.seed), places, rounds=1):
-                table.add(row)
-        if "grid" in options.only:
-            table = report.table("grid", _GRID, "Gradients")
-            for case in _cases(options, qubits=(4, 6, 8, 10, 12), batches=(1, 16, 64)):
-                for row in measure(case, places, rounds=options.rounds, bound=True):
-                    table.add(row)
+        places = open_places(options.actors if wanted - {"exact", "observables"} else [], stack)
+        if "small" in wanted:
+            measure_small(cases["small"][0], places, options.rounds or _SMALL_ROUNDS, report)
+        if "memory" in wanted:  # before the bound runs in this process
+            table = report.table("memory", title="Memory of a large batch")
+            measure(cases["memory"], places, table, rounds=1, bound=False)
+        if "grid" in wanted:
+            table = report.table("grid", title="Gradients")
+            measure(cases["grid"], places, table, rounds=options.rounds, bound=True)
             print(_FOOTNOTE)
-        if "steps" in options.only and (two := places.get("2 actors")) is not None:
-            table = report.table("steps", COLUMNS, "The first steps of a training")
-            for row in measure_steps(
-                list(_cases(options, qubits=(4, 6, 8, 10, 12), batches=(16,))), two
-            ):
-                table.add(row)
-            print(FOOTNOTE)
-        if "exact" in options.only:
-            from benchmarks.exact import measure_exact
-
-            cases = _cases(options, qubits=(4, 6, 8, 10, 12), batches=(1, 16, 64))
-            measure_exact(cases, report, options.rounds)
-        if "observables" in options.only:
-            from benchmarks.observables import measure_observables
-
-            cases = _cases(options, qubits=(6, 10), batches=(16,))
-            measure_observables(cases, report, options.rounds)
-        if options.peers:
-            from benchmarks.peers import measure_peers
-
-            measure_peers(_cases(options, qubits=(6, 10), batches=(16,)), places, report)
+        if "steps" in wanted and (two := places.get("2 actors")) is not None:
+            measure_steps(cases["steps"], two, report)
+        if "exact" in wanted:
+            measure_exact(cases["exact"], report, options.rounds)
+        if "observables" in wanted:
+            measure_observables(cases["observables"], report, options.rounds)
+        if "peers" in wanted:
+            measure_peers(cases["peers"], places, report)
 
 
-def _cases(
-    options: argparse.Namespace, *, qubits: Sequence[int], batches: Sequence[int]
-) -> Iterator[Case]:
-    for size in sorted(options.qubits or qubits):
-        for batch in sorted(options.batch or batches):
+def _cases(section: str, options: argparse.Namespace) -> Iterable[Case]:
+    qubits, batches = _CASES[section]
+    if section not in ("small", "memory"):
+        qubits, batches = options.qubits or qubits, options.batch or batches
+    for size in sorted(qubits):
+        for batch in sorted(batches):
             yield Case(size, batch, options.shots, options.seed)
 
 
-def measure_small(places: Places, repetitions: int, seed: int, report: Report) -> None:
-    """Time a backward pass of 20 rows of 4 qubits, and what a pool adds to it."""
-    runs = {name: small_backward(backend, seed) for name, backend in places.items()}
-    for _ in range(5):
-        _check_equal([run() for run in runs.values()])
-    seconds = medians(interleaved(runs, repetitions))
-    columns = (Column("where", width=10), Column("ms", ".2f", 7), Column("over in-process", ".2f"))
-    table = report.table("small", columns, "One backward pass of 20 rows of 4 qubits, in ms")
-    for name, own in seconds.items():
-        more = 1e3 * (own - seconds[_IN_PROCESS])
-        table.add({"where": name, "ms": 1e3 * own, "over in-process": more})
+def measure_small(case: Case, places: Places, rounds: int, report: Report) -> None:
+    """Time a backward pass of 20 rows, of 10 weights, and what a pool adds to it."""
+    work, runs = Workload(replace(case, reps=1)), {}
+    for name, backend in places.items():
+        layer = work.layer(backend)
+        runs[name] = backward_of(layer(work.inputs), [layer.weight], work.grad_output)
+    _check_equal([run() for run in runs.values()])
+    times = milliseconds(runs, rounds, warm_up=5)
+    table = report.table("small", title=f"One backward pass of 20 rows of {case.qubits} qubits")
+    for name, ms in times.items():
+        table.add({"where": name, "ms": ms, "over in-process": ms - times[_IN_PROCESS]})
 
 
 def measure(
-    case: Case, places: Places, *, rounds: int | None, bound: bool = False
-) -> Iterator[Mapping[str, Any]]:
-    """Measure a case at every place, and the bound beside them; a row of the table for each."""
-    small = Workload(replace(case, batch=min(2, case.batch)))
-    for backend in places.values():
-        warm_up = small.backward(small.layer(backend))
-        for _ in range(3):  # compiles the circuit; a pool learns its speed
-            warm_up()
-    work = Workload(case)
-    runs: dict[str, Any] = {name: work.backward(work.layer(each)) for name, each in places.items()}
-    peaks, gradients = {}, []
-    for name, backend in places.items():
-        driver, actors = [os.getpid()], _pids(backend)
-        reset_peaks(driver + actors)
-        gradients.append(runs[name]())
-        peaks[name] = (memory_mib(driver), memory_mib(actors))
-    _check_equal(gradients)
-    if bound:
-        runs[_BOUND] = raw_aer(work)
-        runs[_BOUND]()  # what Aer does once
-    sent = {name: _wire_bytes(backend) for name, backend in places.items()}
-    seconds = interleaved(runs, rounds)
-    times = medians(seconds)
-    limit = times.get(_BOUND)
-    for name, backend in places.items():
-        measured = len(seconds[name])
-        yield {
-            "n": case.qubits, "batch": case.batch, "rows": work.rows, "where": name,
-            "ms": 1e3 * times[name], "best ms": 1e3 * min(seconds[name]), "rounds": measured,
-            _BOUND: limit and 1e3 * limit, "/ raw": limit and times[name] / limit,
-            "/ in-proc": times[name] / times[_IN_PROCESS],
-            "bytes/row": (_wire_bytes(backend) - sent[name]) / work.rows / measured or None,
-            "driver MiB": peaks[name][0], "actor": peaks[name][1],
-        }  # fmt: skip
+    cases: Iterable[Case], places: Places, table: Table, *, rounds: int | None, bound: bool
+) -> None:
+    """Measure cases at every place, and the bound beside them; a row of the table for each."""
+    for case in cases:
+        small = Workload(replace(case, batch=min(2, case.batch)))
+        for backend in places.values():
+            warm_up = small.backward(small.layer(backend))
+            for _ in range(3):  # compiles the circuit; a pool learns its speed
+                warm_up()
+        work = Workload(case)
+        runs: dict[str, Any] = {name: work.backward(work.layer(at)) for name, at in places.items()}
+        more, gradients = {}, []
+        for name, backend in places.items():
+            driver, (actors, before) = [os.getpid()], _pids_and_bytes(backend)
+            reset_peaks(driver + actors)
+            gradients.append(runs[name]())
+            sent = _pids_and_bytes(backend)[1] - before
+            more[name] = {"bytes/row": sent / work.rows or None,
+                          "driver": memory_mib(driver), "actor": memory_mib(actors)}  # fmt: skip
+        _check_equal(gradients)
+        if bound:
+            runs[_BOUND] = raw_aer(work)
+        times = milliseconds(runs, rounds, warm_up=1)
+        limit = times.get(_BOUND)
+        for name in places:
+            ms = times[name]
+            table.add({
+                "n": case.qubits, "batch": case.batch, "rows": work.rows, "where": name, "ms": ms,
+                _BOUND: limit, "/ raw": limit and ms / limit, "/ in-proc": ms / times[_IN_PROCESS],
+                **more[name],
+            })  # fmt: skip
 
 
 def _check_equal(gradients: Sequence[Any]) -> None:
@@ -157,15 +141,10 @@ def _check_equal(gradients: Sequence[Any]) -> None:
         raise SystemExit("the pools' gradients differ from this process's")
 
 
-def _pids(backend: RowEvaluator) -> list[int]:
+def _pids_and_bytes(backend: RowEvaluator) -> tuple[list[int], int]:
+    """A pool's processes, and the bytes that were sent to and received from them so far."""
     if not isinstance(backend, LauncherPool):
-        return []
-    return [actor["pid"] for actor in backend.stats()["actors"]]
-
-
-def _wire_bytes(backend: RowEvaluator) -> int:
-    """Bytes sent to and received from actors so far."""
-    if not isinstance(backend, LauncherPool):
-        return 0
+        return [], 0
     stats = backend.stats()
-    return stats["bytes_sent"] + stats["bytes_received"]
+    pids = [actor["pid"] for actor in stats["actors"]]
+    return pids, stats["bytes_sent"] + stats["bytes_received"]

@@ -10,20 +10,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from tables import Column
 
+from benchmarks.peers import connected
 from benchmarks.report import Report
-from benchmarks.timing import interleaved, medians
+from benchmarks.timing import milliseconds
 from benchmarks.workload import Backward, Case, Workload, backward_of
 from qailab.backends import AerBackend, Backend, StatevectorBackend
 from qailab.torch import ObservableQLayer
 
 _PEER_QUBITS = 6  # 5,760 circuits; more take minutes
-_COLUMNS = (
-    Column("n"), Column("batch"), Column("backend", width=11), Column("all prob.", ",.2f"),
-    Column("<Z>", ",.2f", 8), Column("/ prob.", ".2f"), Column("circuits", ","),
-    Column("EstimatorQNN", ",.0f"), Column("its circuits", ","), Column("x as fast", ",.0f"),
-)  # fmt: skip
 _FOOTNOTE = """\
 ms: one backward pass for inputs and weights, in process, one thread; medians of rounds in which all
 take turns, of EstimatorQNN one. circuits: with all angles bound, in all bases."""
@@ -31,30 +26,26 @@ take turns, of EstimatorQNN one. circuits: with all angles bound, in all bases."
 
 def measure_observables(cases: Iterable[Case], report: Report, rounds: int | None) -> None:
     """Measure cases on both simulators, and EstimatorQNN beside them where it is quick enough."""
-    table = report.table("observables", _COLUMNS, "<Z> of each qubit, and all probabilities, in ms")
+    title = "<Z> of each qubit, and all probabilities, in ms"
+    table = report.table("observables", title=title)
     for case in cases:
         work = Workload(case)
         backends = {"Aer": AerBackend(), "statevector": StatevectorBackend()}
         runs: dict[str, Backward] = {}
-        circuits = {}
         for name, backend in backends.items():
             runs[f"{name} probabilities"] = work.backward(work.layer(backend))
             runs[f"{name} <Z>"] = _values(work, backend)
-            circuits[name] = _counted(backend, runs[f"{name} <Z>"])
-        for run in runs.values():
-            run()  # compiles
-        seconds = medians(interleaved(runs, rounds))
-        peer: dict[str, Any] = {}
+        times = milliseconds(runs, rounds)
+        their_ms, their_circuits = None, None
         if case.qubits <= _PEER_QUBITS and importlib.util.find_spec("qiskit_machine_learning"):
-            peer = _peer(work)
-        for name in backends:
-            ours, probabilities = seconds[f"{name} <Z>"], seconds[f"{name} probabilities"]
-            if peer:
-                peer["x as fast"] = peer["EstimatorQNN"] / 1e3 / ours
+            their_ms, their_circuits = _peer(work)
+        for name, backend in backends.items():
+            ours, probabilities = times[f"{name} <Z>"], times[f"{name} probabilities"]
             table.add({
-                "n": case.qubits, "batch": case.batch, "backend": name,
-                "all prob.": 1e3 * probabilities, "<Z>": 1e3 * ours,
-                "/ prob.": ours / probabilities, "circuits": circuits[name], **peer,
+                "n": case.qubits, "batch": case.batch, "backend": name, "all prob.": probabilities,
+                "<Z>": ours, "/ prob.": ours / probabilities,
+                "circuits": _counted(backend, runs[f"{name} <Z>"]), "EstimatorQNN": their_ms,
+                "its circuits": their_circuits, "faster": their_ms and their_ms / ours,
             })  # fmt: skip
     print(_FOOTNOTE)
 
@@ -83,11 +74,11 @@ def _counted(backend: Backend, run: Backward) -> int:
     return sum(rows)
 
 
-def _peer(work: Workload) -> dict[str, Any]:
+def _peer(work: Workload) -> tuple[float, int]:
     """The time and the circuits of EstimatorQNN's backward pass, which runs once."""
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub
     from qiskit.quantum_info import SparsePauliOp
     from qiskit_aer.primitives import EstimatorV2
-    from qiskit_machine_learning.connectors import TorchConnector
     from qiskit_machine_learning.gradients import ParamShiftEstimatorGradient
     from qiskit_machine_learning.neural_networks import EstimatorQNN
 
@@ -95,8 +86,6 @@ def _peer(work: Workload) -> dict[str, Any]:
 
     class Counting(EstimatorV2):  # type: ignore[misc]
         def run(self, pubs: Any, **options: Any) -> Any:
-            from qiskit.primitives.containers.estimator_pub import EstimatorPub
-
             made = [EstimatorPub.coerce(pub, options.get("precision")) for pub in pubs]
             circuits.append(sum(pub.size for pub in made))
             return super().run(made, **options)
@@ -106,19 +95,11 @@ def _peer(work: Workload) -> dict[str, Any]:
         "default_precision": precision,
         "backend_options": {"max_parallel_threads": 1, "seed_simulator": work.case.seed},
     })  # fmt: skip
-    network = EstimatorQNN(
-        circuit=work.circuit.remove_final_measurements(inplace=False),
-        estimator=estimator,
+    run = connected(
+        work, work.grad_output[:, :n], EstimatorQNN,
+        work.circuit.remove_final_measurements(inplace=False), estimator=estimator,
         observables=[SparsePauliOp.from_sparse_list([("Z", [q], 1.0)], n) for q in range(n)],
-        input_params=work.problem.input_parameters,
-        weight_params=work.problem.weight_parameters,
-        input_gradients=True,
-        gradient=ParamShiftEstimatorGradient(estimator),
-        default_precision=precision,
-    )
-    layer = TorchConnector(network, initial_weights=work.weights.numpy())
-    inputs = work.inputs.float().requires_grad_()
-    run = backward_of(layer(inputs), [inputs, layer.weight], work.grad_output[:, :n])
+        gradient=ParamShiftEstimatorGradient(estimator), default_precision=precision,
+    )  # fmt: skip
     circuits.clear()
-    seconds = medians(interleaved({"peer": run}, 1))["peer"]
-    return {"EstimatorQNN": 1e3 * seconds, "its circuits": sum(circuits)}
+    return milliseconds({"peer": run}, 1, warm_up=0)["peer"], sum(circuits)

@@ -16,45 +16,33 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 import numpy as np
-from tables import Column, Table
+from tables import Table
 
-from benchmarks.arithmetic import ArithmeticBackend, backward_rows, circuit_of_angles
+from benchmarks.arithmetic import ArithmeticBackend
 from benchmarks.gradients import open_pool
 from benchmarks.report import Report
 from benchmarks.timing import memory_mib, reset_peaks
+from benchmarks.workload import Case, Workload
 from qailab.backends import EmulatedBackend
 from qailab.distributed import LauncherPool
-from qailab.gradients import CanonicalCircuit, RowBatch
-
-Row = dict[str, Any]
+from qailab.gradients import CanonicalCircuit, NoiseStream, RowBatch
 
 _SPEEDS = {"equal": (1,), "1:2:4:8": (1, 2, 4, 8), "kills": (1,)}
-_KILL_ACTORS, _KILL_LATENCIES, _KILL_EVERY = 8, (50.0, 200.0), 1.0
+_KILL_ACTORS, _KILL_EVERY = 8, 1.0
 _SECONDS = {"equal": 3.0, "1:2:4:8": 3.0, "kills": 12.0}  # of a run
 _MOST_CHUNKS = 8_000  # of a run: where a machine cannot keep up, it would take minutes to say so
 _WARM_UP_CHUNKS = 4  # for each actor: the first of a circuit says nothing about its speed
-_CHUNK_ROWS, _CHUNK_ANGLES = 12, 6  # the backward rows of one sample
-_MANY_ROWS_ANGLES = 50
+_CHUNK = 6  # angles: a chunk has the backward rows of one sample
+_MANY = 50  # angles
 _READY_SECONDS = 300.0
-_MIB = 1 << 20
-
-_EFFICIENCY = (
-    Column("actors"), Column("speeds", width=7), Column("ms/chunk", "g"), Column("ready s", ".1f"),
-    Column("chunks", ","), Column("seconds", ".2f"), Column("efficiency", ".3f"),
-    Column("driver ms/chunk", ".2f"), Column("raced"), Column("again"), Column("kills"),
-)  # fmt: skip
 _FOOTNOTE = """\
 ready: until all actors of the pool were. efficiency: chunks over the sum of the devices' rates,
 over the time that it took; where actors are killed: seconds of accepted chunks over the seconds
-that actors were ready. ms/chunk: of the slowest actor. driver: CPU time of all its threads."""
-_MANY_ROWS = (
-    Column("rows", ",", 9), Column("chunks", ","), Column("seconds", ".2f"),
-    Column("driver CPU s", ".2f"), Column("driver MiB more", ",.1f"), Column("answers MiB", ",.1f"),
-)  # fmt: skip
+that actors were ready. ms/chunk: of the slowest actor. driver ms: CPU time of its threads, for a
+chunk."""
 
 
 def run(options: argparse.Namespace, report: Report) -> None:
@@ -63,13 +51,13 @@ def run(options: argparse.Namespace, report: Report) -> None:
         # Its Ray serves all other pools, so that no figure has the start of a Ray in it.
         two = open_pool([ArithmeticBackend()] * 2, stack)
         if {"efficiency", "kills"} & set(options.only):
-            table = report.table("efficiency", _EFFICIENCY, "Scheduling efficiency")
+            table = report.table("efficiency", title="Scheduling efficiency")
             for actors, speeds, latency in _cases(options):
                 _measure(table, actors, speeds, latency, options)
             print(_FOOTNOTE)
         if "rows" in options.only:
-            table = report.table("rows", _MANY_ROWS, "One evaluation of very many rows, 2 actors")
-            table.add(_many_rows(two, options.rows, options.seed))
+            table = report.table("rows", title="One evaluation of very many rows, 2 actors")
+            _many_rows(table, two, options.rows, options.seed)
 
 
 def _cases(options: argparse.Namespace) -> Iterator[tuple[int, str, float]]:
@@ -80,8 +68,15 @@ def _cases(options: argparse.Namespace) -> Iterator[tuple[int, str, float]]:
                 for latency in sorted(options.latencies):
                     yield actors, speeds, latency
     if "kills" in options.only:
-        for latency in sorted(set(_KILL_LATENCIES) & set(options.latencies)):
+        for latency in sorted(options.latencies):
             yield min(_KILL_ACTORS, max(options.actors)), "kills", latency
+
+
+def _work(angles: int, samples: int, seed: int) -> tuple[CanonicalCircuit, RowBatch]:
+    """A circuit of 2 qubits with so many angles, at least 6, and exact backward rows of samples."""
+    work = Workload(Case(qubits=2, batch=samples, seed=seed, reps=angles // 2 - 2))
+    batch = RowBatch(work.shifted, None, NoiseStream(seed), work.grad_output.numpy())
+    return work.problem.canonical, batch
 
 
 def _measure(
@@ -92,22 +87,24 @@ def _measure(
     times = [latency / 1000 / ratios[actor % len(ratios)] for actor in range(actors)]
     devices = [EmulatedBackend(ArithmeticBackend(), latency=seconds) for seconds in times]
     chunks = chunks_for(times, options.seconds or _SECONDS[speeds])
-    circuit = circuit_of_angles(_CHUNK_ANGLES)
-    batch = backward_rows(circuit, chunks, options.seed)
+    circuit, batch = _work(_CHUNK, chunks, options.seed)
+    _, first = _work(_CHUNK, _WARM_UP_CHUNKS * actors, options.seed + 1)
     began = time.monotonic()
-    with LauncherPool(devices, chunk_rows=_CHUNK_ROWS, progress=False) as pool:
+    with LauncherPool(devices, chunk_rows=2 * _CHUNK, progress=False) as pool:
         pool.wait(timeout=_READY_SECONDS)
         ready = time.monotonic() - began
-        pool.run(circuit, backward_rows(circuit, _WARM_UP_CHUNKS * actors, options.seed + 1))
-        with _killer(pool, options.seed, active=speeds == "kills") as kills:
-            row = _timed(pool, circuit, batch)
+        pool.run(circuit, first)
+        with _killer(pool, options.seed) if speeds == "kills" else nullcontext([]) as kills:
+            run = _timed(pool, circuit, batch)
     ideal = chunks / sum(1.0 / seconds for seconds in times)
-    efficiency = ideal / row["seconds"]
+    efficiency = ideal / run["seconds"]
     if speeds == "kills":
-        efficiency = row["chunks"] * latency / 1000 / row["ready actor seconds"]
+        efficiency = run["chunks"] * latency / 1000 / run["ready_seconds"]
     table.add({
         "actors": actors, "speeds": speeds, "ms/chunk": latency, "ready s": ready,
-        "efficiency": efficiency, "kills": len(kills), **row,
+        "chunks": run["chunks"], "seconds": run["seconds"], "efficiency": efficiency,
+        "driver ms": 1e3 * run["cpu"] / run["chunks"], "raced": run["races"],
+        "again": run["retries"], "kills": len(kills),
     })  # fmt: skip
 
 
@@ -123,31 +120,31 @@ def chunks_for(times: Sequence[float], seconds: float) -> int:
     return of_a_round * max(1, min(round(seconds / slowest), _MOST_CHUNKS // of_a_round))
 
 
-def _timed(pool: LauncherPool, circuit: CanonicalCircuit, batch: RowBatch) -> Row:
-    """Run a batch, and check its answers against this process's.
+def _timed(pool: LauncherPool, circuit: CanonicalCircuit, batch: RowBatch) -> dict[str, float]:
+    """Run a batch; its seconds, those of CPU of this process, and what the pool counted.
 
     Raises:
-        SystemExit: if one differs by a bit: figures of such a run mean nothing.
+        SystemExit: if an answer differs from this process's by a bit: figures of such a run mean
+            nothing.
     """
-    before = pool.stats()
+    before = _counted(pool)
     cpu, began = time.process_time(), time.perf_counter()
     answers = pool.run(circuit, batch)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    after = pool.stats()
+    counted = {name: after - before[name] for name, after in _counted(pool).items()}
     if not np.array_equal(answers, ArithmeticBackend().submit(circuit, batch).result()):
         raise SystemExit(f"{pool!r} answers other than this process does")
-    ready = [sum(actor["ready_seconds"] for actor in each["actors"]) for each in (before, after)]
-    chunks = after["chunks"] - before["chunks"]
-    return {
-        "rows": batch.num_rows, "chunks": chunks, "seconds": seconds,
-        "driver CPU s": cpu, "driver ms/chunk": 1e3 * cpu / chunks,
-        "raced": after["races"] - before["races"], "again": after["retries"] - before["retries"],
-        "ready actor seconds": ready[1] - ready[0],
-    }  # fmt: skip
+    return {"seconds": seconds, "cpu": cpu, **counted}
+
+
+def _counted(pool: LauncherPool) -> dict[str, float]:
+    stats = pool.stats()
+    ready = sum(actor["ready_seconds"] for actor in stats["actors"])
+    return {name: stats[name] for name in ("chunks", "races", "retries")} | {"ready_seconds": ready}
 
 
 @contextmanager
-def _killer(pool: LauncherPool, seed: int, *, active: bool) -> Iterator[list[int]]:
+def _killer(pool: LauncherPool, seed: int) -> Iterator[list[int]]:
     """Kill an actor that is ready, chosen at random, every second; their process ids.
 
     Not while fewer than half are ready: a machine that starts actors more slowly than they are
@@ -165,27 +162,29 @@ def _killer(pool: LauncherPool, seed: int, *, active: bool) -> Iterator[list[int
                     killed.append(pid)
 
     thread = threading.Thread(target=loop, name="killer")
-    if active:
-        thread.start()
+    thread.start()
     try:
         yield killed
     finally:
         over.set()
-        if active:
-            thread.join()
+        thread.join()
 
 
-def _many_rows(pool: LauncherPool, rows: int, seed: int) -> Row:
-    """Run so many rows on actors that compute next to nothing; a row of the table."""
-    circuit = circuit_of_angles(_MANY_ROWS_ANGLES)
-    samples = max(1, rows // (2 * circuit.num_angles))
-    batch = backward_rows(circuit, samples, seed)
-    pool.run(circuit, backward_rows(circuit, max(1, samples // 50), seed + 1))
+def _many_rows(table: Table, pool: LauncherPool, rows: int, seed: int) -> None:
+    """Run so many rows on actors that compute next to nothing."""
+    samples = max(1, rows // (2 * _MANY))
+    circuit, batch = _work(_MANY, samples, seed)
+    pool.run(circuit, _work(_MANY, max(1, samples // 50), seed + 1)[1])
     here = [os.getpid()]
     gc.collect()
     reset_peaks(here)
     before = memory_mib(here, "VmRSS")
-    answers = pool.run(circuit, batch)  # once for memory: to check answers takes more
-    peak, answers_mib = memory_mib(here), answers.nbytes / _MIB
-    more = None if peak is None or before is None else peak - before - answers_mib
-    return _timed(pool, circuit, batch) | {"driver MiB more": more, "answers MiB": answers_mib}
+    answers_mib = pool.run(circuit, batch).nbytes / 2**20  # once for memory: checks take more
+    peak = memory_mib(here)
+    run = _timed(pool, circuit, batch)
+    table.add({
+        "rows": batch.num_rows, "chunks": run["chunks"], "seconds": run["seconds"],
+        "driver CPU s": run["cpu"],
+        "driver MiB more": before and peak and peak - before - answers_mib,
+        "answers MiB": answers_mib,
+    })  # fmt: skip

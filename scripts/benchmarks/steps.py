@@ -8,104 +8,82 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import statistics
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
-from multiprocessing.connection import Connection
-from typing import Any
+from functools import cache
 
 import torch
-from tables import Column
 
+from benchmarks.report import Report
 from benchmarks.timing import interleaved
-from benchmarks.workload import Case, Workload, backward_of
+from benchmarks.workload import Case, Workload
 from qailab.backends import AerBackend
 from qailab.launchers import RowEvaluator
 
 _POOL, _HERE, _PLAIN = "2 actors", "in-process", "2 processes"
 _STEPS = {"1": slice(0, 1), "2-4": slice(1, 4), "5-20": slice(4, 20)}
-COLUMNS = (
-    Column("n"), Column("batch"), Column("steps", width=5), Column(_HERE, ",.1f"),
-    Column(_PLAIN, ",.1f"), Column(_POOL, ",.1f"), Column("/ in-proc", ".2f"),
-    Column("/ 2 proc", ".2f"),
-)  # fmt: skip
-_GO = "step"
 _TRAININGS = 5  # each of a circuit that nobody has compiled
-FOOTNOTE = f"""\
+_FOOTNOTE = f"""\
 ms of a forward and a backward pass: medians over these steps of {_TRAININGS} trainings, each of a
 circuit that nobody has compiled. 2 processes: without Ray, half of the samples each."""
 
+_aer = cache(AerBackend)
+"""The backend of a process."""
 
-class _Step:
+
+def _step_of(case: Case, backend: RowEvaluator, part: slice = slice(None)) -> Callable[[], object]:
     """A forward and a backward pass of a part of the samples, each time anew."""
-
-    def __init__(self, case: Case, backend: RowEvaluator, part: slice = slice(None)) -> None:
-        work = Workload(case)
-        self._layer = work.layer(backend)
-        self._inputs = work.inputs[part].clone().requires_grad_()
-        self._grad_output = work.grad_output[part]
-
-    def __call__(self) -> None:
-        outputs = self._layer(self._inputs)
-        backward_of(outputs, [self._inputs, self._layer.weight], self._grad_output)()
+    work = Workload(case)
+    layer = work.layer(backend)
+    work.inputs, work.grad_output = work.inputs[part], work.grad_output[part]
+    return lambda: work.backward(layer)()
 
 
-def _serve(pipe: Connection, half: int) -> None:
-    """Take a step of half of a case's samples for each message, in a process of its own."""
+@cache
+def _half_step(case: Case, half: int) -> Callable[[], object]:
     torch.set_num_threads(1)
-    backend, step = AerBackend(), None
-    while (case := pipe.recv()) is not None:
-        if isinstance(case, Case):
-            step = _Step(case, backend, slice(half * case.batch // 2, (half + 1) * case.batch // 2))
-        elif step is not None:
-            step()
-        pipe.send("done")
+    middle = case.batch // 2
+    return _step_of(case, _aer(), slice(middle) if half == 0 else slice(middle, None))
 
 
-@contextmanager
-def _two_processes() -> Iterator[list[Connection]]:
-    """Start them; they end with this process, or when they are sent None."""
-    context = multiprocessing.get_context("spawn")
-    pipes = [context.Pipe() for _ in range(2)]
-    for half, (_, theirs) in enumerate(pipes):
-        context.Process(target=_serve, args=(theirs, half), daemon=True).start()
-    yield [ours for ours, _ in pipes]
-    for ours, _ in pipes:
-        ours.send(None)
+def _prepare(case: Case, half: int) -> None:
+    """Make what `_take` needs, in a process of its own."""
+    _half_step(case, half)
 
 
-def _ask(pipes: list[Connection], message: object) -> None:
-    for pipe in pipes:
-        pipe.send(message)
-    for pipe in pipes:
-        pipe.recv()
+def _take(case: Case, half: int) -> None:
+    _half_step(case, half)()
 
 
-def measure_steps(cases: list[Case], pool: RowEvaluator) -> Iterator[Mapping[str, Any]]:
+def measure_steps(cases: list[Case], pool: RowEvaluator, report: Report) -> None:
     """Measure the steps of some trainings of each case; a row of the table for a few of them."""
-    here, marks = AerBackend(), itertools.count(1)
-    with _two_processes() as pipes:
-        for number, case in enumerate([cases[0], *cases]):
-            trainings = []
-            for _ in range(_TRAININGS if number else 1):
-                cold = replace(case, mark=next(marks))
-                _ask(pipes, cold)
-                runs = {_HERE: _Step(cold, here), _POOL: _Step(cold, pool)}
-                both = {**runs, _PLAIN: lambda: _ask(pipes, _GO)}
-                trainings.append(interleaved(both, rounds=20))
-            # The first time, actors and processes import what they need.
-            for steps, part in _STEPS.items() if number else ():
-                yield _row(case, steps, part, trainings)
+    table = report.table("steps", title="The first steps of a training")
+    marks, spawn = itertools.count(1), multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        two = [stack.enter_context(ProcessPoolExecutor(1, spawn)) for _ in range(2)]
 
+        def both(do: Callable[[Case, int], None], case: Case) -> None:
+            for done in [one.submit(do, case, half) for half, one in enumerate(two)]:
+                done.result()
 
-def _row(
-    case: Case, steps: str, part: slice, trainings: list[dict[str, list[float]]]
-) -> Mapping[str, Any]:
-    ms = {
-        name: 1e3 * statistics.median(time for each in trainings for time in each[name][part])
-        for name in (_HERE, _PLAIN, _POOL)
-    }
-    return {
-        "n": case.qubits, "batch": case.batch, "steps": steps, **ms,
-        "/ in-proc": ms[_POOL] / ms[_HERE], "/ 2 proc": ms[_POOL] / ms[_PLAIN],
-    }  # fmt: skip
+        def train(case: Case) -> dict[str, list[float]]:
+            cold = replace(case, mark=next(marks))
+            both(_prepare, cold)
+            runs = {_HERE: _step_of(cold, _aer()), _POOL: _step_of(cold, pool)}
+            return interleaved({**runs, _PLAIN: lambda: both(_take, cold)}, rounds=20)
+
+        train(cases[0])  # actors and processes import what they need
+        for case in cases:
+            trainings = [train(case) for _ in range(_TRAININGS)]
+            for steps, part in _STEPS.items():
+                ms = {
+                    name: 1e3 * statistics.median(t for each in trainings for t in each[name][part])
+                    for name in (_HERE, _PLAIN, _POOL)
+                }
+                table.add({
+                    "n": case.qubits, "batch": case.batch, "steps": steps, **ms,
+                    "/ in-proc": ms[_POOL] / ms[_HERE], "/ 2 proc": ms[_POOL] / ms[_PLAIN],
+                })  # fmt: skip
+    print(_FOOTNOTE)

@@ -40,9 +40,14 @@ def interleaved(
     return seconds
 
 
-def medians(seconds: Mapping[str, Iterable[float]]) -> dict[str, float]:
-    """The median of each, in seconds."""
-    return {name: statistics.median(times) for name, times in seconds.items()}
+def milliseconds(
+    runs: Mapping[str, Callable[[], object]], rounds: int | None = None, *, warm_up: int = 2
+) -> dict[str, float]:
+    """The median time of each, after some rounds that do not count: the first ones compile."""
+    if warm_up:
+        interleaved(runs, warm_up)
+    seconds = interleaved(runs, rounds)
+    return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
 
 
 def machine() -> str:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from qiskit.circuit import ParameterVector, QuantumCircuit
+from qiskit.circuit import QuantumCircuit
 from qiskit_aer import AerSimulator
 from torch import Tensor
 
 from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
+from qailab.gradients import ShiftedRows
 from qailab.launchers import CircuitProblem, RowEvaluator
 from qailab.torch import QLayer
 
 Backward = Callable[[], tuple[Tensor, ...]]
 """Runs a backward pass; gradients of inputs ``(B, I)`` and weights ``(W,)``."""
+Places = Mapping[str, RowEvaluator]
+"""Where rows run, by name: first this process, then pools."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ class Workload:
         inputs: radians, shape ``(B, I)``, float64.
         weights: radians, shape ``(W,)``, float64.
         grad_output: shape ``(B, K)``, float64.
-        rows: circuit evaluations of a backward pass: two shifts of each angle of each sample.
+        base: the angles of the samples, radians, shape ``(B, A)``, float64.
+        shifted: the rows of a backward pass: two shifts of each angle of each sample.
+        rows: how many these are.
     """
 
     def __init__(self, case: Case) -> None:
@@ -53,10 +58,14 @@ class Workload:
         self.problem = CircuitProblem(self.circuit)
         rng = np.random.default_rng(case.seed)
         samples, outcomes = case.batch, self.problem.num_outcomes
-        self.inputs = torch.from_numpy(rng.uniform(0, np.pi, (samples, self.problem.num_inputs)))
-        self.weights = torch.from_numpy(rng.uniform(0, 2 * np.pi, self.problem.num_weights))
+        inputs = rng.uniform(0, np.pi, (samples, self.problem.num_inputs))
+        weights = rng.uniform(0, 2 * np.pi, self.problem.num_weights)
+        self.inputs, self.weights = torch.from_numpy(inputs), torch.from_numpy(weights)
         self.grad_output = torch.from_numpy(rng.normal(size=(samples, outcomes)))
-        self.rows = 2 * self.problem.canonical.num_angles * samples
+        shared = np.broadcast_to(weights, (samples, len(weights)))
+        self.base = self.problem.angle_map.values(np.concatenate([inputs, shared], axis=1))
+        self.shifted = ShiftedRows(base=self.base, columns=np.arange(self.base.shape[1]))
+        self.rows = self.shifted.num_rows
 
     def layer(self, backend: RowEvaluator) -> QLayer:
         """The circuit as a layer on a backend, with this workload's weights."""
@@ -71,41 +80,11 @@ class Workload:
         inputs = self.inputs.clone().requires_grad_()
         return backward_of(layer(inputs), [inputs, layer.weight], self.grad_output)
 
-    def shifted_angles(self) -> NDArray[np.float64]:
-        """The angles of all rows of the backward pass, shape ``(rows, A)``."""
-        shared = self.weights.numpy()[None, :].repeat(self.case.batch, axis=0)
-        base = self.problem.angle_map.values(np.concatenate([self.inputs.numpy(), shared], axis=1))
-        count = base.shape[1]
-        shifts = np.pi / 2 * np.stack([np.eye(count), -np.eye(count)], axis=1)
-        return (base[:, None, None, :] + shifts).reshape(-1, count)
-
 
 def backward_of(outputs: Tensor, wanted: list[Tensor], grad_output: Tensor) -> Backward:
     """A function that runs the backward pass of a forward pass, as often as it is called."""
     cotangents = grad_output.to(outputs.dtype)
     return lambda: torch.autograd.grad(outputs, wanted, cotangents, retain_graph=True)
-
-
-def small_backward(backend: RowEvaluator, seed: int) -> Backward:
-    """The backward pass of 20 rows: 10 weights of one sample, on 4 qubits."""
-    features, weights = ParameterVector("x", 4), ParameterVector("w", 10)
-    circuit = QuantumCircuit(4)
-    for qubit in range(4):
-        circuit.ry(features[qubit], qubit)
-    for number, weight in enumerate(weights):
-        circuit.ry(weight, number % 4)
-        circuit.cx(number % 4, (number + 1) % 4)
-    circuit.measure_all()
-    layer = QLayer(
-        circuit, backend=backend, seed=seed, input_params=features, weight_params=weights
-    ).double()
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.rand(1, 4, generator=generator, dtype=torch.float64)
-    with torch.no_grad():
-        layer.weight.copy_(torch.rand(10, generator=generator, dtype=torch.float64))
-    outputs = layer(inputs)
-    grad_output = torch.rand(outputs.shape, generator=generator, dtype=torch.float64)
-    return backward_of(outputs, [layer.weight], grad_output)
 
 
 def raw_aer(work: Workload) -> Callable[[], NDArray[np.int64]]:
@@ -120,7 +99,7 @@ def raw_aer(work: Workload) -> Callable[[], NDArray[np.int64]]:
     simulator = AerSimulator(
         method="statevector", max_parallel_threads=1, runtime_parameter_bind_enable=True
     )
-    columns = np.ascontiguousarray(work.shifted_angles().T)
+    columns = np.ascontiguousarray(work.shifted.angles().T)
     binds = [dict(zip(canonical.angles, columns, strict=True))]
     rng = np.random.default_rng(work.case.seed)
 

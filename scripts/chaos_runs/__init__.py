@@ -2,5 +2,5 @@
 
 :mod:`harness` runs seeded trials, each in a process of its own, and reports them; it uses
 :mod:`processes`. The trials: :mod:`pool`; :mod:`hardware` and :mod:`kills`, with their
-:mod:`scenario`. All compute what :mod:`training` has.
+:mod:`scenario`; :mod:`lanes`; :mod:`soak`. All but the last compute what :mod:`training` has.
 """

@@ -43,8 +43,11 @@ def run_faults(report: Report, folder: Path, options: dict[str, Any]) -> None:
     """
     scenario = draw(report.seed, _where(report.seed, options["pool_every"]))
     report.what = str(scenario)
-    with scenario.server(calm=True) as calm:
-        expected = _derive(scenario, folder, calm=True)
+    alone = scenario  # without faults nobody needs a pool
+    if scenario.where != "process":
+        alone = replace(scenario, where="process", devices=scenario.devices[:1])
+    with alone.server(calm=True) as calm:
+        expected = _derive(alone, folder)
         calm_contents = contents(calm.jobs)
     faults = folder / "faults"
     faults.mkdir()
@@ -68,16 +71,9 @@ def _where(seed: int, pool_every: int) -> Where:
     return "killed actor" if seed // pool_every % 3 == 2 else "pool"
 
 
-def _derive(scenario: Scenario, folder: Path, *, calm: bool = False) -> list[Derivative]:
-    with scenario.backends(folder) as backends:
-        if scenario.where == "process":
-            return derive(backends, SIZE, scenario.seed)
-        if calm:  # without faults nobody needs a pool
-            return derive(backends[:1], SIZE, scenario.seed)
-        from qailab.distributed import LauncherPool
-
-        with LauncherPool(backends, progress=False) as pool:
-            return derive([pool], SIZE, scenario.seed)
+def _derive(scenario: Scenario, folder: Path) -> list[Derivative]:
+    with scenario.places(folder) as places:
+        return derive(places, SIZE, scenario.seed)
 
 
 def _kill_actor(server: RehearsalServer, report: Report) -> None:
@@ -109,8 +105,8 @@ def run_late(report: Report, folder: Path, options: dict[str, Any]) -> None:
     report.what = f"a job arrives {late:.2f} s late, {'' if scenario.journal else 'no '}journal"
     warnings = Logged(logging.WARNING)
     with scenario.server() as server:
-        with scenario.backends(folder, timeout=20.0) as backends:
-            derive(backends, SIZE, report.seed)
+        with scenario.places(folder, timeout=20.0) as places:
+            derive(places, SIZE, report.seed)
         settle(server)
         twice = {job.id for pair in server.duplicates() for job in pair}
         said = [text for text in warnings.texts if any(job in text for job in twice)]
@@ -133,7 +129,7 @@ def run_budget(report: Report, folder: Path, options: dict[str, Any]) -> None:
     given = ", ".join(f"{limit:.6g} {name}" for name, limit in limits.items())
     report.what = f"{given}; {scenario}"
     with scenario.server() as server:
-        with scenario.backends(folder, budget=Budget(**limits)) as (backend,):
+        with scenario.places(folder, budget=Budget(**limits)) as (backend,):
             try:
                 train(backend, SIZE, seed=report.seed, steps=_BUDGET_STEPS)
             except BudgetExceededError as error:

@@ -49,11 +49,6 @@ class Report:
     seconds: float = 0.0
     log: str = ""  # the end of it, if there are problems
 
-    def row(self) -> dict[str, Any]:
-        """A line of a table."""
-        own = {"kind": self.kind, "seed": self.seed, "ok": "NO" if self.problems else "ok"}
-        return own | {"s": self.seconds} | self.figures | {"what": self.what}
-
 
 Run = Callable[[Report, Path, dict[str, Any]], None]
 """Fills in a report, given a folder for its files and the program's options."""

@@ -36,7 +36,7 @@ from qailab.rehearsal import JobRecord, RehearsalServer
 
 _STEPS = 10
 _MOST_KILLS, _MOST_KILLS_OF_POOL = 4, 2
-_LONGEST = 60.0  # seconds of a driver
+_LONGEST = 120.0  # seconds of a driver, on a machine with other work
 _GONE_SECONDS = 15.0
 
 
@@ -63,14 +63,8 @@ class Driver:
         checkpoint = self.folder / "checkpoint.pt" if self.checkpoints else None
         options = {"seed": self.scenario.seed, "steps": self.steps, "checkpoint": checkpoint}
         budget = None if self.jobs is None else Budget(jobs=self.jobs)
-        with self.scenario.backends(self.folder, timeout=60.0, budget=budget) as backends:
-            if self.scenario.where == "process":
-                training = train(backends[0], SIZE, **options)
-            else:
-                from qailab.distributed import LauncherPool
-
-                with LauncherPool(backends, progress=False) as pool:
-                    training = train(pool, SIZE, **options)
+        with self.scenario.places(self.folder, timeout=60.0, budget=budget) as places:
+            training = train(places[0], SIZE, **options)
         torch.save(training.weights, f"{self.weights}.new")
         os.replace(f"{self.weights}.new", self.weights)
 

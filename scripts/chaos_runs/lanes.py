@@ -14,20 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from chaos_runs.harness import Report
+from chaos_runs.training import Size, loss_of
 from qailab.backends import AerBackend
 from qailab.backends.answers import Evaluation
-from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import BackendError
 from qailab.gradients import CanonicalCircuit, RowBatch
-from qailab.torch import QLayer
 from qailab.training import AsyncTrainer
 
-FIGURES = ("applied", "dropped", "failed", "drivers", "stale")
-
-_BATCHES, _EPOCHS = 12, 3
+_SIZE, _BATCHES, _EPOCHS = Size(qubits=2, samples=4, reps=1), 12, 3
 _TIMEOUT = 2.0  # of a batch; a busy machine must not take quiet lanes for hanging ones
 _SLOWEST = 0.1  # seconds of a job on the slowest lane, on average
 
@@ -62,9 +58,8 @@ def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
         "weighting": chance.choice(["uniform", "standard_error"]),
     }  # fmt: skip
     report.what = ", ".join(f"{name} {value}" for name, value in arguments.items())
-    figures = dict.fromkeys(FIGURES, 0.0)
-    generator = torch.Generator().manual_seed(report.seed)
-    batches = list(torch.rand(_BATCHES, 4, 2, generator=generator))
+    figures = dict.fromkeys(("failed", "drivers", "stale"), 0.0)
+    batches = _SIZE.batches(_BATCHES, report.seed)
     first = _trainer(report.seed, [AerBackend()])
     first.fit(batches[:1], 1)  # imports what takes longer than the timeout
     while True:
@@ -92,10 +87,8 @@ def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
     report.figures = figures
     if sorted(applied) != list(range(_BATCHES * _EPOCHS)):
         report.problems.append(f"batches were lost or counted twice: {applied}")
-    replay = _trainer(
-        report.seed, [AerBackend() for _ in range(chance.randint(1, 3))],
-        replay=trainer.log,
-    )  # fmt: skip
+    quiet = [AerBackend() for _ in range(chance.randint(1, 3))]
+    replay = _trainer(report.seed, quiet, replay=trainer.log)
     replay.fit(batches, _EPOCHS)
     for name, value in trainer.model.state_dict().items():
         if not torch.equal(value, replay.model.state_dict()[name]):
@@ -106,14 +99,6 @@ def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
 
 def _trainer(seed: int, places: list[Any], **options: Any) -> AsyncTrainer:
     """The same training for one seed, wherever it runs."""
-    torch.manual_seed(seed)
-    blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
-    layer = QLayer(build_circuit(2, blocks), backend=AerBackend(), shots=32, seed=seed)
-    model = nn.Sequential(nn.Linear(2, 2), layer, nn.Linear(4, 1))
+    model = _SIZE.model(AerBackend(), seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    return AsyncTrainer(model, optimizer, _loss_of, places, progress=False, seed=seed, **options)
-
-
-def _loss_of(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    target = batch.sum(dim=1, keepdim=True)
-    return (model(batch) - target).square().mean()
+    return AsyncTrainer(model, optimizer, loss_of, places, progress=False, seed=seed, **options)

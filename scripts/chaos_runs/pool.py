@@ -35,8 +35,6 @@ from qailab.distributed import LauncherPool
 from qailab.errors import QailabError
 from qailab.gradients import CanonicalCircuit, RowBatch
 
-FIGURES = ("faults", "rows", "again", "raced", "replaced", "lost s")
-
 _FEWEST, _MOST = 2, 5  # sudden faults of a run
 _MOST_HANGS = 2  # each takes the pool 13 s to be sure of
 _FIRST, _LAST = 0.04, 0.85  # of the rows: later ones might find the work done
@@ -235,12 +233,9 @@ def _ray_kill(number: int) -> bool:
     """
     import ray
 
-    everybody = ray.util.list_named_actors(all_namespaces=True)
-    named = [each for each in everybody if re.fullmatch(r".+-\d+-\d+", each["name"])]
-    named.sort(key=lambda actor: actor["name"])
+    named = [n for n in ray.util.list_named_actors() if re.fullmatch(r".+-\d+-\d+", n)]
     with suppress(ValueError, ZeroDivisionError):  # Ray's word for "no such actor"; nobody
-        victim = named[number % len(named)]
-        ray.kill(ray.get_actor(victim["name"], namespace=victim["namespace"]))
+        ray.kill(ray.get_actor(sorted(named)[number % len(named)]))
         return True
     return False
 

@@ -14,10 +14,11 @@ from typing import Any, Literal
 from chaos_runs.harness import Report
 from chaos_runs.training import SHOTS, Size
 from qailab.backends import IBMBackend, IBMLimits, IBMTimeouts
+from qailab.distributed import LauncherPool
 from qailab.journal.report import read_report
+from qailab.launchers import RowEvaluator
 from qailab.rehearsal import Fault, FaultPlan, JobRecord, Limits, RehearsalServer
 
-FIGURES = ("jobs", "faults", "kills")
 SIZE = Size(qubits=3, samples=4, reps=1)
 JOB_SECONDS = 2.5
 """A job's time-out: beyond it one is stuck. An ordinary one takes a tenth of a second."""
@@ -62,8 +63,8 @@ class Scenario:
         return folder / "jobs.db" if self.journal else None
 
     @contextmanager
-    def backends(self, folder: Path, **options: Any) -> Iterator[list[IBMBackend]]:
-        """A backend for each device, with the journal in a folder; closed at the end."""
+    def places(self, folder: Path, **options: Any) -> Iterator[list[RowEvaluator]]:
+        """A backend for each device, with the journal in a folder, or a pool of them all."""
         limits: dict[str, Any] = {"pending_jobs": 3}
         if self.rows_per_job is not None:
             limits["executions_per_job"] = self.rows_per_job * SHOTS
@@ -72,9 +73,12 @@ class Scenario:
             "timeouts": TIMEOUTS, "poll_interval": 0.1, "timeout": JOB_SECONDS,
             "journal": self.journal_in(folder),
         }  # fmt: skip
+        backends = [IBMBackend(device, **given | options) for device in self.devices]
         with ExitStack() as stack:
-            backends = [IBMBackend(device, **given | options) for device in self.devices]
-            yield [stack.enter_context(closing(backend)) for backend in backends]
+            if self.where == "process":
+                yield [stack.enter_context(closing(backend)) for backend in backends]
+            else:
+                yield [stack.enter_context(LauncherPool(backends, progress=False))]
 
     @contextmanager
     def server(self, *, calm: bool = False) -> Iterator[RehearsalServer]:

@@ -21,8 +21,6 @@ from qailab.circuit import Block, RealAmplitudesBlock, RotationalEncoder, build_
 from qailab.distributed import LauncherPool
 from qailab.torch import QLayer
 
-FIGURES = ("steps", "driver", "actors", "+driver", "+actors", "threads", "files")
-
 _STEPS = 2000
 _MOST = {"memory": 24.0, "threads": 2, "files": 4}  # growth of a process from half-way on; MB
 

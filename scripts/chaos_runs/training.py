@@ -21,9 +21,13 @@ SHOTS = 128
 _FEATURES, _CLASSES = 6, 3
 
 
+Batch = tuple[Tensor, Tensor]
+"""Features and labels of a step."""
+
+
 @dataclass(frozen=True)
 class Size:
-    """How large a model is."""
+    """How large a model and its steps are."""
 
     qubits: int
     samples: int  # of a step
@@ -34,9 +38,29 @@ class Size:
         blocks = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=self.reps)]
         return QLayer(build_circuit(self.qubits, blocks), backend=backend, shots=SHOTS, seed=seed)
 
+    def model(self, backend: RowEvaluator, seed: int) -> nn.Sequential:
+        """A hybrid classifier."""
+        torch.manual_seed(seed)
+        layer = self.layer(backend, seed)
+        readout = nn.Linear(layer.out_features, _CLASSES)
+        return nn.Sequential(nn.Linear(_FEATURES, self.qubits), layer, readout)
+
+    def batches(self, steps: int, seed: int) -> list[Batch]:
+        """Its data."""
+        chance = torch.Generator().manual_seed(seed)
+        features = torch.randn(steps, self.samples, _FEATURES, generator=chance)
+        labels = torch.randint(_CLASSES, (steps, self.samples), generator=chance)
+        return list(zip(features, labels, strict=True))
+
     def rows(self) -> int:
         """Rows of a forward and a backward pass."""
         return self.samples * (1 + 2 * self.layer(None, 0).problem.canonical.num_angles)
+
+
+def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss of a batch."""
+    features, labels = batch
+    return nn.functional.cross_entropy(model(features), labels)
 
 
 @dataclass(frozen=True)
@@ -62,13 +86,7 @@ def train(
 ) -> Training:
     """Train; go on from the checkpoint if there is one, which is written after each step."""
     began = time.monotonic()
-    torch.manual_seed(seed)
-    features = torch.randn(steps, size.samples, _FEATURES)
-    labels = torch.randint(_CLASSES, (steps, size.samples))
-    layer = size.layer(backend, seed)
-    model = nn.Sequential(
-        nn.Linear(_FEATURES, size.qubits), layer, nn.Linear(layer.out_features, _CLASSES)
-    )
+    model = size.model(backend, seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     gradients, first = hashlib.sha256(), 0
     if checkpoint is not None and checkpoint.exists():
@@ -76,16 +94,16 @@ def train(
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
-    for step in range(first, steps):
+    for step, batch in list(enumerate(size.batches(steps, seed), 1))[first:]:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(features[step]), labels[step]).backward()
+        loss_of(model, batch).backward()
         for parameter in model.parameters():
             assert parameter.grad is not None
             gradients.update(parameter.grad.numpy().tobytes())
         optimizer.step()
         if checkpoint is not None:
             states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**states, "step": step + 1}, f"{checkpoint}.new")
+            torch.save({**states, "step": step}, f"{checkpoint}.new")
             os.replace(f"{checkpoint}.new", checkpoint)
     weights = tuple(parameter.detach().clone() for parameter in model.parameters())
     return Training(weights, gradients.hexdigest(), time.monotonic() - began)

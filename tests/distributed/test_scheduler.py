@@ -23,12 +23,12 @@ from qailab.errors import (
 from qailab.gradients import NoiseStream, RowBatch, ShiftedRows, canonicalize
 from qailab.launchers import BackwardPass, CircuitProblem, QuantumLauncher, StepContext
 from tests.support.circuits import ry_ansatz
+from tests.support.contracts import answers as answers_of
 from tests.support.simulated_time import (
     FastBackend,
     Fault,
     SimulatedPool,
     SimulatedTransport,
-    answers_of,
 )
 
 CIRCUIT = ry_ansatz()

@@ -2,14 +2,14 @@
 
 import os
 from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 
 from qailab.backends import IBMBackend, IBMTimeouts
 from tests.support.contracts import backward_batch, model
-from tests.support.servers import DEADLINE, on, server_with, wait_until
+from tests.support.servers import server_with
 
-__all__ = ["DEADLINE", "on", "wait_until"]  # of all servers
 QUICK = IBMTimeouts(request_seconds=1.0, retry_seconds=4.0, settle_seconds=0.5)
 PATIENT = IBMTimeouts(request_seconds=30.0, retry_seconds=60.0, settle_seconds=1.0)
 
@@ -17,13 +17,11 @@ PATIENT = IBMTimeouts(request_seconds=30.0, retry_seconds=60.0, settle_seconds=1
 @contextmanager
 def rehearsed(*backends, faults=(), seed=5, **options):
     """A server that the client of this process is pointed at."""
-    before, server = dict(os.environ), server_with(*backends, faults=faults, seed=seed, **options)
-    os.environ.update(server.environment)
+    server = server_with(*backends, faults=faults, seed=seed, **options)
     try:
-        yield server
+        with mock.patch.dict(os.environ, server.environment):
+            yield server
     finally:
-        os.environ.clear()
-        os.environ.update(before)
         server.stop()
 
 

@@ -26,8 +26,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 MARK = "QAILAB_TEST_NODE"
 SECONDS = 180.0
@@ -81,7 +84,9 @@ class Node:
 
     def runs(self, command: str) -> bool:
         """Whether a process of it has this in its command line."""
-        return any(command in read(f"/proc/{pid}/cmdline") for pid in marked(self.name))
+        with suppress(psutil.NoSuchProcess):
+            return any(command in " ".join(process.cmdline()) for process in marked(self.name))
+        return False
 
     def kill(self) -> None:
         """End all its processes at once, without a word to the others."""
@@ -209,30 +214,20 @@ def free_ports(count: int) -> set[int]:
     return found
 
 
-def read(path: str) -> str:
-    """A file of /proc; empty if the process is gone, or somebody else's."""
-    try:
-        return Path(path).read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def marked(name: str) -> list[int]:
+def marked(name: str) -> list[psutil.Process]:
     """Living processes whose mark begins with this name."""
-    pids = map(int, filter(str.isdigit, os.listdir("/proc")))
-    return [pid for pid in pids if f"{MARK}={name}" in read(f"/proc/{pid}/environ")]
+    everybody = psutil.process_iter(["environ"])
+    return [one for one in everybody if (one.info["environ"] or {}).get(MARK, "").startswith(name)]
 
 
 def end_marked(name: str) -> None:
     """Kill the processes with this mark, until there is none: a dying one may start others."""
     deadline = time.monotonic() + 20
-    while pids := marked(name):
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        assert time.monotonic() < deadline, f"processes of {name} do not end: {pids}"
+    while processes := marked(name):
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert time.monotonic() < deadline, f"processes of {name} do not end: {processes}"
         time.sleep(0.02)
 
 

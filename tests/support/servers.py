@@ -1,16 +1,13 @@
-"""Rehearsal servers and IBM's real client connected to them. Every wait has a deadline."""
-
-import time
+"""Rehearsal servers and IBM's real client connected to them."""
 
 import numpy as np
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, transpile
 from qiskit.circuit import Parameter
-from qiskit.quantum_info import Statevector
 
 from qailab.rehearsal import Fault, FaultPlan, RehearsalServer
-from tests.support import client
+from tests.support import client, oracles
+from tests.support.processes import DEADLINE
 
-DEADLINE = 120
 A, B = Parameter("a"), Parameter("b")
 
 
@@ -74,13 +71,7 @@ def isa_circuit(backend):
 
 def exact(values):
     """Probabilities of the logical circuit, shape (n, 8); bit 0 is low[0]."""
-    circuit = logical_circuit().remove_final_measurements(inplace=False)
-    return np.array(
-        [
-            Statevector(circuit.assign_parameters({A: a, B: b})).probabilities([2, 0, 1])
-            for a, b in values
-        ]
-    )
+    return np.array([oracles.probabilities(logical_circuit(), [A, B], row) for row in values])
 
 
 def frequencies(bit_array):
@@ -88,10 +79,3 @@ def frequencies(bit_array):
     outcomes = bit_array.array[..., 0]
     kinds = np.arange(1 << bit_array.num_bits)
     return (outcomes[..., None] == kinds).mean(axis=-2)
-
-
-def wait_until(condition):
-    until = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < until, "nothing happened before the deadline"
-        time.sleep(0.01)

@@ -5,13 +5,12 @@ Hours of faults pass in milliseconds, and the same schedule always gives the sam
 
 import heapq
 import itertools
-import threading
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from qailab.backends import Backend, BackendTraits, Probabilities, Usage
-from qailab.backends.base import RowFuture, evaluate
+from qailab.backends.base import RowFuture
 from qailab.distributed.actors import Actor
 from qailab.distributed.metrics import PoolMetrics
 from qailab.distributed.options import Settings
@@ -30,6 +29,7 @@ from qailab.distributed.transport import (
 )
 from qailab.distributed.wire import decode_batch, encode_answers
 from qailab.errors import QailabError, TransientBackendError
+from tests.support.contracts import answers
 
 MAX_STEPS = 200_000
 CALL_SECONDS = 0.001
@@ -52,11 +52,6 @@ class FastBackend(Backend):
 
     def max_rows_per_call(self, circuit, shots):
         return 64
-
-
-def answers_of(backend, circuit, batch):
-    """What a backend answers in this process."""
-    return evaluate(backend, circuit, batch, threading.Event()).answers
 
 
 @dataclass
@@ -226,10 +221,10 @@ class SimulatedTransport:
             return Reply(error=TransientBackendError("struck"), seconds=CALL_SECONDS)
         seconds = self.seconds(process, batch, calls)
         try:
-            answers = answers_of(process.actor.backend, self.circuits[call.key], batch)
+            found = answers(process.actor.backend, self.circuits[call.key], batch)
         except QailabError as error:
             return Reply(error=error, seconds=seconds)
-        return Reply(encode_answers(answers), seconds=seconds, usage=Usage(1, seconds))
+        return Reply(encode_answers(found), seconds=seconds, usage=Usage(1, seconds))
 
     def cancel(self, actor, tickets):
         self.processes[actor.index].cancelled.update(tickets)

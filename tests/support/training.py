@@ -79,10 +79,10 @@ def start(cwd, script, *arguments, **environment):
     )
 
 
-def finish(program):
+def finish(program, seconds=DEADLINE):
     """Wait for its end: exit status, output and errors."""
     try:
-        output, errors = program.communicate(timeout=DEADLINE)
+        output, errors = program.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(program.pid, signal.SIGKILL)
         raise

@@ -17,7 +17,7 @@ from qailab.rehearsal import RehearsalServer
 from tests.support import cluster_training
 from tests.support.cluster_training import STEPS, assert_as_in_one_process, steps_done
 from tests.support.local_cluster import LocalCluster, marked
-from tests.support.pools import wait_until
+from tests.support.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 150

@@ -13,7 +13,8 @@ from qailab.backends import AerBackend, EmulatedBackend
 from qailab.distributed import LauncherPool, stragglers
 from qailab.errors import EvaluationError, TransientBackendError
 from tests.support.contracts import answers, backward_batch, forward_batch, model
-from tests.support.pools import DEADLINE, SMALL, actor_handles, actor_pids, is_alive, wait_until
+from tests.support.pools import SMALL, actor_handles, actor_pids
+from tests.support.processes import DEADLINE, is_alive, wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

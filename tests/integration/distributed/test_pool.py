@@ -37,7 +37,8 @@ from tests.support.contracts import (
     mitigated_device,
     model,
 )
-from tests.support.pools import DEADLINE, SMALL, actor_handles, actor_pids, is_alive, wait_until
+from tests.support.pools import SMALL, actor_handles, actor_pids
+from tests.support.processes import DEADLINE, is_alive, wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -12,7 +12,8 @@ import textwrap
 
 import pytest
 
-from tests.support.pools import DEADLINE, children_of, is_alive, marked, wait_until
+from tests.support.local_cluster import MARK, marked
+from tests.support.processes import DEADLINE, children_of, is_alive, wait_until
 
 PREAMBLE = """
 import dataclasses
@@ -28,6 +29,7 @@ from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.distributed import LauncherPool
 from qailab.errors import PoolError
 from tests.support.contracts import answers, backward_batch, forward_batch, model
+from tests.support.processes import children_of, wait_until
 
 _, CANONICAL, ANGLE_MAP, VALUES = model()
 BATCH = backward_batch(CANONICAL, ANGLE_MAP, np.tile(VALUES, (20, 1)), shots=50)
@@ -42,13 +44,6 @@ class Slow(AerBackend):
 
 def check(future):
     np.testing.assert_array_equal(future.result(200), EXPECTED)
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def start_ray(**options):
@@ -290,11 +285,8 @@ def test_sigterm_closes_the_backends_of_a_busy_pool(own_ray, tmp_path):
 )
 def test_a_signal_while_ray_starts_leaves_nothing_behind(number, code, tmp_path):
     """Ray's own handler of SIGTERM is there by then, and exits with status 15."""
-    mark = f"MARK={tmp_path}"
     driver = start(
         f"""
-        from tests.support.pools import children_of
-
         def strike():
             wait_until(lambda: len(children_of(os.getpid())) > {3 * (number == signal.SIGTERM)})
             os.kill(os.getpid(), {int(number)})
@@ -302,12 +294,12 @@ def test_a_signal_while_ray_starts_leaves_nothing_behind(number, code, tmp_path)
         threading.Thread(target=strike, daemon=True).start()
         LauncherPool([AerBackend()]).wait()
         """,
-        environment={"MARK": str(tmp_path)},
+        environment={MARK: str(tmp_path)},
         stderr=subprocess.DEVNULL,
     )
     try:
         assert driver.wait(DEADLINE) == code
-        wait_until(lambda: not marked(mark))
+        wait_until(lambda: not marked(str(tmp_path)))
     finally:
         driver.kill()
 

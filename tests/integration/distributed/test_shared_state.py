@@ -11,7 +11,8 @@ from qailab.backends import AerBackend
 from qailab.distributed import LauncherPool
 from qailab.distributed.connection import NAMESPACE
 from qailab.distributed.shared_state import STATE_NAME, RayState, StateActor
-from tests.support.pools import DEADLINE, SMALL, is_alive, wait_until
+from tests.support.pools import SMALL
+from tests.support.processes import DEADLINE, is_alive, wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

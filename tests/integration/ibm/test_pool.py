@@ -12,9 +12,10 @@ from qailab.backends import AerBackend, Budget, IBMTimeouts
 from qailab.distributed import LauncherPool, stragglers
 from qailab.errors import BackendBuildError, BudgetExceededError, PoolError, PoolExhaustedError
 from tests.support.contracts import answers
-from tests.support.ibm import DEADLINE, gradient_rows, live_jobs, on, wait_until
+from tests.support.ibm import gradient_rows, live_jobs
 from tests.support.ibm import patient_device as device
-from tests.support.pools import is_alive
+from tests.support.processes import DEADLINE, is_alive, wait_until
+from tests.support.servers import on
 
 
 def pool(server, *backends, **options):

@@ -11,7 +11,9 @@ from qailab.backends import AerBackend
 from qailab.distributed import LauncherPool
 from qailab.errors import QailabError
 from tests.support.contracts import answers
-from tests.support.ibm import DEADLINE, device, gradient_rows, on
+from tests.support.ibm import device, gradient_rows
+from tests.support.processes import DEADLINE
+from tests.support.servers import on
 
 KEY = "s3cret-0123456789-abcdefghijklmnopqrstuvwxyz"
 

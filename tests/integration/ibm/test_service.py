@@ -25,16 +25,15 @@ from qailab.rehearsal import Limits
 from tests.support import oracles
 from tests.support.contracts import answers, forward_batch, model
 from tests.support.ibm import (
-    DEADLINE,
     QUICK,
     device,
     gradient_rows,
     live_jobs,
-    on,
     patient_device,
     standard_errors,
-    wait_until,
 )
+from tests.support.processes import DEADLINE, wait_until
+from tests.support.servers import on
 
 
 @pytest.mark.parametrize("mode", ["session", "batch", "job"])

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from qailab.rehearsal.faults import JOB_KINDS
-from tests.support.servers import on, wait_until
+from tests.support.processes import wait_until
+from tests.support.servers import on
 
 
 def submit_error(rehearsal, **options):

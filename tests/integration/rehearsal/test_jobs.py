@@ -7,7 +7,8 @@ from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
 from qailab.backends.cost import EXECUTION_SECONDS, JOB_SECONDS
 from qailab.rehearsal import Limits
 from tests.support import client
-from tests.support.servers import DEADLINE, connect, exact, frequencies, wait_until
+from tests.support.processes import DEADLINE, wait_until
+from tests.support.servers import connect, exact, frequencies
 
 VALUES = np.random.default_rng(5).uniform(-2, 2, (4, 2))
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from qailab.backends.cost import EXECUTION_SECONDS, JOB_SECONDS
-from tests.support.servers import DEADLINE
+from tests.support.processes import DEADLINE
 
 PROGRAM = """
 import os, signal, sys, warnings

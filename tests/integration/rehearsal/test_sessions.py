@@ -4,7 +4,8 @@ import pytest
 import requests
 
 from qailab.rehearsal import Limits
-from tests.support.servers import connect, on, wait_until
+from tests.support.processes import wait_until
+from tests.support.servers import connect, on
 
 
 @pytest.fixture

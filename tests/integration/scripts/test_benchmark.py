@@ -1,17 +1,14 @@
 """Each benchmark at its smallest size, as a user starts it. What it measures is not asserted."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.support.training import finish, start
+
 SMALLEST = {
-    "gradients": "--only small grid steps --qubits 2 --batch 2 --actors 2 --rounds 1 "
-    "--repetitions 1",
+    "gradients": "--only small grid steps --qubits 2 --batch 2 --actors 2 --rounds 1",
     "scale": "--only efficiency kills rows --actors 2 --latencies 50 --seconds 1.5 --rows 10000",
     "hardware": "--samples 1 --steps 1 --shots 8 --queue-seconds 0.1",
 }
@@ -27,16 +24,10 @@ def test_it_runs_at_its_smallest_size(
     command: str, tmp_path: Path, shared_ray: dict[str, str]
 ) -> None:
     options = [command, *SMALLEST[command].split(), "--out", str(tmp_path)]
-    run = subprocess.run(
-        [sys.executable, "scripts/benchmark.py", *options],
-        cwd=ROOT,
-        env={**os.environ, **shared_ray, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert run.returncode == 0, run.stderr
-    assert max(map(len, run.stdout.splitlines())) <= 100 + len(str(tmp_path))
+    program = start(tmp_path, "benchmark.py", *options, HOME=str(tmp_path), **shared_ray)
+    status, output, errors = finish(program, 200)
+    assert status == 0, errors
+    assert max(map(len, output.splitlines())) <= 100 + len(str(tmp_path))
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
     assert {name: len(rows) for name, rows in figures.items()} == TABLES[command]
     for name in {"grid", "efficiency"} & set(figures):

@@ -1,28 +1,18 @@
 """A seeded sample of chaos, as a user starts it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[3]
+from tests.support.training import finish, start
 
 
 def chaos(options: str, folder: Path, **environment: str) -> tuple[int, str, list[dict[str, Any]]]:
     """Exit status, output and reports of a run."""
-    run = subprocess.run(
-        [sys.executable, "scripts/chaos.py", *options.split(), "--out", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-    )
+    program = start(folder, "chaos.py", *options.split(), "--out", str(folder), **environment)
+    status, output, errors = finish(program, 280)
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    return run.returncode, run.stdout, reports
+    return status, output + errors, reports
 
 
 def test_trainings_survive_the_faults_of_a_pool(tmp_path: Path) -> None:

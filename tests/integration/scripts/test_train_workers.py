@@ -1,11 +1,9 @@
 """``scripts/train.py --workers``: Ray Train, of which the program and a worker are killed."""
 
-import contextlib
 import dataclasses
-import os
 import signal
-from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -27,22 +25,9 @@ SETTINGS = dataclasses.replace(TINY, batch_size=7, epochs=12, dtype="float64")
 
 def workers_here():
     """The processes of Ray Train's workers on the tests' own Ray."""
-    parents, found = {}, []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError, IndexError):
-            status = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
-            parents[int(entry)] = int(status[1])
-            if b"RayTrainWorker" in Path("/proc", entry, "cmdline").read_bytes():
-                found.append(int(entry))
-    return [pid for pid in found if os.getpid() in ancestors(pid, parents)]
-
-
-def ancestors(pid, parents):
-    line = []
-    while pid in parents:
-        pid = parents[pid]
-        line.append(pid)
-    return line
+    everybody = psutil.process_iter(["cmdline"])
+    workers = [one for one in everybody if "RayTrainWorker" in " ".join(one.info["cmdline"] or ())]
+    return [one for one in workers if psutil.Process() in one.parents()]
 
 
 @pytest.mark.timeout(4 * DEADLINE)
@@ -62,7 +47,7 @@ def test_workers_end_with_the_weights_of_one_also_when_job_and_worker_are_killed
 
     program = start(tmp_path, *command, **shared_ray)  # the job is submitted again as it was
     wait_for(lambda: epochs_in(folder) > stopped.epoch, program)
-    os.kill(workers_here()[0], signal.SIGKILL)
+    workers_here()[0].kill()
     assert epochs_in(folder) < SETTINGS.epochs  # else it came too late
     code, output, errors = finish(program)
     assert code == 0, errors
