@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
-from training.options import check_places, cores, parse
+from training.options import check_places, cores, parse, storage_and_name
 from training.storage import RunFolder
 
 from qailab.errors import CheckpointError, InputError, QailabError
@@ -58,11 +58,11 @@ def run(options: Namespace, signals: StopSignals) -> None:
         start = find_checkpoint(folder, options)
         options.settings = start.settings
     check_places(options)
-    settings = options.settings
+    settings, other = options.settings, run_to_compare(options)
     first = 1 if start is None else start.progress.epoch + 1
     if start is not None and first > settings.epochs and not options.estimate:
         print(f"The run {folder} has had all its epochs; to train it further, give more --epochs.")
-        report(folder, start)
+        report(folder, start, other)
         close_left_sessions(options, folder)
         return
     if options.estimate or (settings.backend == "ibm" and options.budget_seconds is None):
@@ -79,7 +79,7 @@ def run(options: Namespace, signals: StopSignals) -> None:
         where = " and ".join(options.devices or ["the least busy device"])
     print(f"Run {folder}: epochs {first} to {settings.epochs} on {where}; starting ...", flush=True)
     with starting_pool(options, folder) as starting:
-        report(folder, train(options, folder, start, starting, signals))
+        report(folder, train(options, folder, start, starting, signals), other)
     close_left_sessions(options, folder)
 
 
@@ -144,11 +144,26 @@ def starting_pool(options: Namespace, folder: RunFolder) -> Iterator[Future[Laun
             wait([starting])
 
 
-def report(folder: RunFolder, checkpoint: Checkpoint) -> None:
+def run_to_compare(options: Namespace) -> tuple[RunFolder, Checkpoint] | None:
+    """The run that ``--compare`` names, if it does."""
+    if options.compare is None:
+        return None
+    from training.checkpoint import Checkpoint
+
+    folder = RunFolder(*storage_and_name(options.compare, options.storage))
+    found = Checkpoint.of_run(folder)
+    if not found.history:
+        raise InputError(f"--compare {options.compare}: that run has not finished an epoch yet")
+    return folder, found
+
+
+def report(
+    folder: RunFolder, checkpoint: Checkpoint, other: tuple[RunFolder, Checkpoint] | None
+) -> None:
     """Draw and print what a finished run has come to."""
     from training.report import write_report
 
-    print(write_report(folder, checkpoint) + paid(folder, checkpoint), flush=True)
+    print(write_report(folder, checkpoint, other) + paid(folder, checkpoint), flush=True)
 
 
 def close_left_sessions(options: Namespace, folder: RunFolder) -> None:

@@ -54,6 +54,7 @@ class Result:
     metrics: Mapping[str, float]
     gradients: Sequence[Tensor | None]
     buffers: Sequence[Tensor]
+    passes: Mapping[str, Passes]  # of each quantum layer, by its name
     std_error: float | None  # the root of the mean variance of the quantum weights' gradients
 
 
@@ -176,8 +177,9 @@ def first_steps_of(
             the same run may have evaluated its model before, or not.
     """
     again = ATTEMPT_STEPS * task.attempt
+    # At least one for each batch: another may pass a layer that the first one does not.
     return {
-        name: (begins[name] + each * task.batch + again, more * task.batch + again)
+        name: (begins[name] + max(1, each) * task.batch + again, max(1, more) * task.batch + again)
         for name, (each, more) in passes.items()
     }
 
@@ -327,9 +329,14 @@ class Lane:
                 "the loss does not depend on the model that loss_fn was given: write "
                 "loss_fn(model, batch) with that model, which is a lane's copy"
             )
+        passes = {
+            name: (int(each.step) - begun[0], int(each.evaluation_step) - begun[1])
+            for name, each in self._layers.items()
+            for begun in (work.steps[name],)
+        }
         return Result(
             loss.item(), dict(metrics), gradients, [each.clone() for each in self._buffers],
-            self._std_error(),
+            passes, self._std_error(),
         )  # fmt: skip
 
     def _std_error(self) -> float | None:

@@ -425,6 +425,12 @@ class AsyncTrainer:
         if not entry.applied:
             return None
         assert result is not None
+        if result.passes != self._passes:
+            warnings.warn(
+                "a batch passes a quantum layer another number of times than the first one: its "
+                "noise is not the ordinary loop's, and others may share it; replays are the same",
+                stacklevel=2,
+            )
         batches.release(entry.batch)
         self._scale = entry.scale
         with torch.no_grad():

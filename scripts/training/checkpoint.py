@@ -36,6 +36,7 @@ class EpochMetrics:
     rows: int  # for training and testing
     rows_per_second: float
     seconds: float
+    qpu_seconds: float = 0.0  # of devices, also for gradients that were not applied
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Progress:
     seen: int = 0
     rows: int = 0
     seconds: float = 0.0
+    qpu_seconds: float = 0.0
 
     @property
     def place(self) -> tuple[int, int]:
@@ -106,6 +108,18 @@ class Checkpoint:
         """Read a file."""
         return cls.from_bytes(path.read_bytes(), path)
 
+    @classmethod
+    def of_run(cls, folder: RunFolder) -> Checkpoint:
+        """Read that of a run.
+
+        Raises:
+            CheckpointError: if there is none, or it is damaged.
+        """
+        content = folder.read(FILE)
+        if content is None:
+            raise CheckpointError(f"there is no run {folder}: it has no {FILE}")
+        return cls.from_bytes(content, f"{folder}/{FILE}")
+
     @contextlib.contextmanager
     def for_ray(self) -> Iterator[Any]:
         """A checkpoint of Ray Train and Tune."""
@@ -138,10 +152,7 @@ def find_checkpoint(folder: RunFolder, options: Namespace) -> Checkpoint:
         CheckpointError: if there is none, or it is damaged.
         InputError: if it is of other settings than those of the command line.
     """
-    content = folder.read(FILE)
-    if content is None:
-        raise CheckpointError(f"there is no run {folder}: it has no {FILE}")
-    found = Checkpoint.from_bytes(content, f"{folder}/{FILE}")
+    found = Checkpoint.of_run(folder)
     # A name that is given again stands for all settings: it must not go on with another's run.
     asked, own = options.given if options.resume else asdict(options.settings), found.settings
     differing = [

@@ -53,6 +53,7 @@ class Training:
         self.model = HybridClassifier(settings, backend)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
         self._rank, self._workers = rank, workers
+        self._qpu_seconds = 0.0  # of this process's pool, when they were last looked at
         if start is None:
             start = self._snapshot(Progress(), (), torch.zeros(CLASSES, CLASSES, dtype=torch.long))
         else:
@@ -121,6 +122,7 @@ class Training:
             seen=done.seen + seen,
             rows=done.rows + seen * self.model.rows_per_sample,
             seconds=done.seconds + seconds,
+            qpu_seconds=done.qpu_seconds + self._more_qpu_seconds(),
         )
         self.checkpoint = self._snapshot(done, last.history, last.confusion, lanes)
 
@@ -146,10 +148,17 @@ class Training:
             rows=rows,
             rows_per_second=rows / seconds,
             seconds=seconds,
+            qpu_seconds=done.qpu_seconds + self._more_qpu_seconds(),
         )
         history = (*self.checkpoint.history, metrics)
         done = Progress(epoch=done.epoch + 1)
         self.checkpoint = self._snapshot(done, history, confusion, self.checkpoint.lanes)
+
+    def _more_qpu_seconds(self) -> float:
+        """QPU seconds since the last call: none on backends in this process."""
+        stats, before = getattr(self.model.circuit.backend, "stats", dict), self._qpu_seconds
+        self._qpu_seconds = stats().get("qpu_seconds", 0.0)
+        return self._qpu_seconds - before
 
     def _take_part(self, count: int) -> slice:
         """This worker's part of so many samples; parts differ by one sample at most."""

@@ -122,6 +122,8 @@ def parse(arguments: Sequence[str] | None, manual: str) -> Namespace:
     add("--budget-seconds", "S", "QPU seconds to spend at most; ibm needs it", type=float)
     parser.add_name("runs", "of a run; with the same settings and storage again, it goes on")
     parser.add_argument("--estimate", action="store_true", help="only tell its cost on hardware")
+    text = "draw its test loss beside this run's, by seconds and QPU seconds"
+    parser.add_argument("--compare", metavar="RUN", help=text)
     options = parser.parse(arguments)
     again = options.resume
     take_name(options)
@@ -150,12 +152,18 @@ def take_name(options: Namespace) -> None:
     """
     if options.name and options.resume:
         raise InputError("give --name (a new one) or --resume, not both")
-    if options.resume and "/" in options.resume:
-        options.storage, _, options.resume = options.resume.rstrip("/").rpartition("/")
+    if options.resume:
+        options.storage, options.resume = storage_and_name(options.resume, options.storage)
     name = options.name or options.resume or f"digits-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     if Path(name).name != name or name == "..":
         raise InputError(f"--name must be a plain folder name, got {name!r}; see --storage")
     options.name = name
+
+
+def storage_and_name(run: str, storage: str) -> tuple[str, str]:
+    """Where a run is, and its name, if it is given by its name in the storage or by its folder."""
+    parent, slash, name = run.rstrip("/").rpartition("/")
+    return (parent, name) if slash else (storage, run)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""What is seen of a run: a bar, a line for each epoch, and two pictures at its end."""
+"""What is seen of a run: a bar, a line for each epoch, and pictures at its end."""
 
 from __future__ import annotations
 
@@ -50,13 +50,17 @@ def show(checkpoint: Checkpoint, steps: int, bar: Any) -> None:
     bar.update(done.epoch * steps + done.batch - bar.n)
 
 
-def write_report(folder: RunFolder, checkpoint: Checkpoint) -> str:
-    """Draw the pictures; the text to print."""
+def write_report(
+    folder: RunFolder, checkpoint: Checkpoint, other: tuple[RunFolder, Checkpoint] | None = None
+) -> str:
+    """Draw the pictures, also that of this and another run if there is one; the text to print."""
     confusion = checkpoint.confusion.numpy()
-    for name, figure in (
-        ("curves.png", draw_curves(checkpoint.history)),
-        ("confusion.png", draw_confusion(confusion)),
-    ):
+    figures = {
+        "curves.png": draw_curves(checkpoint.history), "confusion.png": draw_confusion(confusion)
+    }  # fmt: skip
+    if other is not None:
+        figures["compared.png"] = draw_comparison([other, (folder, checkpoint)])
+    for name, figure in figures.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=150)
         folder.write(name, buffer.getvalue())
@@ -67,7 +71,7 @@ def write_report(folder: RunFolder, checkpoint: Checkpoint) -> str:
         f"Test accuracy {last.test_accuracy:.4f}: {np.trace(confusion)} of {confusion.sum()} "
         f"digits, after {last.epoch} epoch{'' if last.epoch == 1 else 's'}, {seconds:.1f} s and "
         f"{rows:,} rows.\n"
-        f"{folder}/: metrics.jsonl, curves.png, confusion.png, checkpoint.pt, config.json"
+        f"{folder}/: metrics.jsonl, {', '.join(figures)}, checkpoint.pt, config.json"
     )
 
 
@@ -87,9 +91,7 @@ def draw_curves(history: Sequence[EpochMetrics]) -> Figure:
         axes.plot(epochs, test, "o-", color=_TEST, markersize=4, label="test samples")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(color=_FAINT, linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        _tidy(axes)
     loss.set_title("Loss", loc="left", color=_INK)
     loss.set_ylabel("cross-entropy (nats per sample)")
     loss.set_ylim(bottom=0.0)
@@ -99,6 +101,37 @@ def draw_curves(history: Sequence[EpochMetrics]) -> Figure:
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     accuracy.set_ylim(min(accuracy.dataLim.y0, 0.9) - 0.05, 1.02)
     return figure
+
+
+def draw_comparison(runs: Sequence[tuple[RunFolder, Checkpoint]]) -> Figure:
+    """Test losses of two runs over their seconds and, unless there were none, QPU seconds."""
+    from matplotlib.figure import Figure
+
+    measures = {"seconds": "seconds", "qpu_seconds": "QPU seconds"}
+    if not any(metrics.qpu_seconds for _, run in runs for metrics in run.history):
+        del measures["qpu_seconds"]  # simulators
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    for axes, (measure, words) in zip(panels, measures.items(), strict=True):
+        for (folder, run), color in zip(runs, (_TRAIN, _TEST), strict=True):
+            spent = np.cumsum([getattr(metrics, measure) for metrics in run.history])
+            losses = [metrics.test_loss for metrics in run.history]
+            kind = "synchronous" if run.lanes is None else "asynchronous"
+            label = f"{folder}, {kind}"
+            axes.plot(spent, losses, "o-", color=color, markersize=4, label=label)
+        axes.set_title(f"Test loss over {words}", loc="left", color=_INK)
+        axes.set_xlabel(words)
+        axes.set_xlim(left=0.0)
+        _tidy(axes)
+    panels[0].set_ylabel("cross-entropy (nats per sample)")
+    panels[0].set_ylim(bottom=0.0)
+    return figure
+
+
+def _tidy(axes: Any) -> None:
+    axes.grid(color=_FAINT, linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
 
 
 def draw_confusion(confusion: NDArray[np.int64]) -> Figure:

@@ -5,7 +5,7 @@
     runs/<name>/config.json      settings, to be read by people
                 checkpoint.pt    everything that the rest of the run depends on
                 metrics.jsonl    one line for each finished epoch
-                curves.png, confusion.png
+                curves.png, confusion.png, and compared.png with --compare
                 journal.sqlite   with --backend ibm: jobs on hardware, and their results
                 checkpoint_*/    with --workers: what Ray Train restores workers from
 """

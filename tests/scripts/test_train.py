@@ -18,7 +18,7 @@ from training.checkpoint import find_checkpoint
 from training.cost import costs_in_words
 from training.lanes import steps_of_lanes
 from training.options import parse
-from training.report import draw_confusion, draw_curves, write_report
+from training.report import draw_comparison, draw_confusion, draw_curves, write_report
 from training.storage import RunFolder
 
 from qailab.backends import AerBackend
@@ -43,6 +43,7 @@ BEFORE = Path(__file__).parent / "checkpoint_before.pt"
         ("--backend ibm --shots exact", "exact probabilities"),
         ("--async 2 --workers 2", "give --async or --workers, not both"),
         ("--resume nothing", "there is no run runs/nothing"),
+        ("--compare there/nothing", "there is no run there/nothing"),
         ("--storage nowhere://x", "--storage nowhere://x cannot be reached"),
     ],
 )
@@ -112,6 +113,40 @@ def test_an_asynchronous_run_goes_on_with_other_lanes_and_counts_each_batch_once
     assert len(last.history) == TINY.epochs
     applied = [batch for _, batch, *_, applied, _ in last.lanes["log"] if applied]
     assert sorted(applied) == list(range(STEPS * TINY.epochs))
+
+
+class Counting(AerBackend):
+    """Tells 2 QPU seconds for each evaluation, in the words of a pool."""
+
+    calls = 0
+
+    def submit(self, circuit, batch):
+        self.calls += 1
+        return super().submit(circuit, batch)
+
+    def stats(self):
+        return {"qpu_seconds": 2.0 * self.calls}
+
+
+def test_two_runs_are_compared_by_seconds_and_qpu_seconds(whole, tmp_path):
+    plain, lanes = Training(TINY, Counting()), Training(TINY, Counting())
+    *_, one = plain.steps()
+    pool = lanes.model.circuit.backend
+    *_, other = steps_of_lanes(lanes, pool, 2)
+    assert [metrics.qpu_seconds for metrics in one.history] == [2.0 * (2 * STEPS + 1)] * 3
+    assert sum(metrics.qpu_seconds for metrics in other.history) == 2.0 * pool.calls
+
+    runs = [(RunFolder(str(tmp_path), "plain"), one), (RunFolder(str(tmp_path), "lanes"), other)]
+    panels = draw_comparison(runs).axes
+    for axes, measure in zip(panels, ("seconds", "qpu_seconds"), strict=True):
+        for line, (folder, run), kind in zip(
+            axes.lines, runs, ("synchronous", "asynchronous"), strict=True
+        ):
+            spent = np.cumsum([getattr(metrics, measure) for metrics in run.history])
+            assert list(line.get_xdata()) == list(spent)
+            assert list(line.get_ydata()) == [metrics.test_loss for metrics in run.history]
+            assert line.get_label() == f"{folder}, {kind}"
+    assert len(draw_comparison([(runs[0][0], whole)] * 2).axes) == 1  # a simulator has none
 
 
 @settings(max_examples=200)

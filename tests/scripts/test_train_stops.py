@@ -105,9 +105,12 @@ def test_a_finished_run_starts_nothing_and_may_go_on(pool, whole, capsys):
     assert main(arguments) == 0
     Path("runs/mine/curves.png").unlink()
     pool.__init__ = lambda *_, **__: raising(AssertionError("started"))(None)
-    assert main(arguments) == 0
-    assert "The run runs/mine has had all its epochs" in capsys.readouterr().out
+    assert main([*arguments, "--compare=runs/mine"]) == 0
+    output = capsys.readouterr().out
+    assert "The run runs/mine has had all its epochs" in output
+    assert "curves.png, confusion.png, compared.png, checkpoint.pt" in output
     assert Path("runs/mine/curves.png").is_file()
+    assert Path("runs/mine/compared.png").is_file()
     del pool.__init__
     assert main(["--resume=mine", "--epochs=4"]) == 0
     history = checkpoint_of("runs", "mine").history

@@ -138,6 +138,43 @@ def test_passes_without_grad_and_in_eval_mode_have_their_batchs_noise(mode, batc
         assert torch.equal(value, alone.model.state_dict()[name]), name
 
 
+def varying(model, batch):
+    """A loss whose quantum layer is passed as often as the labels say."""
+    features, labels = batch
+    angles = model[0](features)
+    for _ in range(int(labels.sum())):
+        angles = model[1](angles)[..., :2]
+    return cross_entropy(angles, labels)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_batches_that_pass_a_layer_more_or_less_often_have_noise_that_a_replay_repeats(first):
+    features = make_batches(1)[0][0]  # the same ones, at weights that stay
+    counts = [first, 1, 2, 0, 1, 2, 1, 1]
+    batches = [(features, torch.tensor([1] * count + [0] * (4 - count))) for count in counts]
+
+    def trainer(lanes, lr, **options):
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        places = [StatevectorBackend() for _ in range(lanes)]
+        return AsyncTrainer(model, optimizer, varying, places, **options)
+
+    ran = trainer(3, 0.1)
+    with pytest.warns(UserWarning, match="another number of times than the first one"):
+        ran.fit(batches, 2)
+    for lanes in (1, 2):
+        again = trainer(lanes, 0.1, replay=ran.log)
+        with pytest.warns(UserWarning, match="replays are the same"):
+            again.fit(batches, 2)
+        assert_same(again, ran)
+
+    losses = []
+    with pytest.warns(UserWarning, match="another number of times"):
+        trainer(1, 0.0).fit(batches, 2, [lambda step: losses.append((step.batch, step.loss))])
+    ones = [loss for batch, loss in losses if counts[batch % len(counts)] == 1]
+    assert len(set(ones)) == len(ones)
+
+
 @pytest.mark.parametrize("options", [{}, {"max_staleness": 1}, {"staleness": "scale"}], ids=str)
 def test_a_replay_of_the_log_is_the_same_run_bit_for_bit(options, tmp_path):
     data = torch.utils.data.TensorDataset(*map(torch.cat, zip(*make_batches(8), strict=True)))

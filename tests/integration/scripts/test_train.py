@@ -123,6 +123,7 @@ def test_on_hardware_a_killed_run_pays_no_row_twice_and_a_spent_budget_can_grow(
         assert code == 0, errors
         assert len(server.jobs) == len(DEVICES) * PASSES
         assert not server.duplicates()
+        assert checkpoint_of(tmp_path / "runs", "mine").history[-1].qpu_seconds > 0
         # Those of the program that was killed end by their own time.
         assert all(session.state == "closed" for session in server.sessions[-2:])
     with Journal(tmp_path / "runs" / "mine" / "journal.sqlite") as journal:
