@@ -96,16 +96,18 @@ class TestNoisyTrajectories(BackendContract):
 
 
 @cache
-def manila():
-    return AerBackend(from_backend=fake_manila())
+def in_line():
+    """A device of four qubits, which takes a fifth of a second to compile for."""
+    lines = [[0, 1], [1, 0], [1, 2], [2, 1], [2, 3], [3, 2]]
+    return AerBackend(from_backend=GenericBackendV2(4, coupling_map=lines, seed=1))
 
 
 class TestFakeDevice(BackendContract):
-    parts = 2
+    parts = 0
     noiseless = False
 
     def backend(self):
-        return manila()  # compiles for half a second
+        return in_line()
 
 
 @pytest.mark.parametrize("noisy", [True, False])
@@ -286,7 +288,7 @@ def test_angles_outside_the_light_cone_count_where_routing_and_noise_carry_them_
     circuit.ry(outside, 2)
     circuit.cx(4, 0)
     circuit.measure(0, 0)
-    backend = manila()
+    backend = AerBackend(from_backend=fake_manila())
     assert not backend.noiseless
     gradient, slopes = gradient_and_slopes(backend, circuit, np.array([0.4, 1.1]))
     np.testing.assert_allclose(gradient, slopes, atol=1e-9)
@@ -378,7 +380,7 @@ def test_a_users_simulator_is_taken_and_left_alone():
 
 def test_more_qubits_than_the_device_has():
     with pytest.raises(BackendError, match=r"the circuit has 6 qubits.*fake_manila.*has 5"):
-        manila().validate(plain(6, 1), 100)
+        AerBackend(from_backend=fake_manila()).validate(plain(6, 1), 100)
 
 
 def test_a_forked_child_can_go_on():

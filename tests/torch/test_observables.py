@@ -51,13 +51,10 @@ def test_exact_values_and_gradients_of_any_circuit_and_observables(drawn):
     inputs, weights = values[:half], values[half:]
     forward = QuantumLauncher(problem, ForwardPass(None), AerBackend())
     backward = QuantumLauncher(problem, BackwardPass(shots=None), AerBackend())
-
-    def outputs(point):
-        return [oracles.expectation(measured, parameters, point, one) for one in observables]
-
+    outputs = oracles.expectations_of(measured, parameters, observables)
     np.testing.assert_allclose(forward.run(inputs, weights), outputs(values), atol=1e-9)
     points, differences = oracles.difference_points(values)
-    expected = differences @ [np.dot(outputs(point), vector) for point in points]
+    expected = differences @ [outputs(point) @ vector for point in points]
     found = backward.run(inputs, weights, vector)
     scale = max(1.0, *(np.abs(one.coeffs).sum() for one in observables))
     gradient = np.concatenate([found.inputs, found.weights])
