@@ -151,16 +151,6 @@ def test_gates_of_the_library_are_what_aer_runs(method):
         np.testing.assert_allclose(found, expected, atol=1e-10)
 
 
-def test_layers_of_gates_that_differ_share_no_program():
-    backend = AerBackend()
-    gates = [lib.IntegerComparatorGate(2, 1), lib.IntegerComparatorGate(2, 2), lib.AndGate(2)]
-    for gate in gates:
-        circuit = around(gate, qubits=3)
-        found = exact_bits(backend, circuit, [], [])
-        expected = oracles.probabilities(circuit, [], np.array([]))
-        np.testing.assert_allclose(found, expected, atol=1e-10)
-
-
 @pytest.mark.parametrize("size", [3e-8, 1e-8, 1e-9])
 @pytest.mark.parametrize("qubits", [2, 16])
 def test_exact_probabilities_of_matrix_product_states_keep_small_schmidt_coefficients(size, qubits):

@@ -40,8 +40,8 @@ def pool(monkeypatch, tmp_path):
     """The class of the pool, in an empty folder."""
     pool = type("Pool", (OneSimulator,), {})
     monkeypatch.setattr("training.backends.LauncherPool", pool)
-    # What the pictures show is in test_train.py.
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: file.write(b"."))
+    draw = "matplotlib.figure.Figure.savefig"  # what the pictures show is in test_train.py
+    monkeypatch.setattr(draw, lambda self, file, **_: file.write(b"."))
     monkeypatch.chdir(tmp_path)
     return pool
 
