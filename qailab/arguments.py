@@ -34,6 +34,8 @@ def checked_integer(
         InputTypeError: if it is not an integer.
         InputError: if it is out of range.
     """
+    if type(value) is int and least <= value and (most is None or value <= most):
+        return value  # quick, as it is asked at every step
     kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
     if most is not None:
         kind += f" of at most {most}" if least == 1 else f" and at most {most}"

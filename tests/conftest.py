@@ -31,32 +31,27 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("qailab")
 
 
-# Fixtures that take long to make: one process has all their tests, the longest first.
-GROUPS = ("ray_cluster", "cluster")
-
-
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Mark by folder and fixture, and sort: what takes long begins, and small tests fill the rest.
 
-    Else the end would wait for one process that has all that share Ray.
+    One process has all tests of the cluster with a token, which takes long to make.
     """
 
+    def integration(item):
+        return item.path.is_relative_to(INTEGRATION)
+
+    def clustered(item):
+        return integration(item) and "cluster" in item.fixturenames
+
     for item in items:
-        if not item.path.is_relative_to(INTEGRATION):
-            continue
-        item.add_marker(pytest.mark.integration)
+        if integration(item):
+            item.add_marker(pytest.mark.integration)
         if "ray_cluster" in item.fixturenames:
             item.add_marker(pytest.mark.ray)
-        for name in set(GROUPS).intersection(item.fixturenames):
-            item.add_marker(pytest.mark.xdist_group(name))
-
-    def place(item):
-        integration = item.path.is_relative_to(INTEGRATION)
-        groups = (i for i, name in enumerate(GROUPS) if integration and name in item.fixturenames)
-        return not integration, next(groups, len(GROUPS))
-
-    items.sort(key=place)
+        if clustered(item):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+    items.sort(key=lambda item: (not integration(item), not clustered(item)))
 
 
 def pytest_collection_finish():

@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import secrets
 from collections.abc import Iterator
@@ -65,8 +66,7 @@ class NoiseStream:
             step: the step.
             purpose: what the noise is for.
         """
-        own = hashlib.blake2b(f"{check_seed(seed)} {what}".encode(), digest_size=8).digest()
-        return cls(int.from_bytes(own) >> 1, step, purpose)
+        return cls(_own_seed(what, seed), step, purpose)
 
     def for_purpose(self, purpose: Purpose) -> NoiseStream:
         """The independent stream of the same step for another purpose."""
@@ -98,3 +98,9 @@ class NoiseStream:
         # The spawn key is hashed after padding, so (seed, step) pairs cannot run into each other.
         sequence = np.random.SeedSequence(entropy[0], spawn_key=entropy[1:])
         return np.asarray(sequence.generate_state(2, np.uint64), dtype=np.uint64)
+
+
+@functools.lru_cache(maxsize=1024)  # the same at every step
+def _own_seed(what: str, seed: int) -> int:
+    own = hashlib.blake2b(f"{check_seed(seed)} {what}".encode(), digest_size=8).digest()
+    return int.from_bytes(own) >> 1

@@ -46,7 +46,8 @@ class Rows(ABC):
         base: angles of each sample these rows touch, in radians, shape ``(S, ...)``.
         first_sample: the number of the sample that ``base[0]`` belongs to.
         start: the number of the first row.
-        stop: one past the number of the last row; -1 means all rows of all samples in ``base``.
+        stop: one past the number of the last row; -1 means all rows of all samples in ``base``,
+            whatever ``start``.
         bases: the angles of each basis, which come after those of a point, in radians, shape
             ``(G, ...)``; None if there are no bases.
     """
@@ -59,8 +60,9 @@ class Rows(ABC):
 
     def __post_init__(self) -> None:
         if self.stop < 0:
-            end = (self.first_sample + len(self.base)) * self.rows_per_sample
-            object.__setattr__(self, "stop", end)
+            first, last = self.first_sample, self.first_sample + len(self.base)
+            object.__setattr__(self, "start", first * self.rows_per_sample)
+            object.__setattr__(self, "stop", last * self.rows_per_sample)
 
     @classmethod
     def numbered(cls, first_sample: int, base: FloatArray, **more: Any) -> Self:
@@ -71,7 +73,7 @@ class Rows(ABC):
             base: angles of each sample.
             **more: what else these rows are made of.
         """
-        return cls(base=base, first_sample=first_sample, **more).of_whole_samples()
+        return cls(base=base, first_sample=first_sample, **more)
 
     def of_whole_samples(self) -> Self:
         """All rows of the samples in ``base``."""

@@ -218,7 +218,9 @@ class QuantumLauncher:
 
     def at(self, context: StepContext) -> QuantumLauncher:
         """The same launcher at another step."""
-        return dataclasses.replace(self, context=context, validate=False)
+        return QuantumLauncher(
+            self.problem, self.algorithm, self.backend, context=context, validate=False
+        )
 
     def submit(
         self, inputs: ArrayLike, weights: ArrayLike, grad_output: ArrayLike | None = None

@@ -7,6 +7,7 @@
 
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from qailab.circuit import RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.distributed import LauncherPool
 from qailab.torch import QLayer
 
-STEPS = 300
+STEPS = 100
 
 
-def train(backend, folder):
+def train(backend, folder, pause=0.0):
     """Train a small model; its weights at the end."""
     torch.manual_seed(3)
     layers = [RotationalEncoder("y", "input"), RealAmplitudesBlock("weight", reps=1)]
@@ -33,6 +34,7 @@ def train(backend, folder):
         torch.nn.functional.cross_entropy(model(inputs), classes).backward()
         optimizer.step()
         (folder / "step").write_text(str(step))
+        time.sleep(pause)
     torch.save(model.state_dict(), folder / "weights.pt")
     return model.state_dict()
 
@@ -59,4 +61,5 @@ def assert_as_in_one_process(folder):
 
 if __name__ == "__main__":
     with LauncherPool([AerBackend()] * 2) as pool:
-        train(pool, Path(sys.argv[1]))
+        pool.wait()
+        train(pool, Path(sys.argv[1]), pause=0.05)  # long enough to lose a node

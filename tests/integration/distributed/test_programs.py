@@ -11,7 +11,6 @@ import termios
 import textwrap
 
 import pytest
-import ray
 
 from tests.support.pools import DEADLINE, children_of, is_alive, marked, wait_until
 
@@ -81,12 +80,6 @@ def run(program, fails=False, **environment):
         process.kill()
     assert process.returncode == int(fails), out + err
     return out + err
-
-
-@pytest.fixture
-def shared(ray_cluster):
-    """What has a program use the tests' own Ray."""
-    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **LOOPBACK}
 
 
 def test_no_cluster_at_the_address_is_said_at_once():
@@ -195,7 +188,7 @@ def test_nodes_come_and_go():
     )
 
 
-def test_ctrl_c_in_the_middle_of_backward_leaves_the_pool_usable(shared):
+def test_ctrl_c_in_the_middle_of_backward_leaves_the_pool_usable(shared_ray):
     program = """
         import torch
         from qailab.torch import QLayer
@@ -222,7 +215,7 @@ def test_ctrl_c_in_the_middle_of_backward_leaves_the_pool_usable(shared):
             layer(inputs[:2]).sum().backward()
             assert [actor["replaced"] for actor in pool.stats()["actors"]] == [0, 0]
     """
-    run(program, **shared)
+    run(program, **shared_ray)
 
 
 KILLED = """
@@ -235,9 +228,9 @@ KILLED = """
 
 
 @pytest.mark.parametrize("own_ray", [False, True])
-def test_a_killed_driver_leaves_nothing_behind(own_ray, shared):
+def test_a_killed_driver_leaves_nothing_behind(own_ray, shared_ray):
     """No actor, neither on a Ray of its own, nor on one that goes on."""
-    environment = {} if own_ray else shared
+    environment = {} if own_ray else shared_ray
     driver = start(KILLED, environment=environment, stdout=subprocess.PIPE, text=True)
     try:
         pids = list(map(int, driver.stdout.readline().split()))
@@ -337,7 +330,7 @@ def test_a_full_object_store_is_no_obstacle():
     )
 
 
-def test_workers_of_ray_train_share_a_pool():
+def test_workers_of_ray_train_share_a_pool(shared_ray):
     """Although the pool's actors have all CPUs; an actor dies on the way."""
     run(
         """
@@ -345,7 +338,6 @@ def test_workers_of_ray_train_share_a_pool():
         import torch
         from qailab.torch import QLayer
 
-        start_ray(num_cpus=2, resources={"trainer": 2})
         from ray.train import ScalingConfig
         from ray.train import get_context as train_context
         from ray.train.torch import TorchTrainer
@@ -365,7 +357,7 @@ def test_workers_of_ray_train_share_a_pool():
                 expected(inputs).square().sum().backward()
             assert torch.equal(layer.weight.grad, expected.weight.grad)
 
-        with LauncherPool([Slow()] * 2, chunk_rows=8) as pool:
+        with LauncherPool([Slow()] * 2, chunk_rows=8, actor_options={"num_cpus": 2}) as pool:
             pool.wait()
             assert ray.available_resources().get("CPU", 0) == 0
             victim = pool.stats()["actors"][0]["pid"]
@@ -376,11 +368,11 @@ def test_workers_of_ray_train_share_a_pool():
             ).fit()
             assert pool.stats()["actors"][0]["replaced"] == 1
         """,
-        **LOOPBACK,
+        **shared_ray,
     )
 
 
-def test_progress_is_shown_in_a_terminal(shared):
+def test_progress_is_shown_in_a_terminal(shared_ray):
     program = """
         with LauncherPool([EmulatedBackend(latency=0.4)] * 2, chunk_rows=40) as pool:
             pool.wait()
@@ -388,7 +380,7 @@ def test_progress_is_shown_in_a_terminal(shared):
     """
     terminal, other = pty.openpty()
     fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    process = start(program, environment=shared, stdout=subprocess.DEVNULL, stderr=other)
+    process = start(program, environment=shared_ray, stdout=subprocess.DEVNULL, stderr=other)
     os.close(other)
     seen = b""
     with os.fdopen(terminal, "rb", buffering=0) as screen:

@@ -23,12 +23,14 @@ TABLES = {
 
 
 @pytest.mark.parametrize("command", SMALLEST)
-def test_it_runs_at_its_smallest_size(command: str, tmp_path: Path) -> None:
+def test_it_runs_at_its_smallest_size(
+    command: str, tmp_path: Path, shared_ray: dict[str, str]
+) -> None:
     options = [command, *SMALLEST[command].split(), "--out", str(tmp_path)]
     run = subprocess.run(
         [sys.executable, "scripts/benchmark.py", *options],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        env={**os.environ, **shared_ray, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=200,

@@ -10,12 +10,12 @@ from typing import Any
 ROOT = Path(__file__).parents[3]
 
 
-def chaos(options: str, folder: Path) -> tuple[int, str, list[dict[str, Any]]]:
+def chaos(options: str, folder: Path, **environment: str) -> tuple[int, str, list[dict[str, Any]]]:
     """Exit status, output and reports of a run."""
     run = subprocess.run(
         [sys.executable, "scripts/chaos.py", *options.split(), "--out", str(folder)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -43,8 +43,8 @@ def test_nothing_is_lost_or_paid_twice_on_hardware(tmp_path: Path) -> None:
     assert [report["problems"] for report in reports] == [[]] * len(kinds)
 
 
-def test_a_pool_stays_level(tmp_path: Path) -> None:
-    status, output, (report,) = chaos("soak --steps 200 --circuits 20", tmp_path)
+def test_a_pool_stays_level(tmp_path: Path, shared_ray: dict[str, str]) -> None:
+    status, output, (report,) = chaos("soak --steps 200 --circuits 20", tmp_path, **shared_ray)
     assert status == 0, output
     assert report["figures"]["steps"] == 220
 

@@ -12,16 +12,18 @@ SMALL = ["--lr=0.05,0.1", "--reps=1", "--shots=32", "--samples=60", "--epochs=4"
 
 
 @pytest.mark.timeout(4 * DEADLINE)
-def test_a_sweep_that_was_interrupted_ends_as_one_that_was_not(tmp_path):
+def test_a_sweep_that_was_interrupted_ends_as_one_that_was_not(tmp_path, shared_ray):
     folder = tmp_path / "sweeps" / "mine"
-    program = start(tmp_path, "sweep.py", *SMALL, "--name=mine", "--actors=1", "--at-once=1")
+    program = start(
+        tmp_path, "sweep.py", *SMALL, "--name=mine", "--actors=1", "--at-once=1", **shared_ray
+    )
     wait_for(lambda: list(folder.glob("*/checkpoint_*")), program)
     os.kill(program.pid, signal.SIGTERM)
     code, output, errors = finish(program)
     assert code == 128 + signal.SIGTERM, output + errors
     assert " trials are done. To go on:\n  scripts/sweep --resume sweeps/mine" in errors
 
-    code, output, errors = finish(start(tmp_path, "sweep.py", "--resume=sweeps/mine"))
+    code, output, errors = finish(start(tmp_path, "sweep.py", "--resume=sweeps/mine", **shared_ray))
     assert code == 0, output + errors
     rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
     assert {row["lr"] for row in rows} == {"0.05", "0.1"}

@@ -42,7 +42,7 @@ ON_DEVICES = [
 pytestmark = pytest.mark.timeout(4 * DEADLINE)
 
 
-def test_after_ctrl_c_and_kill_9_a_run_goes_on_elsewhere_to_the_same_weights(tmp_path):
+def test_after_ctrl_c_and_kill_9_a_run_goes_on_elsewhere_to_the_same_weights(tmp_path, shared_ray):
     """In process, nothing happened to it: actors give the same bits."""
     storage, folder = tmp_path / "shared", tmp_path / "shared" / "mine"
     command = ["train.py", *ARGUMENTS, "--name=mine", "--storage=shared", "--actors=1"]
@@ -65,7 +65,7 @@ def test_after_ctrl_c_and_kill_9_a_run_goes_on_elsewhere_to_the_same_weights(tmp
     assert stopped <= killed < SMALL.epochs  # else it came too late
 
     resume = ["--resume=mine", "--storage=shared", "--actors=2"]
-    code, output, errors = finish(start(tmp_path, "train.py", *resume))
+    code, output, errors = finish(start(tmp_path, "train.py", *resume, **shared_ray))
     assert code == 0, errors
     assert f"Run shared/mine: epochs {killed + 1} to 6" in output
     ended, whole = checkpoint_of(storage, "mine"), trained(SMALL)

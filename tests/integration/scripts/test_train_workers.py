@@ -25,8 +25,8 @@ from tests.support.training import (
 SETTINGS = dataclasses.replace(TINY, batch_size=7, epochs=12, dtype="float64")
 
 
-def workers_of(program):
-    """The processes of Ray Train's workers that a program has, directly or not."""
+def workers_here():
+    """The processes of Ray Train's workers on the tests' own Ray."""
     parents, found = {}, []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError, IndexError):
@@ -34,7 +34,7 @@ def workers_of(program):
             parents[int(entry)] = int(status[1])
             if b"RayTrainWorker" in Path("/proc", entry, "cmdline").read_bytes():
                 found.append(int(entry))
-    return [pid for pid in found if program.pid in ancestors(pid, parents)]
+    return [pid for pid in found if os.getpid() in ancestors(pid, parents)]
 
 
 def ancestors(pid, parents):
@@ -46,11 +46,13 @@ def ancestors(pid, parents):
 
 
 @pytest.mark.timeout(4 * DEADLINE)
-def test_workers_end_with_the_weights_of_one_also_when_job_and_worker_are_killed(tmp_path):
+def test_workers_end_with_the_weights_of_one_also_when_job_and_worker_are_killed(
+    tmp_path, shared_ray
+):
     storage, folder = tmp_path / "shared", tmp_path / "shared" / "team"
     command = ["train.py", *arguments_of(SETTINGS), "--name=team", "--storage=shared"]
     command += ["--actors=1", "--workers=2"]
-    program = start(tmp_path, *command)
+    program = start(tmp_path, *command, **shared_ray)
     wait_for(lambda: epochs_in(folder) >= 1, program)
     program.terminate()  # as a cluster ends a job
     code, _, errors = finish(program)
@@ -58,9 +60,9 @@ def test_workers_end_with_the_weights_of_one_also_when_job_and_worker_are_killed
     stopped = checkpoint_of(storage, "team").progress
     assert 1 <= stopped.epoch < SETTINGS.epochs - 2
 
-    program = start(tmp_path, *command)  # the job is submitted again as it was
+    program = start(tmp_path, *command, **shared_ray)  # the job is submitted again as it was
     wait_for(lambda: epochs_in(folder) > stopped.epoch, program)
-    os.kill(workers_of(program)[0], signal.SIGKILL)
+    os.kill(workers_here()[0], signal.SIGKILL)
     assert epochs_in(folder) < SETTINGS.epochs  # else it came too late
     code, output, errors = finish(program)
     assert code == 0, errors
