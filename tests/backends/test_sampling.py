@@ -1,18 +1,8 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qailab.backends.sampling import counts_to_frequencies, measured_marginal, sample_frequencies
 from qailab.gradients import NoiseStream
-
-
-@given(st.integers(1, 4), st.integers(1, 200), st.integers(0, 1000))
-def test_frequencies_are_multinomial_counts(rows, shots, seed):
-    probabilities = np.random.default_rng(seed).dirichlet(np.ones(5), size=rows)
-    frequencies = sample_frequencies(probabilities, shots, NoiseStream(seed), 0)
-    np.testing.assert_allclose(frequencies.sum(axis=1), 1.0)
-    np.testing.assert_allclose(frequencies * shots, np.round(frequencies * shots), atol=1e-9)
 
 
 def test_sampling_is_unbiased():

@@ -50,10 +50,10 @@ def test_the_bias_of_values_and_gradients_is_taken_out(observables):
         ("plain", AerBackend(noise_model=mitigated_device().noise_model)),
         ("trex", mitigated_device()),
     ):
-        found, errors = step(layer_of(backend, 200_000, observables))
+        found, errors = step(layer_of(backend, 50_000, observables))
         scores[name] = ((found - exact) / errors)[errors > 1e-9].abs()
-    assert scores["plain"].max() > 20
-    assert scores["trex"].max() < 3.5  # of some 15
+    assert scores["plain"].max() > 30
+    assert scores["trex"].max() < 3.5  # of some 15: a tenth of the bias would be seen
     assert 0.4 < scores["trex"].square().mean().sqrt() < 1.6
 
 

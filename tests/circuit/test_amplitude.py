@@ -43,13 +43,6 @@ def test_the_scale_of_a_sample_has_no_effect(scale):
     np.testing.assert_allclose(gate.angles(scale * features), gate.angles(features), rtol=1e-12)
 
 
-def test_a_sample_of_zeros_is_named():
-    features = samples(2, 5, 1)
-    features[3] = 0.0
-    with pytest.raises(InputError, match="sample 3"):
-        AmplitudeEncodingGate([0.0] * 4).angles(features)
-
-
 def test_a_vanishing_block_has_gradient_zero_and_others_are_exact():
     gate = AmplitudeEncodingGate([0.0] * 4)
     jacobian = gate.jacobian(np.array([0.0, 0.0, 1.0, 2.0]))

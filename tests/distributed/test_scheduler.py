@@ -21,7 +21,6 @@ from qailab.errors import (
     PoolExhaustedError,
 )
 from qailab.gradients import NoiseStream, RowBatch, ShiftedRows, canonicalize
-from qailab.launchers import BackwardPass, CircuitProblem, QuantumLauncher, StepContext
 from tests.support.circuits import ry_ansatz
 from tests.support.contracts import answers as answers_of
 from tests.support.simulated_time import (
@@ -32,7 +31,6 @@ from tests.support.simulated_time import (
 )
 
 CIRCUIT = ry_ansatz()
-PROBLEM = CircuitProblem(CIRCUIT)
 CANONICAL, _ = canonicalize(CIRCUIT, CIRCUIT.parameters)
 ANGLES = len(CANONICAL.angles)
 BACKEND = FastBackend()
@@ -103,25 +101,6 @@ def test_every_row_is_answered_once_whatever_happens(world, samples):
     assert sent == batch.num_rows + stats["rows_again"]
     # The pool goes on as if nothing had been.
     evaluate(pool, batch_of(3, seed=8))
-
-
-@given(worlds, st.integers(1, 12), st.integers(0, 5))
-def test_gradients_are_the_same_bits_whatever_happens(world, samples, step):
-    lethal = [fault for fault in world["faults"] if fault.kind in LETHAL]
-    others = [fault for fault in world["faults"] if fault.kind not in LETHAL]
-    world["faults"] = others + lethal[: scheduling.MAX_CRASHES - 1]
-    rng = np.random.default_rng(samples)
-    inputs, weights = rng.uniform(size=(samples, 2)), rng.uniform(size=4)
-    grad_output = rng.normal(size=(samples, 4))
-
-    def gradient(backend):
-        algorithm = BackwardPass(shots=None, seed=5)
-        launcher = QuantumLauncher(PROBLEM, algorithm, backend, context=StepContext(step=step))
-        return launcher.run(inputs, weights, grad_output)
-
-    expected, got = gradient(BACKEND), gradient(pool_of(**world))
-    for field in dataclasses.fields(expected):
-        np.testing.assert_array_equal(getattr(got, field.name), getattr(expected, field.name))
 
 
 @given(worlds, st.lists(st.integers(1, 15), min_size=2, max_size=5), st.data())

@@ -44,10 +44,8 @@ def test_rows_are_independent():
 
 def test_drawing_different_amounts_does_not_shift_later_rows():
     stream = NoiseStream(5)
-    uneven = []
     for row, generator in enumerate(stream.generators(0, 4)):
         generator.integers(0, 2, size=row, dtype=np.uint32)  # leaves half a word behind
-        uneven.append(row)
     second = [g.random() for g in stream.generators(0, 4)]
     assert second == [g.random() for g in stream.generators(0, 4)]
     for row in range(4):

@@ -295,13 +295,3 @@ def test_signatures_are_the_designs():
     assert ForwardPass(10, 3) == ForwardPass(shots=10, seed=3)
     assert (ForwardPass().shots, BackwardPass().shots) == (1024, 1024)
     assert BackwardPass(shots=5000).shots == 5000
-
-
-def test_outcomes_of_a_hand_made_circuit_without_inputs():
-    weight = Parameter("weight")
-    circuit = QuantumCircuit(1)
-    circuit.ry(weight, 0)
-    circuit.measure_all()
-    launcher = QuantumLauncher(CircuitProblem(circuit), ForwardPass(None), AerBackend())
-    probabilities = launcher.run(np.empty((2, 0)), np.array([np.pi / 3]))
-    np.testing.assert_allclose(probabilities, [[0.75, 0.25]] * 2)

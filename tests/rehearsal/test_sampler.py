@@ -49,7 +49,7 @@ def sampled(device, circuit, values, shots=4000, seed=1, **options):
     return {name: tensor.to_numpy() for name, tensor in item.results.items()}
 
 
-def test_noise_is_near_and_reproducible(manila):
+def test_noise_is_near(manila):
     isa = isa_circuit(manila.fake_backend())
     bits = sampled(manila, isa, VALUES, noise=True)
     outcomes = bits["low"] @ [1, 2] + 4 * bits["high"][..., 0]
@@ -57,9 +57,6 @@ def test_noise_is_near_and_reproducible(manila):
     distance = np.abs(found - exact(VALUES)).sum(axis=1) / 2
     assert (distance > 0.02).all()
     assert (distance < 0.2).all()
-    again = sampled(manila, isa, VALUES, noise=True)
-    assert (bits["low"] == again["low"]).all()
-    assert (bits["low"] != sampled(manila, isa, VALUES, noise=True, seed=2)["low"]).any()
 
 
 @pytest.mark.parametrize("noise", [False, True])
@@ -72,6 +69,8 @@ def test_a_row_has_the_same_shots_in_whichever_job_it_comes(manila, noise):
     ]
     assert (whole[[0, 1, 3]] == np.concatenate(parts)).all()
     assert (whole[0] != whole[2]).any()  # the same row again has shots of its own
+    other = sampled(manila, isa, rows, shots=100, noise=noise, seed=2)["low"]
+    assert (whole != other).any()
 
 
 def test_shots_are_of_the_exact_distribution(manila):

@@ -4,6 +4,8 @@ import pandas
 import pytest
 from sweep import draw, main, parse
 
+from tests.support.training import refusal_of
+
 
 def test_all_combinations_are_trials_with_the_other_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -25,13 +27,7 @@ def test_all_combinations_are_trials_with_the_other_settings(tmp_path, monkeypat
 def test_wrong_options_end_with_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweeps" / "there").mkdir(parents=True)
-    try:
-        code = main(arguments.split())
-    except SystemExit as end:
-        code = end.code
-    errors = capsys.readouterr().err
-    assert (code, errors.count("\n")) == (2, 1)
-    assert message in errors
+    assert message in refusal_of(main, arguments.split(), capsys)
 
 
 def test_the_picture_has_a_line_for_each_circuit_of_trials_that_are_done():

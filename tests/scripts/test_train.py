@@ -24,7 +24,15 @@ from training.storage import RunFolder
 from qailab.backends import AerBackend
 from qailab.errors import CheckpointError, InputError
 from qailab.torch import estimate_cost
-from tests.support.training import STEPS, TINY, Checkpoint, Training, assert_same, trained
+from tests.support.training import (
+    STEPS,
+    TINY,
+    Checkpoint,
+    Training,
+    assert_same,
+    refusal_of,
+    trained,
+)
 
 BEFORE = Path(__file__).parent / "checkpoint_before.pt"
 
@@ -51,15 +59,9 @@ def test_wrong_options_end_with_one_line_before_anything_is_made(
     arguments, message, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    try:
-        code = main(arguments.split())
-    except SystemExit as end:
-        code = end.code
-    captured = capsys.readouterr()
-    assert code == 2
-    assert captured.err.startswith("train: error: ")
-    assert message in captured.err
-    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    said = refusal_of(main, arguments.split(), capsys)
+    assert said.startswith("train: error: ")
+    assert message in said
     assert not list(tmp_path.iterdir())
 
 
@@ -210,11 +212,9 @@ def test_estimates_are_those_of_the_package_and_of_the_tests_that_it_does_not_se
 
 def test_hardware_needs_a_budget_and_has_small_defaults(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["--backend", "ibm"]) == 2
-    errors = capsys.readouterr().err
+    errors = refusal_of(main, ["--backend", "ibm"], capsys)
     assert "--backend ibm needs --budget-seconds S: this run takes 1,970 rows in 3 jobs" in errors
     assert "151 dollars, 16% of the open plan's 600 s in 28 days" in errors
-    assert errors.count("\n") == 1
     assert main(["--backend", "ibm", "--estimate", "--samples", "1797", "--epochs", "10"]) == 0
     assert "hours" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

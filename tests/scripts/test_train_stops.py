@@ -40,6 +40,8 @@ def pool(monkeypatch, tmp_path):
     """The class of the pool, in an empty folder."""
     pool = type("Pool", (OneSimulator,), {})
     monkeypatch.setattr("training.backends.LauncherPool", pool)
+    draw = "matplotlib.figure.Figure.savefig"  # what the pictures show is in test_train.py
+    monkeypatch.setattr(draw, lambda self, file, **_: file.write(b"."))
     monkeypatch.chdir(tmp_path)
     return pool
 
@@ -69,13 +71,12 @@ def test_a_signal_in_a_step_saves_the_state_before_it(number, pool, whole, capsy
     assert_same(checkpoint_of("my runs", "mine"), whole)
 
 
-@pytest.mark.parametrize("error", [PoolExhaustedError("no actor is left"), OSError(5, "I/O error")])
-def test_an_error_in_a_step_ends_with_its_message_and_a_checkpoint(error, pool, whole, capsys):
-    pool.fail = raising(error)
+def test_an_error_in_a_step_ends_with_its_message_and_a_checkpoint(pool, whole, capsys):
+    pool.fail = raising(PoolExhaustedError("no actor is left"))
     arguments = [*arguments_of(TINY), "--name=mine"]
     assert main(arguments) == 1
     errors = capsys.readouterr().err
-    assert errors.index("saved in runs/mine") < errors.index(f"train: error: {error}")
+    assert errors.index("saved in runs/mine") < errors.index("train: error: no actor is left")
     del pool.fail
     assert main(arguments) == 0  # submitted again as it was
     assert_same(checkpoint_of("runs", "mine"), whole)

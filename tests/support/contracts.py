@@ -122,10 +122,8 @@ class BackendContract(ABC):
             np.testing.assert_allclose(told[:, 2 + place], alone[:, 1], rtol=0.5)
         assert (again[:, 1] <= 3.0**2 / self.shots).all()
         if self.noiseless:
-            exact = [
-                [oracles.expectation(circuit, circuit.parameters, v, one) for one in OBSERVABLES]
-                for v in values
-            ]
+            expectations = oracles.expectations_of(circuit, circuit.parameters, OBSERVABLES)
+            exact = [expectations(each) for each in values]
             deviations = estimates + observables.constants - exact
             assert np.abs(deviations).max() < 5 * 3.0 / np.sqrt(self.shots)
             assert (np.abs(deviations @ [0.3, -1.0]) < 6 * np.sqrt(again[:, 1]) + 1e-9).all()

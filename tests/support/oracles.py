@@ -1,6 +1,6 @@
 """Independent answers to compare with: statevectors, plain Aer, high-order differences."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from qiskit import transpile
@@ -21,32 +21,49 @@ def probabilities(
     circuit: QuantumCircuit, parameters: Sequence[Parameter], values: np.ndarray
 ) -> np.ndarray:
     """Outcome probabilities of a measured circuit, by Qiskit's own statevector."""
-    bound = circuit.assign_parameters(dict(zip(parameters, values, strict=True)))
-    bare = bound.copy_empty_like()
-    qubit_of = {}
-    for instruction in bound.data:
+    return outcomes_of(circuit, parameters)(values)
+
+
+def outcomes_of(
+    circuit: QuantumCircuit, parameters: Sequence[Parameter]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """`probabilities` of a circuit at many points."""
+    unitary, measured = without_measurements(circuit)
+
+    def outcomes(values: np.ndarray) -> np.ndarray:
+        bound = unitary.assign_parameters(dict(zip(parameters, values, strict=True)), strict=False)
+        return Statevector(bound).probabilities(measured)
+
+    return outcomes
+
+
+def without_measurements(circuit: QuantumCircuit) -> tuple[QuantumCircuit, list[int]]:
+    """A circuit's gates, and the qubit of each measured clbit in order."""
+    unitary, qubit_of = QuantumCircuit(*circuit.qregs), {}
+    for instruction in circuit.data:
         if instruction.operation.name == "measure":
-            clbit = bound.find_bit(instruction.clbits[0]).index
-            qubit_of[clbit] = bound.find_bit(instruction.qubits[0]).index
+            clbit = circuit.find_bit(instruction.clbits[0]).index
+            qubit_of[clbit] = circuit.find_bit(instruction.qubits[0]).index
         else:
-            bare.append(instruction)
-    unitary = QuantumCircuit(*bare.qregs)
-    for instruction in bare.data:
-        unitary.append(instruction.operation, instruction.qubits)
-    measured = [qubit_of[clbit] for clbit in sorted(qubit_of)]
-    return Statevector(unitary).probabilities(measured)
+            unitary.append(instruction.operation, instruction.qubits)
+    return unitary, [qubit_of[clbit] for clbit in sorted(qubit_of)]
 
 
-def expectation(
+def expectations_of(
     circuit: QuantumCircuit,
     parameters: Sequence[Parameter],
-    values: np.ndarray,
-    observable: str | SparsePauliOp,
-) -> float:
-    """The value of an observable after a circuit, whose final measurements are left out."""
-    bound = circuit.assign_parameters(dict(zip(parameters, values, strict=True)))
-    state = Statevector(bound.remove_final_measurements(inplace=False))
-    return state.expectation_value(SparsePauliOp(observable)).real
+    observables: Sequence[str | SparsePauliOp],
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Values of observables after a circuit, whose final measurements are left out."""
+    unitary, _ = without_measurements(circuit)
+    operators = [SparsePauliOp(one) for one in observables]
+
+    def values_at(values: np.ndarray) -> np.ndarray:
+        bound = unitary.assign_parameters(dict(zip(parameters, values, strict=True)), strict=False)
+        state = Statevector(bound)
+        return np.array([state.expectation_value(one).real for one in operators])
+
+    return values_at
 
 
 def noisy_probabilities(
@@ -85,7 +102,8 @@ def vjp(
 ) -> np.ndarray:
     """``d (vector . probabilities) / d values``, by differences of order 8."""
     points, weights = difference_points(values)
-    found = [probabilities(circuit, parameters, point) @ vector for point in points]
+    outcomes = outcomes_of(circuit, parameters)
+    found = [outcomes(point) @ vector for point in points]
     return weights @ np.array(found)
 
 

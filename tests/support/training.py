@@ -32,6 +32,17 @@ def arguments_of(settings):
     ]
 
 
+def refusal_of(main, arguments, capsys):
+    """The one line with which a program ends that does not take its options."""
+    try:
+        code = main(arguments)
+    except SystemExit as end:
+        code = end.code
+    said = capsys.readouterr()
+    assert (code, said.out, said.err.count("\n")) == (2, "", 1)
+    return said.err
+
+
 def trained(settings, start=None, steps=None):
     """The checkpoint after so many steps (of which a test is one), or at the end."""
     training = Training(settings, AerBackend(), start)

@@ -293,8 +293,6 @@ def test_all_lanes_lost_is_an_error_that_keeps_the_checkpoint_and_can_be_gone_on
 
 
 def test_an_error_of_the_model_ends_the_run_at_once(batches):
-    trainer = make_trainer()
-    trainer._loss_fn = None
     model = make_model()
 
     def wrong(copy, batch):
