@@ -76,8 +76,9 @@ class RehearsalServer:
         queue_seconds: time a job waits in the queue. In a session or batch only the first one
             waits, and the first after the session was inactive.
         noise: run with the noise of the device instead of ideally.
-        seed: of the shots; a job's depend on it and on the job's circuits, values and number of
-            shots, not on the order in which jobs arrive. ``None`` for other shots each time.
+        seed: of the shots; a row's depend on it and on the row's circuit, values and number of
+            shots, not on its job, nor on the order in which jobs arrive. ``None`` for other shots
+            each time.
         faults: what goes wrong.
         token: the API key that clients must have.
         limits: what is refused, and after which times sessions end.
