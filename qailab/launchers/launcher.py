@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import threading
@@ -387,7 +388,7 @@ class QuantumLauncher:
         """Raise if the outputs of all rows, which are held at once, do not fit the memory."""
         num_rows, outcomes = batch.num_rows, answer_width(self.problem.canonical, batch)
         table = 8 * outcomes * num_rows
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        limit = _half_of_memory()
         if table > limit:
             raise MemoryLimitError(
                 f"the probabilities of {outcomes:,} outcomes for {num_rows:,} rows need "
@@ -456,6 +457,11 @@ class QuantumLauncher:
         within = (1,) * (len(lead) - len(groups))  # the dimensions that share a set of weights
         table[..., expected:] = values.reshape(*groups, *within, values.shape[-1])
         return lead, table.reshape(math.prod(lead), table.shape[-1])
+
+
+@functools.cache
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _real(what: str, values: ArrayLike) -> NDArray[np.float64]:

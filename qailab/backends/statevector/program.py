@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -101,6 +102,11 @@ class StateProgram:
     def state_floats(self) -> int:
         """Floats of a state."""
         return (1 if self.is_real else 2) << self.num_qubits
+
+    @cached_property
+    def column_operations(self) -> IntArray:
+        """The operation of each of ``slot_columns``."""
+        return np.repeat(self.slot_operations, np.diff(self.slot_starts))
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:

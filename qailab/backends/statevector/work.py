@@ -104,10 +104,9 @@ class StateWork:
         rows, program = self._rows, self._program
         assert isinstance(rows, SlopeRows)
         wanted, columns = self._places(rows.columns), len(rows.columns)
-        operation = np.repeat(program.slot_operations, np.diff(program.slot_starts))
+        operation, last = program.column_operations, len(program.operations)
         turned = program.slot_columns >= self._base.shape[1] - turns
-        last = len(program.operations)
-        stages = (bases, operation[turned].min(initial=last),
+        stages = (bases, operation[turned].min(initial=last) if turns else last,
                   operation[wanted[program.slot_columns] >= 0].min(initial=last))  # fmt: skip
         operations = max(1, len(program.operations))
         samples = max(1, _PIECE_FLOATS // (program.state_floats * operations * bases))
