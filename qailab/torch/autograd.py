@@ -338,6 +338,6 @@ def _with_leading(size: int, dims: tuple[int | None, ...], *tensors: Tensor) -> 
 
 def tensor_of(array: FloatArray, *, like: Tensor) -> Tensor:
     """An array as a tensor of another's dtype and device."""
-    # What came over a wire is read-only, which torch does not accept quietly.
-    own = np.require(array, requirements=["C", "W"])
+    # A copy: whoever else has the array must not see what is done to the tensor in place.
+    own = np.array(array, order="C")
     return torch.from_numpy(own).to(dtype=like.dtype, device=like.device)

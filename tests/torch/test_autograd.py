@@ -12,7 +12,13 @@ from qiskit.circuit import (
 from qailab.backends import AerBackend
 from qailab.circuit import AmplitudeEncoder, RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import InputError, InputTypeError, UnsupportedError
-from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, QuantumLauncher
+from qailab.launchers import (
+    BackwardPass,
+    CircuitProblem,
+    ForwardPass,
+    QuantumLauncher,
+    StepContext,
+)
 from qailab.torch import ArgMax, ExpVQCFunction
 from tests.support import oracles
 
@@ -285,3 +291,24 @@ def test_arg_max_of_many_outcomes_in_half_precision(dtype, bits):
     assert values.grad.nonzero().tolist() == [[2**bits - 1]]
     with pytest.raises(InputError, match=f"use float32 or float64, or measure at most {bits} bits"):
         ArgMax.apply(torch.zeros(2 ** (bits + 1), dtype=dtype))
+
+
+def test_what_is_done_to_tensors_in_place_is_seen_by_nobody_else():
+    problem, seen = CircuitProblem(ours()), []
+    forward = QuantumLauncher(problem, ForwardPass(shots=None), AerBackend())
+    backward = QuantumLauncher(problem, BackwardPass(shots=None), AerBackend())
+    backward = backward.at(StepContext(on_gradient=seen.append))
+    inputs = torch.ones(1, problem.num_inputs, dtype=torch.float64)
+    weight = torch.ones(problem.num_weights, dtype=torch.float64, requires_grad=True)
+    started = forward.submit_forward(inputs.numpy(), weight.detach().numpy())
+    outputs = [
+        ExpVQCFunction.apply(inputs, weight, forward.at(StepContext(started=started)), backward)
+        for _ in range(2)
+    ]
+    outputs[0].data.zero_()
+    assert outputs[1].sum().item() == pytest.approx(1)
+    outputs[1][:, 0].sum().backward()
+    kept = seen[0].weights.copy()
+    weight.grad.zero_()
+    assert (seen[0].weights == kept).all()
+    assert kept.any()

@@ -278,6 +278,7 @@ class IBMBackend(Backend):
             return Evaluation(contract_bits(observables, batch, bits, readout), usage)
         if from_bits(circuit, batch.shots):
             return Evaluation(contract_bits(observables, batch, bits), usage)
+        batch = dataclasses.replace(batch, shots=bits.shape[1])  # twirling rounds them up
         # In parts, as their table may be larger than the bits.
         first, group = batch.rows.start, batch.rows.group
         step = max(group, _TABLE_BYTES // (16 * circuit.num_outcomes) // group * group)

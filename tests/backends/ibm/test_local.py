@@ -10,6 +10,7 @@ from qailab.backends import Budget, IBMBackend
 from qailab.backends.ibm.programs import Program, compile_program, counts_of
 from qailab.backends.ibm.programs import bits_of as packed_bits
 from qailab.errors import BackendError, BudgetExceededError, EvaluationError
+from qailab.gradients import NoiseStream, RowBatch
 from qailab.journal import Journal
 from qailab.launchers import (
     BackwardPass,
@@ -18,6 +19,7 @@ from qailab.launchers import (
     QuantumLauncher,
     StepContext,
 )
+from tests.support.circuits import ry_ansatz
 from tests.support.client import fake_manila
 from tests.support.contracts import BackendContract, answers, forward_batch, mitigated_device, model
 
@@ -117,6 +119,17 @@ def test_observables_of_many_qubits_from_the_bits_of_shots():
     expected = [np.prod(np.cos(values)), np.cos(values[0]), np.sin(values[-1])]
     found = launcher.run(values, np.empty(0))
     np.testing.assert_allclose(found, expected, atol=5 / np.sqrt(500))
+
+
+def test_twirling_rounds_shots_up_and_variances_are_of_all_that_came():
+    problem = CircuitProblem(ry_ansatz(2), observables="Z")
+    parameters = np.ones((3, problem.num_inputs + problem.num_weights))
+    rows = ForwardPass(shots=65).rows(problem, parameters)
+    batch = RowBatch(rows, 65, NoiseStream(1), variances=True)
+    backend = IBMBackend(fake_manila(), options={"twirling": {"enable_measure": True}})
+    found = answers(backend, problem.canonical, batch)
+    values, variances = found[:, :2], found[:, 2:]
+    np.testing.assert_allclose(variances, (1 - values**2) / (128 - 1))
 
 
 def test_the_bias_of_an_asymmetric_readout_is_taken_out():
