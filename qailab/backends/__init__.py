@@ -6,7 +6,7 @@ from qailab.backends.base import ActorResources, Backend, BackendTraits
 from qailab.backends.budget import Budget
 from qailab.backends.emulated import EmulatedBackend
 from qailab.backends.ibm import IBMBackend, IBMTimeouts, IBMWaits
-from qailab.backends.limits import IBMLimits
+from qailab.backends.ibm.limits import IBMLimits
 from qailab.backends.statevector import StatevectorBackend
 from qailab.deprecation import renamed
 

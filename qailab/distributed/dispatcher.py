@@ -24,12 +24,10 @@ from typing import Any, NamedTuple
 
 from qailab.backends.base import RowFuture
 from qailab.distributed.actors import Actor
-from qailab.distributed.metrics import PoolMetrics
 from qailab.distributed.options import Settings
-from qailab.distributed.progress import Progress
 from qailab.distributed.ray_transport import RayTransport, ray_is_gone
 from qailab.distributed.scheduler import Scheduler
-from qailab.distributed.telemetry import PoolStats, Telemetry
+from qailab.distributed.telemetry import PoolMetrics, PoolStats, Progress, Telemetry
 from qailab.distributed.transport import Event
 from qailab.errors import PoolClosedError, PoolError
 from qailab.gradients.canonical import CanonicalCircuit

@@ -5,9 +5,8 @@ after, with its result; whoever starts again finds what runs and what finished.
 ``python -m qailab.journal FILE`` lists it. No account or token is ever in it.
 """
 
-from qailab.journal.entries import DIGEST_BYTES, Cause, Entry, State, Work
 from qailab.journal.owners import owner_alive, this_owner
-from qailab.journal.record import MemoryRecord, Record
+from qailab.journal.record import DIGEST_BYTES, Cause, Entry, MemoryRecord, Record, State, Work
 from qailab.journal.store import Journal, Totals
 
 __all__ = [

@@ -14,8 +14,7 @@ import numpy as np
 
 from qailab.errors import JournalError
 from qailab.journal.database import Database
-from qailab.journal.entries import ENDED, LIVE, Cause, Entry, State, Work
-from qailab.journal.record import Counts, Record
+from qailab.journal.record import ENDED, LIVE, Cause, Counts, Entry, Record, State, Work
 
 _WORK = tuple(field.name for field in fields(Work))
 _OWN = tuple(field.name for field in fields(Entry) if field.name not in ("id", "work"))

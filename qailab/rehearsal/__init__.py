@@ -6,7 +6,7 @@ faults that are asked for; circuits run on Aer. See `RehearsalServer`, or as a p
     python -m qailab.rehearsal --backends manila,lagos --queue-seconds 2 -- COMMAND ...
 """
 
-from qailab.backends.cost import PRICE_PER_SECOND
+from qailab.backends.budget import PRICE_PER_SECOND
 from qailab.rehearsal.account import Limits
 from qailab.rehearsal.devices import device_names
 from qailab.rehearsal.faults import Fault, FaultPlan

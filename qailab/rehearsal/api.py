@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qs
 
-from qailab.backends.cost import OPEN_PLAN_SECONDS
+from qailab.backends.budget import OPEN_PLAN_SECONDS
 from qailab.rehearsal.account import INVALID_REQUEST, ApiError, TokenIssuer
 from qailab.rehearsal.devices import Device
 from qailab.rehearsal.instance import Instance, Job, Session

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from qailab.backends.cost import EXECUTION_SECONDS, JOB_SECONDS, OPEN_PLAN_SECONDS
+from qailab.backends.budget import EXECUTION_SECONDS, JOB_SECONDS, OPEN_PLAN_SECONDS
 from qailab.rehearsal.account import (
     INTERNAL,
     INVALID_REQUEST,

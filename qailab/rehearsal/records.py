@@ -47,7 +47,7 @@ class JobRecord:
     created: float = 0.0  # when it was accepted
     started: float | None = None  # when it left the queue
     ended: float | None = None
-    qpu_seconds: float = 0.0  # what a device would charge for it, by `qailab.backends.cost`
+    qpu_seconds: float = 0.0  # what a device would charge for it, by `qailab.backends.budget`
     run_seconds: float = 0.0  # wall time of its execution here, encoding of the result included
     answered: bool = True  # whether its submission was; if not, the client sends it again
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qailab.backends.cost import PRICE_PER_SECOND
+from qailab.backends.budget import PRICE_PER_SECOND
 from qailab.rehearsal.records import (
     FaultRecord,
     JobRecord,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Self
 
-from qailab.backends.cost import PRICE_PER_SECOND
+from qailab.backends.budget import PRICE_PER_SECOND
 from qailab.errors import InputError
 from qailab.rehearsal.account import (
     INTERNAL,

@@ -12,8 +12,8 @@ from torch import nn
 
 from qailab.arguments import checked_integer
 from qailab.backends import BackendTraits
-from qailab.backends.cost import Cost, UsageEstimate, price_in_words
-from qailab.backends.limits import IBMLimits
+from qailab.backends.budget import Cost, UsageEstimate, price_in_words
+from qailab.backends.ibm.limits import IBMLimits
 from qailab.backends.sampling import measured_width
 from qailab.errors import InputError, InputTypeError
 from qailab.gradients.rows import FloatArray, JoinedRows, PointRows, Rows, ShiftedRows

@@ -67,14 +67,14 @@ class Schedule:
     """All that the seed decides of a run beside its data."""
 
     faults: tuple[Fault, ...]  # in order
-    nodes: int  # how many there are at first, of two
+    nodes: int  # how many there are at first, of two; 0 where none comes or goes
     failure_rate: float  # share of the calls that fail for a transient reason
     chunk_rows: Any
     max_in_flight: Any
 
     def __str__(self) -> str:
         counts = Counter(fault.kind for fault in self.faults if fault.kind != "join")
-        counts += Counter(late=int(self.nodes < 2), transient=int(self.failure_rate > 0))
+        counts += Counter(late=int(self.nodes == 1), transient=int(self.failure_rate > 0))
         faults = ", ".join(f"{kind} {count}" for kind, count in counts.items())
         return f"{faults}; chunks {self.chunk_rows}, in flight {self.max_in_flight}"
 
@@ -101,7 +101,7 @@ def draw(seed: int, kinds: Sequence[str]) -> Schedule:
             faults.append(Fault(whole_from, "join"))
     return Schedule(
         faults=tuple(sorted(faults, key=lambda fault: fault.at)),
-        nodes=1 if late else 2,
+        nodes=1 if late else 2 if "node" in kinds else 0,
         failure_rate=rate if transient else 0.0,
         chunk_rows=chance.choice(("auto", "auto", 6, 30, 90)),
         max_in_flight=chance.choice(("auto", "auto", 1, 3)),
@@ -125,14 +125,18 @@ class SlowAer(AerBackend):
 
 
 class Cluster:
-    """A private Ray cluster on 127.0.0.1: a head without CPUs, and nodes that come and go."""
+    """A private Ray cluster on 127.0.0.1: a head, and nodes that come and go and have the CPUs.
+
+    Without nodes, the head has those of two.
+    """
 
     def __init__(self, cpus: int, nodes: int) -> None:
         import ray
         from ray.cluster_utils import Cluster as RayCluster
 
         self._cpus = cpus
-        head = {"num_cpus": 0, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
+        head = {"num_cpus": 0 if nodes else 2 * cpus, "include_dashboard": False}
+        head["object_store_memory"] = _STORE_BYTES
         self._cluster: Any = RayCluster(initialize_head=True, head_node_args=head)
         self._nodes: list[tuple[Any, list[Process]]] = []
         ray.init(address=self._cluster.address, namespace="qailab", logging_level="ERROR",
@@ -258,7 +262,7 @@ def run(report: Report, folder: Path, options: dict[str, Any]) -> None:
         actor_options={"num_cpus": 1},
         progress=False,
     ) as pool:
-        pool.wait(schedule.nodes * count // 2, timeout=_RECOVERY_SECONDS)
+        pool.wait(count // 2 if schedule.nodes == 1 else count, timeout=_RECOVERY_SECONDS)
         seen = _train_twice(report, schedule, pool, cluster, options)
     for process in wait_until_gone({*actors(), *seen}, _GONE_SECONDS):
         report.problems.append(f"process {process.pid} is left: {title(process)}")

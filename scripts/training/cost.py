@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qailab.backends import AerBackend
-from qailab.backends.cost import UsageEstimate, price_in_words
+from qailab.backends.budget import UsageEstimate, price_in_words
 from qailab.errors import InputError
 from qailab.torch import estimate_cost
 from training.checkpoint import Checkpoint

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qailab.circuit import RotationalEncoder, build_circuit
-from qailab.distributed.metrics import CHUNK_SECONDS, METRICS, SAMPLE, PoolMetrics
+from qailab.distributed.telemetry import CHUNK_SECONDS, METRICS, SAMPLE, PoolMetrics
 from qailab.gradients import NoiseStream, RowBatch, ShiftedRows, canonicalize
 from tests.support.metrics import EXPORTED, report_everything, reported
 from tests.support.simulated_time import FastBackend, Fault, SimulatedPool, SimulatedTransport

@@ -2,8 +2,8 @@
 
 import pytest
 
-from qailab.distributed import progress
-from qailab.distributed.progress import Progress
+from qailab.distributed import telemetry
+from qailab.distributed.telemetry import Progress
 
 
 class Bar:
@@ -33,7 +33,7 @@ def bars(monkeypatch):
         made.append(Bar(done))
         return made[-1]
 
-    monkeypatch.setattr(progress, "_new_bar", make)
+    monkeypatch.setattr(telemetry, "_new_bar", make)
     return made
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qailab.errors import InputError, InputTypeError
-from qailab.journal.entries import cuts
+from qailab.journal.record import cuts
 from tests.support.journal import work
 
 

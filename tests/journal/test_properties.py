@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qailab.journal import Cause, Journal, MemoryRecord, State
-from qailab.journal.entries import LIVE, UNSENT
+from qailab.journal.record import LIVE, UNSENT
 from tests.support.journal import counts_of, reserve, submit, work
 
 ROWS = 24

@@ -215,9 +215,17 @@ def free_ports(count: int) -> set[int]:
 
 
 def marked(name: str) -> list[psutil.Process]:
-    """Living processes whose mark begins with this name."""
-    everybody = psutil.process_iter(["environ"])
-    return [one for one in everybody if (one.info["environ"] or {}).get(MARK, "").startswith(name)]
+    """Living processes whose mark begins with this name, and what descends from them.
+
+    Ray's agents write their titles over their environment. Without their raylet they would keep a
+    core busy for a minute, with calls to a cluster that is gone.
+    """
+    found: dict[int, psutil.Process] = {}
+    for one in psutil.process_iter(["environ"]):
+        if (one.info["environ"] or {}).get(MARK, "").startswith(name):
+            with suppress(psutil.NoSuchProcess):
+                found |= {each.pid: each for each in (one, *one.children(recursive=True))}
+    return list(found.values())
 
 
 def end_marked(name: str) -> None:

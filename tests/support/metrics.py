@@ -1,6 +1,6 @@
 """Everything that a pool can report, and under which names and labels Ray exports it."""
 
-from qailab.distributed.metrics import METRICS
+from qailab.distributed.telemetry import METRICS
 
 SUFFIXES = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
 EXPORTED = {

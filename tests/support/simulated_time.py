@@ -12,11 +12,9 @@ import numpy as np
 from qailab.backends import Backend, BackendTraits, Probabilities, Usage
 from qailab.backends.base import RowFuture
 from qailab.distributed.actors import Actor
-from qailab.distributed.metrics import PoolMetrics
 from qailab.distributed.options import Settings
-from qailab.distributed.progress import Progress
 from qailab.distributed.scheduler import Scheduler
-from qailab.distributed.telemetry import Telemetry
+from qailab.distributed.telemetry import PoolMetrics, Progress, Telemetry
 from qailab.distributed.transport import (
     BuildFailed,
     Busy,

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from qailab.backends import AerBackend
-from qailab.backends.cost import Cost, UsageEstimate
-from qailab.backends.limits import IBMLimits
+from qailab.backends.budget import Cost, UsageEstimate
+from qailab.backends.ibm.limits import IBMLimits
 from qailab.circuit import AmplitudeEncoder, RealAmplitudesBlock, RotationalEncoder, build_circuit
 from qailab.errors import InputError, InputTypeError
 from qailab.launchers import BackwardPass, CircuitProblem, ForwardPass, QuantumLauncher

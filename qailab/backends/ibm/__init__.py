@@ -10,6 +10,6 @@ README.md beside this file shows how to use it.
 """
 
 from qailab.backends.ibm.backend import IBMBackend
-from qailab.backends.ibm.timeouts import IBMTimeouts, IBMWaits
+from qailab.backends.ibm.limits import IBMTimeouts, IBMWaits
 
 __all__ = ["IBMBackend", "IBMTimeouts", "IBMWaits"]

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from qailab.backends.ibm.devices import Mode
 from qailab.backends.ibm.faults import Fault, FaultKind, RequestError, known_tokens
+from qailab.backends.ibm.limits import Backoff, IBMTimeouts
 from qailab.backends.ibm.service import session_kind
-from qailab.backends.ibm.timeouts import Backoff, IBMTimeouts
 from qailab.backends.ibm.transport import bind_requests, call_within
 from qailab.errors import BackendBuildError, EvaluationError
 

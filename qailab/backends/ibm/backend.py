@@ -29,9 +29,8 @@ from qailab.backends.budget import Budget
 from qailab.backends.ibm.connection import Connection, IBMConfig
 from qailab.backends.ibm.devices import Mode
 from qailab.backends.ibm.jobs import Task
+from qailab.backends.ibm.limits import IBMLimits, IBMTimeouts, check_positive
 from qailab.backends.ibm.programs import Measured, check_fits
-from qailab.backends.ibm.timeouts import IBMTimeouts, check_positive
-from qailab.backends.limits import IBMLimits
 from qailab.backends.sampling import (
     bits_as_floats,
     bits_to_counts,

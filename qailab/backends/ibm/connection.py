@@ -11,17 +11,15 @@ from typing import Any
 from qiskit.providers import BackendV2
 
 from qailab.backends.answers import Usage
-from qailab.backends.budget import Budget, BudgetGuard, Cost
+from qailab.backends.budget import Budget, BudgetGuard, Cost, UsageMeter
 from qailab.backends.ibm.account import Account
 from qailab.backends.ibm.devices import Device, Mode
 from qailab.backends.ibm.jobs import Jobs
+from qailab.backends.ibm.limits import IBMLimits, IBMTimeouts
 from qailab.backends.ibm.local import LocalDevice
 from qailab.backends.ibm.programs import Program, check_fits, compile_program
 from qailab.backends.ibm.service import ServiceDevice, ServiceSessions
 from qailab.backends.ibm.sessions import Sessions
-from qailab.backends.ibm.timeouts import IBMTimeouts
-from qailab.backends.ibm.usage import UsageMeter
-from qailab.backends.limits import IBMLimits
 from qailab.backends.shared import LocalState, SharedState
 from qailab.backends.trex import ReadoutMitigation
 from qailab.gradients.canonical import CanonicalCircuit

@@ -26,16 +26,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qailab.backends.budget import UsageMeter
 from qailab.backends.ibm.devices import Device, Found, JobStatus
 from qailab.backends.ibm.faults import Fault, FaultKind, RequestError
+from qailab.backends.ibm.limits import Backoff, IBMTimeouts
 from qailab.backends.ibm.programs import Measured, Program
 from qailab.backends.ibm.sessions import Sessions
-from qailab.backends.ibm.timeouts import Backoff, IBMTimeouts
-from qailab.backends.ibm.usage import UsageMeter
 from qailab.errors import BackendError, EvaluationError, JournalError, TransientBackendError
 from qailab.gradients.rows import FloatArray
 from qailab.journal import Cause, Entry, Record, State, Work, owner_alive, this_owner
-from qailab.journal.entries import UNSENT
+from qailab.journal.record import UNSENT
 
 logger = logging.getLogger("qailab.backends")
 

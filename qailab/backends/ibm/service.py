@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from qailab.backends.ibm.devices import Found, JobStatus, Mode, merged_options
 from qailab.backends.ibm.faults import Fault, FaultKind, RequestError, redact
+from qailab.backends.ibm.limits import IBMTimeouts
 from qailab.backends.ibm.programs import Measured, Program, measured_bits
-from qailab.backends.ibm.timeouts import IBMTimeouts
 from qailab.backends.ibm.transport import bind_requests, call_within
 from qailab.gradients.rows import FloatArray
 

@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qailab.backends import Budget, IBMTimeouts, Usage
-from qailab.backends.budget import BudgetGuard
+from qailab.backends.budget import BudgetGuard, UsageMeter
 from qailab.backends.ibm.devices import Found, JobStatus
 from qailab.backends.ibm.faults import Fault, FaultKind, RequestError
 from qailab.backends.ibm.jobs import Jobs, Task
 from qailab.backends.ibm.programs import Program
-from qailab.backends.ibm.usage import UsageMeter
 from qailab.backends.shared import LocalState
 from qailab.errors import (
     BackendBuildError,
@@ -28,7 +27,7 @@ from qailab.errors import (
     TransientBackendError,
 )
 from qailab.journal import Cause, Journal, MemoryRecord, State, this_owner
-from qailab.journal.entries import UNSENT
+from qailab.journal.record import UNSENT
 from tests.support.journal import reserve, submit, work
 
 PROGRAM = Program(None, np.arange(1), num_bits=2)
@@ -39,7 +38,7 @@ DEADLINE = 30
 @pytest.fixture(scope="module", autouse=True)
 def short_pauses():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qailab.backends.ibm.timeouts._FIRST_PAUSE", 0.002)
+        patch.setattr("qailab.backends.ibm.limits._FIRST_PAUSE", 0.002)
         yield
 
 

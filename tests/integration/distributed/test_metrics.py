@@ -9,7 +9,7 @@ import uuid
 import pytest
 import ray
 
-from qailab.distributed.metrics import CHUNK_SECONDS, METRICS, PoolMetrics
+from qailab.distributed.telemetry import CHUNK_SECONDS, METRICS, PoolMetrics
 from tests.support.metrics import EXPORTED, SUFFIXES, report_everything, reported
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

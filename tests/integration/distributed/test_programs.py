@@ -242,7 +242,7 @@ def test_a_killed_driver_leaves_nothing_behind(own_ray, shared_ray):
 
 
 @pytest.mark.parametrize("own_ray", [False, True])
-def test_sigterm_closes_the_backends_of_a_busy_pool(own_ray, tmp_path):
+def test_sigterm_closes_the_backends_of_a_busy_pool(own_ray, shared_ray, tmp_path):
     """Ray's own handler would abort the process after 3 s, or end it with status 15."""
     driver = start(
         f"""
@@ -255,14 +255,13 @@ def test_sigterm_closes_the_backends_of_a_busy_pool(own_ray, tmp_path):
                 time.sleep(4)
                 open(os.path.join({str(tmp_path)!r}, str(os.getpid())), "w").close()
 
-        if {own_ray}:
-            start_ray(num_cpus=2)
         pool = LauncherPool([Closing()] * 2, actor_options={{"num_cpus": 0.1}})
         pool.wait()
         print(*[actor["pid"] for actor in pool.stats()["actors"]], flush=True)
         while True:
             check(pool.submit(CANONICAL, BATCH))
         """,
+        environment={} if own_ray else shared_ray,
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
 
-from qailab.backends.cost import EXECUTION_SECONDS, JOB_SECONDS
+from qailab.backends.budget import EXECUTION_SECONDS, JOB_SECONDS
 from qailab.rehearsal import Limits
 from tests.support import client
 from tests.support.processes import DEADLINE, wait_until

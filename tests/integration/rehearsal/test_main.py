@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from qailab.backends.cost import EXECUTION_SECONDS, JOB_SECONDS
+from qailab.backends.budget import EXECUTION_SECONDS, JOB_SECONDS
 from tests.support.processes import DEADLINE
 
 PROGRAM = """
