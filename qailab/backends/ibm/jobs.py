@@ -125,7 +125,7 @@ class Jobs:
             BudgetExceededError: if they would pass the budget.
             TransientBackendError: if they cannot be run there for now.
         """
-        done = self._run_all(task, self._reserve(task, task.work, task.max_rows))
+        done = self._run_all(task, self._reserve(task, task.work, task.max_rows, group=task.group))
         # A result that another process took in may have more shots: twirling rounds them up.
         width = min(found.shape[1] for _, found in done)
         measured = np.zeros((task.work.num_rows, width), dtype=done[0][1].dtype)
@@ -137,12 +137,10 @@ class Jobs:
         self._record.forget([entry.id for entry, _ in done])
         return measured
 
-    def _reserve(self, task: Task, work: Work, max_rows: int) -> list[Entry]:
-        most = max(task.group, max_rows // task.group * task.group)
+    def _reserve(self, task: Task, work: Work, max_rows: int, *, group: int) -> list[Entry]:
+        most = max(group, max_rows // group * group)
         name, owner = self._device.name, self._owner
-        return self._record.reserve(
-            work, most_rows=most, group=task.group, backend=name, owner=owner
-        )
+        return self._record.reserve(work, most_rows=most, group=group, backend=name, owner=owner)
 
     def _run_all(self, task: Task, entries: Sequence[Entry]) -> list[tuple[Entry, Measured]]:
         """Bring entries to their end side by side; if one fails, the others are stopped."""
@@ -189,7 +187,7 @@ class Jobs:
         """Reserve the rows of a job that ended without a result again; too often is an error."""
         rows = task.work.common(entry.work)
         too_long = entry.cause is Cause.TOO_LONG
-        if failures >= self._timeouts.job_failures or (too_long and rows.num_rows <= task.group):
+        if failures >= self._timeouts.job_failures or (too_long and rows.num_rows == 1):
             reason = f"ran too long: {entry.reason}" if too_long else entry.reason
             text = f"{reason} ({failures:g} jobs for these rows ended so)"
             if entry.cause is Cause.TIMEOUT:  # a fault of the place: others may do better
@@ -197,9 +195,11 @@ class Jobs:
                 raise TransientBackendError(_about(entry, text))
             raise EvaluationError(_about(entry, text))
         if not too_long:
-            return self._reserve(task, rows, task.max_rows)
+            return self._reserve(task, rows, task.max_rows, group=task.group)
         logger.warning("%s: its rows are sent again as two jobs", _about(entry, "ran too long"))
-        return self._reserve(task, rows, -(-rows.num_rows // (2 * task.group)) * task.group)
+        # Rows that belong together would rather run on this device one after the other than fail.
+        group = task.group if rows.num_rows > task.group else 1
+        return self._reserve(task, rows, -(-rows.num_rows // (2 * group)) * group, group=group)
 
     # pending, unconfirmed -> submitted
 
