@@ -9,6 +9,9 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on 127.0.0.1 onl
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+# Its daemons look at all logs and processes every second or less: a tenth of two cores.
+os.environ["RAY_LOG_MONITOR_MANY_FILES_THRESHOLD"] = "1"
+os.environ["REPORTER_UPDATE_INTERVAL_MS"] = "60000"
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -26,7 +26,7 @@ def test_trainings_survive_the_faults_of_a_pool(tmp_path: Path) -> None:
 
 
 def test_nothing_is_lost_or_paid_twice_on_hardware(tmp_path: Path) -> None:
-    status, output, reports = chaos("hardware --seeds 1 --steps 2 --first 2", tmp_path)
+    status, output, reports = chaos("hardware --seeds 1 --steps 2 --first 0", tmp_path)
     assert status == 0, output
     kinds = ["budget", "faults", "kills", "late"]
     assert [report["kind"] for report in reports] == kinds
@@ -34,9 +34,9 @@ def test_nothing_is_lost_or_paid_twice_on_hardware(tmp_path: Path) -> None:
 
 
 def test_a_pool_stays_level(tmp_path: Path, shared_ray: dict[str, str]) -> None:
-    status, output, (report,) = chaos("soak --steps 200 --circuits 20", tmp_path, **shared_ray)
+    status, output, (report,) = chaos("soak --steps 100 --circuits 10", tmp_path, **shared_ray)
     assert status == 0, output
-    assert report["figures"]["steps"] == 220
+    assert report["figures"]["steps"] == 110
 
 
 def test_a_run_that_does_not_end_is_reported_with_its_stacks(tmp_path: Path) -> None:

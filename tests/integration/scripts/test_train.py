@@ -1,6 +1,5 @@
 """``scripts/train.py`` as a user starts it: stopped, killed, submitted again, and on hardware."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -55,12 +54,10 @@ def test_after_ctrl_c_and_kill_9_a_run_goes_on_elsewhere_to_the_same_weights(tmp
     stopped = checkpoint_of(storage, "mine").progress.epoch
     assert 1 <= stopped < SMALL.epochs - 2
 
-    program = start(tmp_path, *command)
+    program = start(tmp_path, *command, **shared_ray)
     wait_for(lambda: epochs_in(folder) > stopped, program)
     program.kill()
     assert finish(program)[0] == -signal.SIGKILL
-    with contextlib.suppress(ProcessLookupError):  # agents of Ray may outlive its raylet
-        os.killpg(program.pid, signal.SIGKILL)
     killed = checkpoint_of(storage, "mine").progress.epoch
     assert stopped <= killed < SMALL.epochs  # else it came too late
 

@@ -20,7 +20,7 @@ from tests.support.training import (
 )
 
 # Long enough for a worker to be killed in the middle; batches that two cannot share equally.
-SETTINGS = dataclasses.replace(TINY, batch_size=7, epochs=12, dtype="float64")
+SETTINGS = dataclasses.replace(TINY, batch_size=7, epochs=6, dtype="float64")
 
 
 def workers_here():
@@ -51,7 +51,7 @@ def test_workers_end_with_the_weights_of_one_also_when_job_and_worker_are_killed
     assert epochs_in(folder) < SETTINGS.epochs  # else it came too late
     code, output, errors = finish(program)
     assert code == 0, errors
-    assert f"Run shared/team: epochs {stopped.epoch + 1} to 12" in output
+    assert f"Run shared/team: epochs {stopped.epoch + 1} to 6" in output
 
     ended, alone = checkpoint_of(storage, "team"), trained(SETTINGS)
     for name, value in alone.model.items():
