@@ -33,7 +33,7 @@ def bare(measured):
 
 
 @pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")  # Qiskit's, of powers
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     st.integers(2, 6).flatmap(
         lambda n: st.tuples(circuits(n, 5), st.lists(operators(n), min_size=1, max_size=3))

@@ -336,7 +336,12 @@ class Jobs:
         """Look for a job whose answer was lost."""
         self._record.unsent(self._record.entry(entry_id), State.UNCONFIRMED, self._owner)
         entry = self._record.entry(entry_id)
-        found = self._find(entry, stop, settle=fault.is_slow)
+        try:
+            found = self._find(entry, stop, settle=fault.is_slow)
+        except CancelledError:  # its job, if there is one by now, is given up with the others
+            with suppress(RequestError):
+                self._cancel_doubles([job for job in self._device.find(entry.tag) if job.goes_on])
+            raise
         if found is None:
             self._record.unsent(entry, State.PENDING, self._owner)
             self._resent.add(entry_id)

@@ -399,6 +399,24 @@ def test_a_job_that_was_not_sent_gives_its_reservation_back():
     assert (guard.spent.jobs, guard.reserved.jobs) == (1, 0)
 
 
+def test_a_job_whose_answer_was_lost_is_cancelled_with_its_evaluation():
+    stop = threading.Event()
+
+    class Stopped(FakeDevice):
+        def find(self, tag):
+            if not stop.is_set():
+                stop.set()
+                raise fault(503)
+            return super().find(tag)
+
+    device, record = Stopped(["accepted"], [JobStatus.RUNNING]), MemoryRecord()
+    with pytest.raises(CancelledError):
+        jobs_on(device, record).run(task(stop=stop))
+    assert device.cancelled == ["j0"]
+    check(jobs_on(device, record).run(task()))  # found by its tag, and sent again
+    assert len(device.jobs) == 2
+
+
 # The promise: every row answered, none paid for twice, whatever happens
 
 SENDS = st.lists(st.sampled_from([None, None, "lost", "accepted"]), max_size=5)
