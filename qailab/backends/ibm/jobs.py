@@ -338,10 +338,12 @@ class Jobs:
         entry = self._record.entry(entry_id)
         try:
             found = self._find(entry, stop, settle=fault.is_slow)
-        except CancelledError:  # its job, if there is one by now, is given up with the others
+        except CancelledError:  # a job that is there by now is cancelled, or kept, as all others
+            found = None
             with suppress(RequestError):
-                self._cancel_doubles([job for job in self._device.find(entry.tag) if job.goes_on])
-            raise
+                found = self._look(entry)
+            if found is None:
+                raise
         if found is None:
             self._record.unsent(entry, State.PENDING, self._owner)
             self._resent.add(entry_id)
@@ -350,8 +352,7 @@ class Jobs:
     def _find(self, entry: Entry, stop: threading.Event, *, settle: bool) -> Found | None:
         """Look for an entry's job at the server by its tag.
 
-        If a request may still be on its way, it is worth waiting for it to ``settle``. Of several
-        jobs one is returned that goes on or is done; None if there is none.
+        If a request may still be on its way, it is worth waiting for it to ``settle``.
         """
         what = f"looking for a job tagged {entry.tag}"
         backoff = Backoff(self._timeouts.retry_seconds, stop, what)
@@ -360,22 +361,27 @@ class Jobs:
         pause = 0.1
         while True:
             try:
-                jobs = self._device.find(entry.tag)
+                found = self._look(entry)
             except RequestError as error:
                 backoff.pause(error.fault)
                 continue
             backoff.reset()
-            jobs = [job for job in jobs if self._record.entry_of(job.job_id) in (None, entry.id)]
-            hopeful = [job for job in jobs if job.status is JobStatus.DONE or job.goes_on]
-            if hopeful:
-                first, *doubles = reversed(hopeful)  # the oldest is nearest to its answer
-                self._cancel_doubles(doubles)
-                return first
             left = end - time.monotonic()
-            if jobs or left <= 0:
-                return jobs[0] if jobs else None
+            if found is not None or left <= 0:
+                return found
             backoff.sleep(min(pause, left))
             pause = min(2 * pause, 2.0)
+
+    def _look(self, entry: Entry) -> Found | None:
+        """An entry's job by its tag; of several one that goes on or is done, None without any."""
+        jobs = self._device.find(entry.tag)
+        jobs = [job for job in jobs if self._record.entry_of(job.job_id) in (None, entry.id)]
+        hopeful = [job for job in jobs if job.status is JobStatus.DONE or job.goes_on]
+        if hopeful:
+            first, *doubles = reversed(hopeful)  # the oldest is nearest to its answer
+            self._cancel_doubles(doubles)
+            return first
+        return jobs[0] if jobs else None
 
     def _submitted(self, entry: Entry, job_id: str, session: str | None) -> Entry:
         name = self._device.name
@@ -536,7 +542,9 @@ class Jobs:
             with suppress(RequestError):
                 status, _ = self._device.status(job_id)
             if status is JobStatus.DONE:
-                return self._fetch(entry, program)
+                entry = self._fetch(entry, program)
+                self._meter.settle(entry)  # nobody else does, if it was stopped
+                return entry
             if status.is_final:
                 return self._note_end(entry, State.CANCELLED, cause, reason, self._usage(job_id))
             if time.monotonic() > end:

@@ -399,8 +399,9 @@ def test_a_job_that_was_not_sent_gives_its_reservation_back():
     assert (guard.spent.jobs, guard.reserved.jobs) == (1, 0)
 
 
-def test_a_job_whose_answer_was_lost_is_cancelled_with_its_evaluation():
-    stop = threading.Event()
+@pytest.mark.parametrize("status", [JobStatus.RUNNING, JobStatus.DONE])
+def test_a_job_whose_answer_was_lost_ends_with_its_evaluation(status):
+    stop, guard = threading.Event(), BudgetGuard(Budget(jobs=2), LocalState())
 
     class Stopped(FakeDevice):
         def find(self, tag):
@@ -409,12 +410,16 @@ def test_a_job_whose_answer_was_lost_is_cancelled_with_its_evaluation():
                 raise fault(503)
             return super().find(tag)
 
-    device, record = Stopped(["accepted"], [JobStatus.RUNNING]), MemoryRecord()
+    device, record = Stopped(["accepted"], [status]), MemoryRecord()
+    once = replace(TIMEOUTS, job_failures=1)  # what was cancelled here is no failure
+    jobs = jobs_on(device, record, meter=UsageMeter(guard, None), timeouts=once)
     with pytest.raises(CancelledError):
-        jobs_on(device, record).run(task(stop=stop))
-    assert device.cancelled == ["j0"]
-    check(jobs_on(device, record).run(task()))  # found by its tag, and sent again
-    assert len(device.jobs) == 2
+        jobs.run(task(stop=stop))
+    assert device.jobs["j0"].status.is_final
+    assert (guard.spent.jobs, guard.reserved.jobs) == (1, 0)
+    assert record.entry(1).state is (State.DONE if status is JobStatus.DONE else State.CANCELLED)
+    check(jobs.run(task()))
+    assert len(device.jobs) == (1 if status is JobStatus.DONE else 2)
 
 
 # The promise: every row answered, none paid for twice, whatever happens
