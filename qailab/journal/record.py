@@ -482,11 +482,13 @@ class MemoryRecord(Record):
         self._counts: dict[int, Counts] = {}
 
     def forget(self, entry_ids: Iterable[int]) -> None:
-        """Drop entries that are done, and those that ended without a result for the same rows."""
+        """Drop entries that are done, and those that ended without a result for rows of them."""
         with self._lock:
             for done in [self._entries[one] for one in entry_ids if one in self._entries]:
-                for entry in list(self._entries.values()):
-                    if entry.id == done.id or (entry.state in ENDED and entry.work == done.work):
+                near = [e for e in self._entries.values() if e.work.meets(done.work)]
+                for entry in near:
+                    ended = entry.state in ENDED and entry.work.key == done.work.key
+                    if ended or entry.id == done.id:
                         del self._entries[entry.id]
                 self._counts.pop(done.id, None)
 

@@ -168,12 +168,11 @@ class Jobs:
         while entry.state is not State.DONE:
             if entry.state in UNSENT:
                 entry = self._send(task, entry)
-                continue
-            task.check_stop()
-            if entry.state is State.SUBMITTED:
+            elif entry.state is State.SUBMITTED:
                 self._meter.adopt(entry)
                 entry = self._wait(task, entry)
             else:
+                task.check_stop()
                 failures += _WEIGHTS.get(entry.cause, 1.0)
                 instead = self._instead_of(task, entry, failures)
                 if len(instead) > 1:
@@ -197,7 +196,7 @@ class Jobs:
         if not too_long:
             return self._reserve(task, rows, task.max_rows, group=task.group)
         logger.warning("%s: its rows are sent again as two jobs", _about(entry, "ran too long"))
-        # Rows that belong together would rather run on this device one after the other than fail.
+        # Even rows that belong together: apart they are answered, in one job they would fail.
         group = task.group if rows.num_rows > task.group else 1
         return self._reserve(task, rows, -(-rows.num_rows // (2 * group)) * group, group=group)
 

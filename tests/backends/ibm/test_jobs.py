@@ -198,8 +198,10 @@ def test_a_job_that_is_too_long_is_sent_in_halves():
     sizes = [last - first for first, last in device.completed()]
     assert sum(sizes) == 12
     assert all(size % 2 == 0 and size <= 6 for size in sizes)
-    device = FakeDevice(on_job=[JobStatus.TOO_LONG])  # rather apart than not at all
-    check(jobs_on(device).run(task(work(0, 2))), work(0, 2))
+    device, record = FakeDevice(on_job=[JobStatus.TOO_LONG]), MemoryRecord()
+    check(jobs_on(device, record).run(task(work(0, 2))), work(0, 2))  # rather apart than not at all
+    with pytest.raises(JournalError):
+        record.entry(1)  # nor is the one that was too long kept for ever
     assert sorted(device.completed()) == [(0, 1), (1, 2)]
     with pytest.raises(EvaluationError, match="ran too long"):
         jobs_on(FakeDevice(on_job=[JobStatus.TOO_LONG] * 99)).run(task(work(0, 2)))
@@ -288,6 +290,22 @@ def test_a_job_of_somebody_who_died_is_taken_up(state):
     sent_before(record, work(0, 12), device, state=state)
     check(jobs_on(device, record).run(task()))
     assert list(device.jobs) == ["theirs"]
+
+
+def test_a_job_that_is_found_when_its_evaluation_is_stopped_is_cancelled():
+    stop = threading.Event()
+
+    class Stopped(FakeDevice):
+        def find(self, tag):
+            stop.set()
+            return super().find(tag)
+
+    device, record = Stopped(), MemoryRecord()
+    device.jobs["theirs"] = FakeJob((0, 12), work(0, 12).tag(), JobStatus.RUNNING)
+    with pytest.raises(CancelledError):
+        jobs_on(device, record).run(task(resent=True, stop=stop))
+    assert device.cancelled == ["theirs"]
+    assert record.entry(1).cause is Cause.STOPPED
 
 
 def test_an_entry_of_a_dead_process_is_looked_for_before_it_is_sent():
