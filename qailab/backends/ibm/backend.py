@@ -311,7 +311,7 @@ class IBMBackend(Backend):
     def _measured(
         self, circuit: CanonicalCircuit, batch: RowBatch, angles: FloatArray, stop: threading.Event
     ) -> tuple[Measured, Usage]:
-        """Run the rows, all bases of them in the same jobs, and calibration rows after them."""
+        """Run the rows, all bases of one in one job if that is short enough; calibration last."""
         self.max_rows_per_call(circuit, batch.shots)
         assert batch.shots is not None
         if "_live_state" not in self.__dict__:  # nobody has looked before
