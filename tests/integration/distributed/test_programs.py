@@ -321,48 +321,6 @@ def test_a_full_object_store_is_no_obstacle():
     )
 
 
-def test_workers_of_ray_train_share_a_pool(shared_ray):
-    """Although the pool's actors have all CPUs; an actor dies on the way."""
-    run(
-        """
-        import ray
-        import torch
-        from qailab.torch import QLayer
-
-        from ray.train import ScalingConfig
-        from ray.train import get_context as train_context
-        from ray.train.torch import TorchTrainer
-
-        circuit = build_circuit(3, [RotationalEncoder(), RealAmplitudesBlock("weight", reps=1)])
-
-        def train(config):
-            layer = QLayer(circuit, backend=config["pool"], seed=1)
-            inputs = torch.rand(8, 3)
-            for step in range(4):
-                if step == 1 and train_context().get_world_rank() == 0:
-                    os.kill(config["victim"], signal.SIGKILL)
-                layer(inputs).square().sum().backward()
-            expected = QLayer(circuit, backend=AerBackend(), seed=1)
-            expected.weight.data.copy_(layer.weight.data)
-            for _ in range(4):
-                expected(inputs).square().sum().backward()
-            assert torch.equal(layer.weight.grad, expected.weight.grad)
-
-        with LauncherPool([Slow()] * 2, chunk_rows=8, actor_options={"num_cpus": 2}) as pool:
-            pool.wait()
-            assert ray.available_resources().get("CPU", 0) == 0
-            victim = pool.stats()["actors"][0]["pid"]
-            TorchTrainer(
-                train,
-                train_loop_config={"pool": pool, "victim": victim},
-                scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"trainer": 1}),
-            ).fit()
-            assert pool.stats()["actors"][0]["replaced"] == 1
-        """,
-        **shared_ray,
-    )
-
-
 def test_progress_is_shown_in_a_terminal(shared_ray):
     program = """
         with LauncherPool([EmulatedBackend(latency=0.4)] * 2, chunk_rows=40) as pool:

@@ -1,4 +1,4 @@
-"""``scripts/train.py --workers``: Ray Train, of which the program and a worker are killed."""
+"""``scripts/train.py --workers``: Ray Train; the program, a worker and an actor are killed."""
 
 import dataclasses
 import signal
@@ -20,18 +20,18 @@ from tests.support.training import (
 )
 
 # Long enough for a worker to be killed in the middle; batches that two cannot share equally.
-SETTINGS = dataclasses.replace(TINY, batch_size=7, epochs=6, dtype="float64")
+SETTINGS = dataclasses.replace(TINY, batch_size=7, epochs=8, dtype="float64")
 
 
-def workers_here():
-    """The processes of Ray Train's workers on the tests' own Ray."""
+def running(title):
+    """The actors of a class on the tests' own Ray."""
     everybody = psutil.process_iter(["cmdline"])
-    workers = [one for one in everybody if "RayTrainWorker" in " ".join(one.info["cmdline"] or ())]
-    return [one for one in workers if psutil.Process() in one.parents()]
+    found = [one for one in everybody if title in " ".join(one.info["cmdline"] or ())]
+    return [one for one in found if psutil.Process() in one.parents()]
 
 
 @pytest.mark.timeout(4 * DEADLINE)
-def test_workers_end_with_the_weights_of_one_also_when_job_and_worker_are_killed(
+def test_workers_end_with_the_weights_of_one_also_when_what_they_need_is_killed(
     tmp_path, shared_ray
 ):
     storage, folder = tmp_path / "shared", tmp_path / "shared" / "team"
@@ -39,19 +39,21 @@ def test_workers_end_with_the_weights_of_one_also_when_job_and_worker_are_killed
     command += ["--actors=1", "--workers=2"]
     program = start(tmp_path, *command, **shared_ray)
     wait_for(lambda: epochs_in(folder) >= 1, program)
+    running("LauncherActor")[0].kill()  # all share the pool, and it has another started
+    wait_for(lambda: epochs_in(folder) >= 2, program)
     program.terminate()  # as a cluster ends a job
     code, _, errors = finish(program)
     assert code == 128 + signal.SIGTERM, errors
     stopped = checkpoint_of(storage, "team").progress
-    assert 1 <= stopped.epoch < SETTINGS.epochs - 2
+    assert 2 <= stopped.epoch < SETTINGS.epochs - 2
 
     program = start(tmp_path, *command, **shared_ray)  # the job is submitted again as it was
     wait_for(lambda: epochs_in(folder) > stopped.epoch, program)
-    workers_here()[0].kill()
+    running("RayTrainWorker")[0].kill()
     assert epochs_in(folder) < SETTINGS.epochs  # else it came too late
     code, output, errors = finish(program)
     assert code == 0, errors
-    assert f"Run shared/team: epochs {stopped.epoch + 1} to 6" in output
+    assert f"Run shared/team: epochs {stopped.epoch + 1} to 8" in output
 
     ended, alone = checkpoint_of(storage, "team"), trained(SETTINGS)
     for name, value in alone.model.items():
