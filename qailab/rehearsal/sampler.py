@@ -5,7 +5,8 @@ Aer draws shots. All others (with noise, with measurements in between, with cont
 too many outcomes for a table) run on Aer as they are, row by row.
 
 A row's shots are seeded by what it runs, so that it has the same ones in whichever job it comes:
-two jobs of one pass each measure what one job of both does.
+two jobs of one pass each measure what one job of both does. (Of rows that are the same, the second
+one of a job has other shots.)
 """
 
 from __future__ import annotations
