@@ -134,8 +134,7 @@ def run_budget(report: Report, folder: Path, options: dict[str, Any]) -> None:
                 train(backend, SIZE, seed=report.seed, steps=_BUDGET_STEPS)
             except BudgetExceededError as error:
                 report.note = str(error).splitlines()[0]
-        journal = scenario.journal_in(folder)
-        examine(report, server, journal=journal, stopped=bool(report.note))
+        examine(report, server, journal=scenario.journal_in(folder))
         for name, limit in limits.items():
             spent = [_SPENT[name](job) for job in server.jobs]
             if sum(spent) > limit + max(spent, default=0) + 1e-6:

@@ -164,7 +164,6 @@ def examine(
     rows: int | None = None,
     journal: Path | None = None,
     closed: bool = True,
-    stopped: bool = False,
 ) -> None:
     """Report what must not be at a server after an evaluation.
 
@@ -174,7 +173,6 @@ def examine(
         rows: how many rows were asked for, if all were answered.
         journal: must agree with the server, if there is one.
         closed: whether all sessions must be closed.
-        stopped: whether it was given up, when it might not know yet what a lost answer was.
     """
     settle(server)
     jobs, doubles = server.jobs, server.duplicates()
@@ -190,7 +188,7 @@ def examine(
     if rows is not None and answered != rows:
         found.append(f"{answered} rows were answered, {rows} were asked for")
     if journal is not None:
-        found += _differences(journal, jobs, {"unconfirmed"} if stopped else set())
+        found += _differences(journal, jobs)
     report.problems += found
     report.figures |= {
         "jobs": len(jobs), "completed": len(completed(jobs)), "duplicates": len(doubles),
@@ -198,14 +196,14 @@ def examine(
     }  # fmt: skip
 
 
-def _differences(journal: Path, jobs: Iterable[JobRecord], unknown: set[str]) -> list[str]:
-    """Where a journal and the server differ, in words; entries may also be left ``unknown``."""
+def _differences(journal: Path, jobs: Iterable[JobRecord]) -> list[str]:
+    """Where a journal and the server differ, in words."""
     entries = read_report(journal).jobs
     by_job = {entry["job_id"]: entry for entry in entries if entry["job_id"]}
     found = [
         f"entry {entry['id']} was left {entry['state']}"
         for entry in entries
-        if entry["state"] not in {"done", *_WITHOUT_RESULT, *unknown}
+        if entry["state"] not in {"done", *_WITHOUT_RESULT}
     ]
     for job in jobs:
         paid, entry = job.state == _COMPLETED, by_job.pop(job.id, None)

@@ -337,24 +337,27 @@ class Jobs:
         entry = self._record.entry(entry_id)
         try:
             found = self._find(entry, stop, settle=fault.is_slow)
-        except CancelledError:  # a job that is there by now is cancelled, or kept, as all others
-            found = None
-            with suppress(RequestError):
-                found = self._look(entry)
-            if found is None:
-                raise
+        except CancelledError as stopped:
+            # Its job would run on, or nobody could say whether it does: one that is there is
+            # cancelled, or kept, as all others.
+            try:
+                found = self._find(entry, None, settle=fault.is_slow)
+            except TransientBackendError as error:
+                raise stopped from error
         if found is None:
             self._record.unsent(entry, State.PENDING, self._owner)
             self._resent.add(entry_id)
         return found
 
-    def _find(self, entry: Entry, stop: threading.Event, *, settle: bool) -> Found | None:
+    def _find(self, entry: Entry, stop: threading.Event | None, *, settle: bool) -> Found | None:
         """Look for an entry's job at the server by its tag.
 
-        If a request may still be on its way, it is worth waiting for it to ``settle``.
+        If a request may still be on its way, it is worth waiting for it to ``settle``. Without a
+        ``stop``, no longer than that is waited for a server that does not answer.
         """
         what = f"looking for a job tagged {entry.tag}"
-        backoff = Backoff(self._timeouts.retry_seconds, stop, what)
+        longest = self._timeouts.retry_seconds if stop else self._device.settle_seconds
+        backoff = Backoff(longest, stop, what)
         share = 1.0 if settle else _FAST_SHARE
         end = time.monotonic() + share * self._device.settle_seconds
         pause = 0.1

@@ -417,8 +417,15 @@ def test_a_job_that_was_not_sent_gives_its_reservation_back():
     assert (guard.spent.jobs, guard.reserved.jobs) == (1, 0)
 
 
-@pytest.mark.parametrize("status", [JobStatus.RUNNING, JobStatus.DONE])
-def test_a_job_whose_answer_was_lost_ends_with_its_evaluation(status):
+@pytest.mark.parametrize(
+    ("sent", "status", "state", "spent"),
+    [
+        ("accepted", JobStatus.RUNNING, State.CANCELLED, 1),
+        ("accepted", JobStatus.DONE, State.DONE, 1),
+        ("lost", None, State.WITHDRAWN, 0),
+    ],
+)
+def test_a_job_whose_answer_was_lost_ends_with_its_evaluation(sent, status, state, spent):
     stop, guard = threading.Event(), BudgetGuard(Budget(jobs=2), LocalState())
 
     class Stopped(FakeDevice):
@@ -428,16 +435,16 @@ def test_a_job_whose_answer_was_lost_ends_with_its_evaluation(status):
                 raise fault(503)
             return super().find(tag)
 
-    device, record = Stopped(["accepted"], [status]), MemoryRecord()
+    device, record = Stopped([sent], [status] * spent), MemoryRecord()
     once = replace(TIMEOUTS, job_failures=1)  # what was cancelled here is no failure
     jobs = jobs_on(device, record, meter=UsageMeter(guard, None), timeouts=once)
     with pytest.raises(CancelledError):
         jobs.run(task(stop=stop))
-    assert device.jobs["j0"].status.is_final
-    assert (guard.spent.jobs, guard.reserved.jobs) == (1, 0)
-    assert record.entry(1).state is (State.DONE if status is JobStatus.DONE else State.CANCELLED)
+    assert all(job.status.is_final for job in device.jobs.values())
+    assert record.entry(1).state is state
+    assert (guard.spent.jobs, guard.reserved.jobs) == (spent, 0)
     check(jobs.run(task()))
-    assert len(device.jobs) == (1 if status is JobStatus.DONE else 2)
+    assert len(device.jobs) == spent + (state is not State.DONE)
 
 
 # The promise: every row answered, none paid for twice, whatever happens

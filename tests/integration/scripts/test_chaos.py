@@ -37,3 +37,11 @@ def test_a_pool_stays_level(tmp_path: Path, shared_ray: dict[str, str]) -> None:
     status, output, (report,) = chaos("soak --steps 100 --circuits 10", tmp_path, **shared_ray)
     assert status == 0, output
     assert report["figures"]["steps"] == 110
+
+
+def test_a_run_that_does_not_end_is_reported_with_its_stacks(tmp_path: Path) -> None:
+    status, output, (report,) = chaos("hardware --kinds kills --seeds 1 --deadline 1", tmp_path)
+    assert status == 1
+    assert "0 ok, 1 not (seeds 0)" in output
+    assert report["problems"] == ["hangs"]
+    assert "most recent call first" in report["log"]
