@@ -255,6 +255,10 @@ def test_sigterm_closes_the_backends_of_a_busy_pool(own_ray, shared_ray, tmp_pat
                 time.sleep(4)
                 open(os.path.join({str(tmp_path)!r}, str(os.getpid())), "w").close()
 
+        if not {own_ray}:  # its handler is there before the pool comes
+            import ray
+
+            ray.init(logging_level="ERROR", log_to_driver=False)
         pool = LauncherPool([Closing()] * 2, actor_options={{"num_cpus": 0.1}})
         pool.wait()
         print(*[actor["pid"] for actor in pool.stats()["actors"]], flush=True)
